@@ -1,0 +1,1 @@
+"""The diffusion process: schedule, loss weights, samplers, guidance."""

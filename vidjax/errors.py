@@ -1,0 +1,5 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class InputError(ValueError):
+    """What is wrong, with which value, and what to do: one line. Programs print it without a traceback and exit with 1."""
