@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vidjax import settings
+from vidjax import objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import EMBEDDERS
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
@@ -21,11 +21,13 @@ from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
-from vidjax.objectives import OBJECTIVES
 from vidjax.optim import make_optimizer
-from vidjax.train_state import Params, abstract_parameters, merge, parameters
-from vidjax.train_step import Objective
-from vidjax.video_model import Codec, VideoModel
+from vidjax.train_state import Params, TrainState
+from vidjax.train_step import Objective, draws_at
+from vidjax.video_model import Codec, VideoModel, latent_statistics
+
+SECTIONS = ("seed", "data", "autoencoder", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh", "train", "sample")
+OF_A_STAGE = (*SECTIONS, "objective", "source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Stage:
     mesh: dict[str, int]
     seed: int
     data: DataConfig
-    tokenize: Callable[[str], np.ndarray] | None
     init: Callable[[nnx.Rngs], nnx.Module]
     objective: Objective
     optimizer: optax.GradientTransformation
+    tokenize: Callable[[str], np.ndarray] | None = None
     trainable: Callable[[str], bool] = lambda path: True
-    loaded: Callable[[], Params] = dict  # parameters that do not start at random: of an earlier stage, or made from the data
+    loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
     finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
 
     def dataset(self) -> Dataset:
@@ -67,78 +69,153 @@ class Stage:
 
 
 def stage_names(config: Mapping[str, Any]) -> list[str]:
-    return list(config["stages"])
+    """The recipe's stages, each after the one that is its source."""
+    stages = settings.plain(config["stages"])
+    ordered: list[str] = []
+
+    def add(name: str, path: tuple[str, ...] = ()) -> None:
+        if name in path:
+            raise InputError(f"config.stages: {' <- '.join((*path, name))} is a circle of sources")
+        source = settings.choose(name, stages, "stage").get("source")
+        if source:
+            add(source, (*path, name))
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in stages:
+        add(name)
+    return ordered
 
 
 def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | None = None) -> Stage:
     """The parts of stage `name`. Raises InputError for whatever in the config does not fit."""
     section = settings.stage_settings(config, name)
-    unknown = set(section) - {"seed", "data", "autoencoder", "model", "conditioning", "diffusion", "optimizer", "mesh", "train"}
-    unknown -= {"sample", "objective", "source", "loss"}
-    if unknown:
-        raise InputError(f"config.{min(unknown)} does not exist{settings.near_match(min(unknown), section.keys() - unknown)}")
+    for key in section:
+        if key not in OF_A_STAGE:
+            raise InputError(f"config.{key} does not exist{settings.near_match(key, OF_A_STAGE)}")
     train = settings.construct(TrainConfig, section["train"], "train")
     if max_steps is not None:
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
-    optimizer = settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps)
-    make = settings.choose(section.get("objective", name), {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
-    common = Stage(
+    kind = section.get("objective", name)
+    make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
+    return make(
+        section,
+        workdir,
         name=name,
         folder=workdir / name,
         train=train,
         mesh=section.get("mesh", {}),
         seed=section.get("seed", 0),
         data=settings.construct(DataConfig, section["data"], "data"),
-        tokenize=tokenizer(section),
-        init=lambda rngs: nnx.Module(),
-        objective=lambda model, batch, draws: (jnp.zeros(()), {}),
-        optimizer=optimizer,
+        optimizer=settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps),
     )
-    return make(common, section, workdir)
+
+
+def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
+    config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+
+    def finish(model: Any, dataset: Dataset) -> None:
+        settings.write_json(common["folder"] / "latents.json", latent_statistics(model, dataset.windows("train")))
+
+    return Stage(
+        init=lambda rngs: Autoencoder(config, rngs=rngs),
+        objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
+        finish=finish,
+        **common,
+    )
+
+
+def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
+    schedule, prediction = process(section)
+    return Stage(
+        init=lambda rngs: video_model(section, workdir, rngs=rngs),
+        objective=settings.bind(objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction),
+        tokenize=tokenizer(section),
+        trainable=lambda path: not path.startswith("codec."),
+        loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
+        **common,
+    )
+
+
+def process(section: Mapping[str, Any]) -> tuple[Schedule, str]:
+    """The diffusion's schedule and what the network predicts."""
+    options = dict(section["diffusion"])
+    prediction, name = options.pop("prediction", "eps"), options.pop("schedule", "linear")
+    make = settings.choose(name, SCHEDULES, "config.diffusion.schedule")
+    return settings.construct(make, options, "diffusion"), prediction
 
 
 def tokenizer(section: Mapping[str, Any]) -> Callable[[str], np.ndarray] | None:
+    """Captions to byte ids, if the model reads text."""
     text = section.get("conditioning", {}).get("text")
     return partial(byte_ids, length=text.get("length", 64)) if text else None
 
 
-def _autoencoder(common: Stage, section: Mapping[str, Any], workdir: Path) -> Stage:
-    config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
-    objective = partial_objective("autoencoder", section)
-
-    def finish(model: Autoencoder, dataset: Dataset) -> None:
-        shift, scale = latent_statistics(model, dataset)
-        settings.write_json(common.folder / "latents.json", {"shift": shift, "scale": scale})
-
-    return dataclasses.replace(
-        common,
-        tokenize=None,
-        init=lambda rngs: Autoencoder(config, rngs=rngs),
-        objective=objective,
-        loaded=lambda: Autoencoder.from_data(config, common.dataset()),
-        finish=finish,
+def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) -> VideoModel:
+    """The network of a diffusion stage, at its random start; channels and widths that follow from other parts are filled in."""
+    conditioning = dict(section.get("conditioning", {}))
+    masked = section.get("loss", {}).get("frame_masks") is not None
+    embedders = {
+        name: settings.construct(settings.choose(name, EMBEDDERS, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs)
+        for name, options in conditioning.items()
+    }
+    model = dict(section["model"])
+    codec = None
+    if section.get("source"):
+        config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+        statistics = workdir / section["source"] / "latents.json"
+        codec = Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
+        channels = config.latent_channels
+    else:
+        channels = model.pop("in_channels", 3)
+    unet = settings.construct(
+        UNetConfig,
+        model,
+        "model",
+        in_channels=channels + masked,
+        out_channels=channels,
+        tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None),
+        vector_dim=sum(e.vector_dim for e in embedders.values()) or None,
     )
+    return VideoModel(unet, embedders, codec, masked=masked, remat=section["train"].get("remat", "none"), rngs=rngs)
 
 
-def _diffusion(common: Stage, section: Mapping[str, Any], workdir: Path) -> Stage:
-    schedule, prediction = process(section)
-    objective = partial_objective("diffusion", section, schedule=schedule, prediction=prediction)
-    codec_folder = workdir / section["source"] if section.get("source") else None
+def codec_parameters(section: Mapping[str, Any], workdir: Path, params: Params) -> Params:
+    """The averaged parameters of the autoencoder stage, under the paths that they have in `params`."""
+    prefix = "codec.autoencoder."
+    wanted = {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
+    if not wanted:
+        return {}
+    with Checkpoints(workdir / section["source"] / "checkpoints") as checkpoints:
+        return {prefix + path: value for path, value in checkpoints.restore_ema(wanted).items()}
 
-    def loaded() -> Params:
-        if codec_folder is None:
-            return {}
-        codec = abstract_codec(section)
-        assert codec is not None
-        params = abstract_parameters(codec.autoencoder)
-        with Checkpoints(codec_folder / "checkpoints") as checkpoints:
-            read = checkpoints.restore_ema(jax.tree.map(_here, params))
-        return {f"codec.autoencoder.{path}": value for path, value in read.items()}
 
-    return dataclasses.replace(
-        common,
-        init=lambda rngs: video_model(section, codec_folder, rngs=rngs),
-        objective=objective,
-        trainable=lambda path: not path.startswith("codec."),
-        loaded=loaded,
-    )
+def check(stage: Stage) -> None:
+    """Whatever can be wrong with a stage before it runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
+    mesh = sharding.make_mesh(**stage.mesh)
+    sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
+    batch = abstract_batch(stage.dataset(), stage.train.batch_size)
+    draws = jax.eval_shape(lambda: draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size))
+    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    jax.eval_shape(lambda s, b, d: stage.objective(nnx.merge(graphdef, s), b, d)[0], state, batch, draws)
+
+
+def abstract_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what the device sees of a batch, read off the first one."""
+    batch = next(dataset.batches(batch_size))
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in on_device(batch).items()}
+
+
+def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch without the entries that only the host reads."""
+    return {key: value for key, value in batch.items() if key not in ("index", "substituted")}
+
+
+def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder and keep the config in it. Raises InputError if that can't be."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        settings.write_json(workdir / "config.json", settings.plain(config))
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None

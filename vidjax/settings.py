@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import typing
@@ -35,20 +36,32 @@ def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: 
 
     Raises: InputError for a key that `make` does not take, or a required one that is missing.
     """
+    return bind(make, section, where, **given)()
+
+
+def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> Callable[..., T]:
+    """`function` with its keyword arguments from a config section, checked as by `construct`; positional ones stay open."""
     section = plain(section or {})
-    parameters = inspect.signature(make).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = typing.get_type_hints(make) if dataclasses.is_dataclass(make) else {}
+    takes = {n: p for n, p in inspect.signature(function).parameters.items() if not _stays_open(function, p)}
     for key in section:
         if key in given:
-            raise InputError(f"config.{where}.{key} is set by the trainer itself; remove it from the config")
-        if key not in parameters and not open_ended:
-            raise InputError(f"config.{where}.{key} does not exist{near_match(key, set(parameters) - set(given))}")
-    required = {n for n, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY}
-    if missing := required - set(section) - set(given):
-        raise InputError(f"config.{where} lacks {', '.join(sorted(missing))}")
+            raise InputError(f"config.{where}.{key} follows from other settings; remove it from the config")
+        if key not in takes:
+            raise InputError(f"config.{where}.{key} does not exist{near_match(key, takes.keys() - given.keys())}")
+    missing = [n for n, p in takes.items() if p.default is p.empty and n not in section and n not in given]
+    if missing:
+        raise InputError(f"config.{where} lacks {', '.join(missing)}")
+    hints = typing.get_type_hints(function) if dataclasses.is_dataclass(function) else {}
     arguments = {key: _nested(value, hints.get(key), f"{where}.{key}") for key, value in section.items()}
-    return make(**arguments, **given)
+    return functools.partial(function, **arguments, **given)
+
+
+def _stays_open(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
+    """Options are the fields of a dataclass, keyword-only arguments, and those with a default."""
+    positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+    return parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or (
+        positional and not dataclasses.is_dataclass(function)
+    )
 
 
 def _nested(value: Any, hint: Any, where: str) -> Any:

@@ -1,9 +1,11 @@
 """The whole network as one module: denoising U-Net, embedders of its conditions, and the frozen codec of its latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -31,6 +33,13 @@ class Codec(nnx.Module):
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         return self.autoencoder.decode(z / self.scale - self.shift)
+
+
+def latent_statistics(autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "n t h w c"]]) -> dict[str, float]:
+    """`{"shift", "scale"}` for a Codec, measured: over all latents of the videos, mean 0 and variance 1."""
+    encode = jax.jit(lambda x: autoencoder.encode(to_unit(x)).mean)
+    z = np.concatenate([np.asarray(encode(clip[None])).ravel() for clips in videos for clip in clips])
+    return {"shift": -float(z.mean()), "scale": 1 / float(z.std())}
 
 
 class VideoModel(nnx.Module):
