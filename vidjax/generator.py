@@ -18,7 +18,7 @@ from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.settings import choose, construct
 from vidjax.train_state import Params, merge
-from vidjax.video_model import VideoModel
+from vidjax.video_model import Codec, VideoModel
 
 CAPACITY = 1000  # steps that one compiled sampler serves
 
@@ -54,11 +54,20 @@ class Generator:
         self.graphdef, self.params = graphdef, params
         self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
+        self._progress: Callable[[int], None] = lambda done: None
         self._jitted = jax.jit(self._sample, static_argnames=("shape", "sampler", "guided", "rescale", "eta"))
         self._decode = jax.jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
 
     def _model(self, params: Params) -> VideoModel:
         return merge(self.graphdef, params)
+
+    @property
+    def codec(self) -> Codec | None:
+        return self._model(self.params).codec
+
+    @property
+    def embedder_names(self) -> tuple[str, ...]:
+        return self._model(self.params).embedder_names
 
     def latent_shape(self, frames: int | None = None, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
         """[t, h, w, c] of what is diffused for a video of that length and size. Raises InputError if it does not fit."""
@@ -88,6 +97,7 @@ class Generator:
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
+        self._progress = progress or (lambda done: None)
         latents = self._jitted(
             self.params,
             self.conditions(prompts),
@@ -125,7 +135,7 @@ class Generator:
             denoise = classifier_free(self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction)
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         x = x * self.schedule.sigma(times[0])
-        return sample(denoise, self.schedule, x, times, num_steps, make_sampler(sampler, eta), keys[0])
+        return sample(denoise, self.schedule, x, times, num_steps, make_sampler(sampler, eta), keys[0], lambda done: self._progress(done))
 
 
 def make_sampler(name: str, eta: float = 0.0) -> Sampler:

@@ -18,11 +18,12 @@ from vidjax.conditioning import EMBEDDERS
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError
+from vidjax.generator import Generator, SampleConfig
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.optim import make_optimizer
-from vidjax.train_state import Params, TrainState
+from vidjax.train_state import Params, TrainState, abstract_parameters, split
 from vidjax.train_step import Objective, draws_at
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 
@@ -219,3 +220,38 @@ def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         settings.write_json(workdir / "config.json", settings.plain(config))
     except OSError as error:
         raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config that a run was started with. Raises InputError if `workdir` is not a run's."""
+    return read_json(workdir / "config.json")
+
+
+def dataset(workdir: Path) -> Dataset:
+    """The data of a run's last stage."""
+    config = read_config(workdir)
+    return build(config, stage_names(config)[-1], workdir).dataset()
+
+
+def generator(workdir: Path) -> Generator:
+    """The model of a run's last stage with its averaged parameters. Raises InputError if it was not trained yet."""
+    config = read_config(workdir)
+    name = stage_names(config)[-1]
+    stage = build(config, name, workdir)
+    section = settings.stage_settings(config, name)
+    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+    params, frozen = split(abstract_parameters(model), stage.trainable)
+    with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+        params = checkpoints.restore_ema(params)
+    schedule, prediction = process(section)
+    size = stage.data.size if isinstance(stage.data.size, tuple) else (stage.data.size,) * 2
+    return Generator(
+        nnx.graphdef(model),
+        {**params, **codec_parameters(section, workdir, frozen)},
+        schedule,
+        prediction,
+        stage.tokenize,
+        (stage.data.frames, *size),
+        3 if model.codec else model.unet.config.out_channels,
+        settings.construct(SampleConfig, section.get("sample"), "sample"),
+    )
