@@ -297,7 +297,7 @@ class UNet(nnx.Module):
         images: int = 0,
         place: Callable[[Array, str], Array] = stay,
         remat: str = "none",
-    ) -> Float[Array, "b t h w d"]:
+    ) -> Float[Array, "b t h w o"]:
         """The prediction for noisy `x` at network times `t`, one for each frame.
 
         `token_mask` is true at real tokens. The last `images` frames are independent stills, which layers over time
