@@ -1,0 +1,95 @@
+"""Every route through the convolution is XLA's own convolution, in value and in gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from vidjax.models.convolution import Conv, ConvTranspose, convolve, convolve_transposed
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+CASES = {  # input, kernel, strides, padding
+    "tiny map": ((3, 2, 4, 5, 6), (3, 3), 1, None),
+    "tiny, strided": ((3, 5, 7, 6), (3, 3), 2, None),
+    "large map": ((2, 13, 14, 3), (3, 3), 1, None),
+    "large, strided, one-sided": ((1, 24, 22, 2), (3, 3), 2, [(0, 1), (0, 1)]),
+    "pointwise": ((2, 5, 4, 3), (1, 1), 1, None),
+    "over time": ((2, 5, 3, 4, 6), (3, 1, 1), 1, None),
+    "over time, strided": ((2, 6, 3, 4, 6), (3, 1, 1), (2, 1, 1), None),
+    "per frame in three axes": ((2, 3, 4, 4, 5), (1, 3, 3), (1, 2, 2), None),
+    "space-time": ((2, 4, 5, 6, 3), (3, 3, 3), 1, None),
+    "space-time, strided, lopsided": ((1, 4, 6, 8, 3), (4, 4, 4), (1, 2, 2), [(2, 1), (1, 1), (1, 1)]),
+    "one axis": ((2, 9, 3), (3,), 2, None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_folded_equals_plain_in_value_and_gradient(name):
+    shape, size, strides, padding = CASES[name]
+    x, kernel = normal(0, *shape), normal(1, *size, shape[-1], 4)
+    results = []
+    for implementation in ("plain", "folded"):
+
+        @jax.jit
+        def value_and_gradients(x, kernel, implementation=implementation):
+            y, pull = jax.vjp(lambda x, k: convolve(x, k, strides, padding, implementation=implementation), x, kernel)
+            return y, *pull(jnp.cos(y))
+
+        results.append(value_and_gradients(x, kernel))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_conv_is_the_flax_convolution_with_the_same_parameters():
+    ours = Conv(3, 4, (3, 3, 3), strides=(1, 2, 2), rngs=nnx.Rngs(0))
+    theirs = nnx.Conv(3, 4, (3, 3, 3), strides=(1, 2, 2), padding=[(1, 1)] * 3, rngs=nnx.Rngs(1))
+    ours.bias[...] = normal(1, 4)
+    nnx.update(theirs, nnx.state(ours, nnx.Param))
+    x = normal(2, 2, 4, 7, 8, 3)
+    np.testing.assert_allclose(jax.jit(ours)(x), jax.jit(theirs)(x), atol=1e-5)
+
+
+def test_edge_padding_repeats_the_border():
+    x, kernel = normal(0, 2, 3, 4, 5, 2), normal(1, 3, 3, 3, 2, 4)
+    bordered = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)), mode="edge")
+    inside = convolve(bordered, kernel, padding=[(0, 0)] * 3)
+    np.testing.assert_allclose(convolve(x, kernel, mode="edge"), inside, atol=1e-5)
+    constant = convolve(jnp.ones_like(x), kernel, mode="edge")
+    np.testing.assert_allclose(constant, jnp.broadcast_to(kernel.sum((0, 1, 2, 3)), constant.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2)])
+def test_transposed_convolution_slides_over_the_stretched_input(strides):
+    layer = ConvTranspose(3, 5, (4, 4, 4), strides, "edge", rngs=nnx.Rngs(0))
+    layer.bias[...] = normal(3, 5)
+    x = normal(1, 2, 3, 2, 4, 3)
+    pads = [((4 - s + 1) // 2, (4 - s) // 2) for s in strides]
+    stretched = lax.conv_general_dilated(
+        jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge"),
+        layer.kernel[...],
+        (1, 1, 1),
+        [(0, 0)] * 3,
+        lhs_dilation=strides,
+        dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
+    )
+    np.testing.assert_allclose(jax.jit(layer)(x), stretched + layer.bias[...], atol=1e-4)
+
+
+def test_transposed_stride_one_is_a_convolution():
+    x, kernel = normal(0, 2, 5, 6, 3), normal(1, 3, 3, 3, 4)
+    np.testing.assert_allclose(convolve_transposed(x, kernel, (1, 1)), convolve(x, kernel), atol=1e-5)
+    with pytest.raises(ValueError, match="stride 2 goes with kernel 4"):
+        convolve_transposed(x, kernel, (2, 2))
+
+
+def test_dtype_in_is_dtype_out_and_zero_starts_at_zero():
+    layer = Conv(4, 4, zero=True, rngs=nnx.Rngs(0))
+    x = normal(0, 2, 4, 4, 4).astype(jnp.bfloat16)
+    assert layer(x).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(layer(x), jnp.zeros_like(x))

@@ -1,0 +1,181 @@
+"""Convolution over the trailing spatial axes of anything, in the form that the machine at hand runs fastest."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from math import prod
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+Pairs = tuple[tuple[int, int], ...]
+
+# On CPUs a convolution with at most this many output pixels a map is cheaper as one matrix product over its columns.
+TINY = 100
+
+
+def convolve(
+    x: Float[Array, "*b c"],
+    kernel: Float[Array, "*k c d"],
+    strides: int | Sequence[int] = 1,
+    padding: Sequence[tuple[int, int]] | None = None,
+    mode: str = "zeros",
+    implementation: str | None = None,
+) -> Float[Array, "*e d"]:
+    """Cross-correlates the last `len(k)` spatial axes of `x` with `kernel`; all axes before them are batch.
+
+    padding: (before, after) for each spatial axis, by default k // 2 on both sides. mode: what stands there, "zeros" or
+    "edge" (the border repeated). implementation: a name in `CONVOLUTIONS`, by default "folded" on CPUs and "plain"
+    elsewhere; they are equal up to rounding. The result has the dtype of `x`.
+    """
+    size = kernel.shape[:-2]
+    n = len(size)
+    steps = (strides,) * n if isinstance(strides, int) else tuple(strides)
+    pads = tuple((k // 2, k // 2) for k in size) if padding is None else tuple((lo, hi) for lo, hi in padding)
+    batch = x.shape[: x.ndim - n - 1]
+    x = x.reshape(-1, *x.shape[x.ndim - n - 1 :])
+    if mode == "edge":
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge")
+        pads = ((0, 0),) * n
+    elif mode != "zeros":
+        raise ValueError(f"padding mode {mode!r}: expected 'zeros' or 'edge'")
+    if implementation is None:
+        implementation = "folded" if jax.default_backend() == "cpu" else "plain"
+    y = CONVOLUTIONS[implementation](x, kernel.astype(x.dtype), steps, pads)
+    return y.reshape(*batch, *y.shape[1:])
+
+
+def plain(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
+    """XLA's own convolution: [n, *spatial, c] with [*k, c, d]."""
+    axes = "THW"[3 - len(strides) :]
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    )
+
+
+def folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
+    """`plain` without XLA's slow CPU cases: three axes are a sum over two, tiny maps and single axes matrix products.
+
+    Milliseconds forward and backward on two AVX2 cores, plain and folded: 2x2x256 maps 54, 3; 8x8x96 maps 13, 8;
+    (3, 1, 1) over 4x8x8x128 19, 6; (3, 3, 3) over 4x16x16x128 80, 49; strided (4, 4, 4) over 8x64x64x32 1199, 49.
+    """
+    if len(strides) == 1:  # a map of one column
+        return folded(x[:, :, None], kernel[:, None], (*strides, 1), (*padding, (0, 0)))[:, :, 0]
+    if len(strides) == 2:
+        alone = 1 in kernel.shape[:2]
+        tiny = prod(_outputs(x.shape[1:3], kernel.shape, strides, padding)) <= TINY
+        return _columns(x, kernel, strides, padding) if alone or tiny else plain(x, kernel, strides, padding)
+    if (
+        kernel.shape[1:3] == strides[1:] == (1, 1) and padding[1:] == ((0, 0),) * 2
+    ):  # over time only: pixels are one axis
+        y = folded(x.reshape(*x.shape[:2], -1, x.shape[-1]), kernel[:, 0], (strides[0], 1), (padding[0], (0, 0)))
+        return y.reshape(*y.shape[:2], *x.shape[2:4], -1)
+    frames = _outputs(x.shape[1:], kernel.shape, strides, padding)[0]
+    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    total = None
+    for tap in range(kernel.shape[0]):
+        plane = lax.slice_in_dim(x, tap, tap + (frames - 1) * strides[0] + 1, strides[0], axis=1)
+        y = folded(plane.reshape(-1, *plane.shape[2:]), kernel[tap], strides[1:], padding[1:])
+        total = y if total is None else total + y
+    return total.reshape(-1, frames, *total.shape[1:])
+
+
+def _outputs(spatial: Sequence[int], size: Sequence[int], strides: Sequence[int], padding: Pairs) -> tuple[int, ...]:
+    return tuple((n + lo + hi - k) // s + 1 for n, k, s, (lo, hi) in zip(spatial, size, strides, padding))
+
+
+def _columns(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
+    """Every output's neighbourhood as one long vector, then one matrix product (im2col)."""
+    (rows, cols), (kh, kw, cin, cout) = _outputs(x.shape[1:3], kernel.shape, strides, padding), kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    shifted = [
+        x[:, i : i + (rows - 1) * strides[0] + 1 : strides[0], j : j + (cols - 1) * strides[1] + 1 : strides[1]]
+        for i, j in itertools.product(range(kh), range(kw))
+    ]
+    y = jnp.concatenate(shifted, -1).reshape(-1, kh * kw * cin) @ kernel.reshape(-1, cout)
+    return y.reshape(-1, rows, cols, cout)
+
+
+CONVOLUTIONS: dict[str, Callable] = {"plain": plain, "folded": folded}
+
+
+def convolve_transposed(
+    x: Float[Array, "*b c"],
+    kernel: Float[Array, "*k c d"],
+    strides: Sequence[int],
+    mode: str = "zeros",
+    implementation: str | None = None,
+) -> Float[Array, "*e d"]:
+    """Enlarges each of the last `len(k)` spatial axes of `x` by its stride, 1 (any kernel) or 2 (kernel 4).
+
+    The input is padded by k - s, the odd one in front, `strides - 1` zeros are put between its elements, and the kernel
+    slides over that: torch's ConvTranspose with padding k - 1 after the same padding, its kernel flipped. With "edge"
+    padding this is LVDM's upsampling (He et al. 2022).
+    """
+    size, n = kernel.shape[:-2], len(strides)
+    if any(s != 1 and (s, k) != (2, 4) for s, k in zip(strides, size)):
+        raise ValueError(
+            f"transposed convolution with kernel {size}, strides {tuple(strides)}: stride 2 goes with kernel 4"
+        )
+    batch = x.shape[: x.ndim - n - 1]
+    x = x.reshape(-1, *x.shape[x.ndim - n - 1 :])
+    pads = [((k - s + 1) // 2, (k - s) // 2) for k, s in zip(size, strides)]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode={"zeros": "constant", "edge": "edge"}[mode])
+    phases = []  # output o = s m + r meets only the taps -r mod s, and these on inputs from m + (r > 0) on
+    for phase in itertools.product(*(range(s) for s in strides)):
+        taps = kernel[tuple(slice(-r % s, None, s) for r, s in zip(phase, strides))]
+        window = tuple(slice(int(r > 0), None if r or s == 1 else -1) for r, s in zip(phase, strides))
+        y = convolve(x[(slice(None), *window)], taps, padding=((0, 0),) * n, implementation=implementation)
+        phases.append(y)
+    y = jnp.stack(phases, -2).reshape(*phases[0].shape[:-1], *strides, -1)
+    y = y.transpose(0, *(i for a in range(1, n + 1) for i in (a, a + n)), 2 * n + 1)
+    return y.reshape(*batch, *(m * s for m, s in zip(phases[0].shape[1:], strides)), -1)
+
+
+class Conv(nnx.Module):
+    """`convolve` with its own kernel [*k, cin, cout] and bias, laid out as in `nnx.Conv`; `zero` starts both at zero.
+
+    A (3, 3) kernel on a video [b, t, h, w, c] works frame by frame; (3, 1, 1) over time, (3, 3, 3) over both.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: Sequence[int] = (3, 3),
+        strides: int | Sequence[int] = 1,
+        padding: Sequence[tuple[int, int]] | None = None,
+        mode: str = "zeros",
+        zero: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel, self.bias = _parameters(cin, cout, kernel, zero, rngs)
+        self.strides = strides if isinstance(strides, int) else tuple(strides)
+        self.padding = None if padding is None else tuple(padding)
+        self.mode = mode
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
+        y = convolve(x, self.kernel[...], self.strides, self.padding, self.mode)
+        return y + self.bias[...].astype(x.dtype)
+
+
+class ConvTranspose(nnx.Module):
+    """`convolve_transposed` with its own kernel [*k, cin, cout] and bias."""
+
+    def __init__(
+        self, cin: int, cout: int, kernel: Sequence[int], strides: Sequence[int], mode: str = "zeros", *, rngs: nnx.Rngs
+    ):
+        self.kernel, self.bias = _parameters(cin, cout, kernel, False, rngs)
+        self.strides, self.mode = tuple(strides), mode
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
+        y = convolve_transposed(x, self.kernel[...], self.strides, self.mode)
+        return y + self.bias[...].astype(x.dtype)
+
+
+def _parameters(cin: int, cout: int, size: Sequence[int], zero: bool, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    return nnx.Param(init(rngs.params(), (*size, cin, cout))), nnx.Param(jnp.zeros(cout))

@@ -1,0 +1,221 @@
+"""Layers on videos `[b, t, h, w, c]`, all with the signature `layer(x, ctx) -> x`; an image is a video with t = 1."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vidjax.models.convolution import Conv
+
+Over = Literal["frame", "clip", "pixel"]
+
+
+def stay(x: Array, where: str) -> Array:
+    """The `place` of one device: everything is where it is needed already."""
+    return x
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every layer may look at: one object, so all layers share one signature.
+
+    `images`: the last so many frames are independent stills, each a clip of its own. `size`: the map size that the next
+    upsampling aims at. `place(x, "frames" | "pixels")`: layers over time call it on entry ("pixels") and on exit
+    ("frames"); axis 1 of x are the frames, axis 2 the pixels or pixel rows.
+    """
+
+    emb: Float[Array, "b t e"]
+    tokens: Float[Array, "b m d"] | None = None
+    token_mask: Bool[Array, "b m"] | None = None
+    images: int = dataclasses.field(default=0, metadata={"static": True})
+    size: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
+    place: Callable = dataclasses.field(default=stay, metadata={"static": True})
+
+
+def apart(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s d"]:
+    """Applies a layer that mixes frames to the video and to each of the last `ctx.images` frames by itself.
+
+    The same as a block-diagonal mask over frames, for any layer: joint training on videos and stills (Ho et al. 2022).
+    """
+    k = ctx.images
+
+    def fold(a):
+        return rearrange(a[:, a.shape[1] - k :], "b k ... -> (b k) 1 ...")
+
+    def each(a):
+        return None if a is None else repeat(a, "b ... -> (b k) ...", k=k)
+
+    stills = dataclasses.replace(
+        ctx, emb=fold(ctx.emb), tokens=each(ctx.tokens), token_mask=each(ctx.token_mask), images=0
+    )
+    out = rearrange(layer(fold(x), stills), "(b k) 1 ... -> b k ...", k=k)
+    if k == x.shape[1]:
+        return out
+    video = layer(x[:, :-k], dataclasses.replace(ctx, emb=ctx.emb[:, :-k], images=0))
+    return jnp.concatenate([video, out], 1)
+
+
+class Stage(nnx.Module):
+    """Named layers applied in turn, itself a layer. The order is kept apart: nnx sorts attribute names on merge."""
+
+    def __init__(self, **layers: Callable):
+        self.order = tuple(layers)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def __call__(self, x: Array, ctx: Context) -> Array:
+        for name in self.order:
+            x = getattr(self, name)(x, ctx)
+        return x
+
+
+# Norms. The statistics are fp32 whatever comes in, the variance is that of the differences from the mean.
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation with statistics over a frame, a whole clip, or all frames of one pixel."""
+
+    def __init__(self, dim: int, groups: int = 32, eps: float = 1e-5, over: Over = "frame", *, rngs: nnx.Rngs):
+        self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
+        self.groups, self.eps, self.over = groups, eps, over
+
+    def __call__(self, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
+        if ctx.images and self.over != "frame":
+            return apart(self, x, ctx)
+        g = x.reshape(*x.shape[:-1], self.groups, -1).astype(jnp.float32)
+        pixels = tuple(range(2, x.ndim - 1))
+        axes = {"frame": (*pixels, -1), "clip": (1, *pixels, -1), "pixel": (1, -1)}[self.over]
+        g = g - g.mean(axes, keepdims=True)
+        g = g * jax.lax.rsqrt(jnp.square(g).mean(axes, keepdims=True) + self.eps)
+        return g.reshape(x.shape).astype(x.dtype) * self.scale[...] + self.bias[...]
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over features (eps 1e-5, as in Stable Diffusion)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5, *, rngs: nnx.Rngs):
+        self.scale, self.bias, self.eps = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim)), eps
+
+    def __call__(self, x: Float[Array, "*s c"], ctx: Context) -> Float[Array, "*s c"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...] + self.bias[...]
+
+
+# Embeddings.
+
+
+def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> nnx.Linear:
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    return nnx.Linear(cin, cout, use_bias=bias, kernel_init=init, rngs=rngs)
+
+
+def sinusoid(t: Float[Array, "*s"], dim: int, period: float = 10_000.0) -> Float[Array, "*s {dim}"]:
+    """[cos, sin] halves with periods from 2 pi to 2 pi `period`: of timesteps, coordinates, frame indices."""
+    angles = t[..., None] * jnp.exp(-jnp.log(period) * jnp.arange(dim // 2) / (dim // 2))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with a SiLU between."""
+
+    def __init__(self, cin: int, hidden: int, cout: int, zero: bool = False, *, rngs: nnx.Rngs):
+        self.linear_1 = linear(cin, hidden, rngs=rngs)
+        self.linear_2 = linear(hidden, cout, zero=zero, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*s c"]) -> Float[Array, "*s d"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class Positions(nnx.Module):
+    """Adds an MLP of sinusoids of the (t, h, w) coordinates, for any size; zero at the start."""
+
+    features = 64  # of each coordinate
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.mlp = MLP(3 * self.features, dim, dim, zero=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w c"]:
+        if ctx.images:
+            return apart(self, x, ctx)
+        grid = jnp.stack(jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in x.shape[1:4]), indexing="ij"), -1)
+        features = sinusoid(grid, self.features, period=1_000.0).reshape(*x.shape[1:4], -1)
+        return x + self.mlp(features.astype(x.dtype))
+
+
+# Convolutional layers.
+
+
+class ResBlock(nnx.Module):
+    """GroupNorm-SiLU-convolution twice, the time embedding added (or as scale and shift) between.
+
+    With a kernel of three numbers it convolves over time as well, with two per frame. Stable Diffusion's has
+    `norm_over="frame"`; starts as its shortcut.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        emb_dim: int,
+        kernel: tuple[int, ...] = (3, 3),
+        norm_over: Over = "frame",
+        scale_shift: bool = False,
+        groups: int = 32,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = GroupNorm(cin, groups, over=norm_over, rngs=rngs)
+        self.conv1 = Conv(cin, cout, kernel, rngs=rngs)
+        self.time_emb_proj = linear(emb_dim, (1 + scale_shift) * cout, rngs=rngs)
+        self.norm2 = GroupNorm(cout, groups, over=norm_over, rngs=rngs)
+        self.conv2 = Conv(cout, cout, kernel, zero=True, rngs=rngs)
+        self.conv_shortcut = nnx.data(linear(cin, cout, rngs=rngs) if cin != cout else None)
+        self.scale_shift, self.over_time = scale_shift, len(kernel) == 3
+
+    def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w d"]:
+        if not self.over_time:
+            return self.run(x, ctx)
+        if ctx.images:
+            return apart(self, x, ctx)
+        return ctx.place(self.run(ctx.place(x, "pixels"), ctx), "frames")
+
+    def run(self, x: Array, ctx: Context) -> Array:
+        emb = self.time_emb_proj(jax.nn.silu(ctx.emb))[:, :, None, None]
+        h = self.conv1(jax.nn.silu(self.norm1(x, ctx)))
+        if self.scale_shift:
+            scale, shift = jnp.split(emb, 2, -1)
+            h = self.norm2(h, ctx) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + emb, ctx)
+        h = self.conv2(jax.nn.silu(h))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nnx.Module):
+    """A convolution of stride 2; an odd size n becomes (n + 1) / 2."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.conv = Conv(dim, dim, strides=2, padding=[(1, 1), (1, 1)], rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t i j c"]:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest neighbours to `ctx.size` (twice the size, or one less), then a convolution."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.conv = Conv(dim, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t i j c"]:
+        height, width = ctx.size or (2 * x.shape[2], 2 * x.shape[3])
+        x = repeat(x, "b t h w c -> b t (h p) (w q) c", p=2, q=2)
+        return self.conv(x[:, :, :height, :width])

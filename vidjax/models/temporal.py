@@ -1,0 +1,81 @@
+"""Layers over time: relative positions for attention, convolutions over frames, frame positions, learned blends."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vidjax.models.convolution import Conv
+from vidjax.models.layers import MLP, Context, GroupNorm, apart, sinusoid
+
+
+class RelativeAttention(nnx.Module):
+    """Attention with learned relative keys and values (Shaw et al. 2018), distances clipped to `reach`.
+
+    `transposed` repeats a slip of the LVDM code, needed only for its released unconditional checkpoints: the key term
+    is added as [s, t] and scaled by d^-1/4.
+    """
+
+    def __init__(self, head_dim: int, reach: int, transposed: bool = False, *, rngs: nnx.Rngs):
+        init = nnx.initializers.glorot_uniform()
+        self.k = nnx.Param(init(rngs.params(), (2 * reach + 1, head_dim)))
+        self.v = nnx.Param(init(rngs.params(), (2 * reach + 1, head_dim)))
+        self.reach, self.transposed = reach, transposed
+
+    def __call__(
+        self, q: Float[Array, "b t k d"], k: Float[Array, "b t k d"], v: Float[Array, "b t k d"]
+    ) -> Float[Array, "b t k d"]:
+        steps, d = jnp.arange(q.shape[1]), q.shape[-1]
+        index = jnp.clip(steps[None] - steps[:, None], -self.reach, self.reach) + self.reach
+        rel_k, rel_v = self.k[...][index], self.v[...][index]
+        if self.transposed:
+            bias = jnp.einsum("bskd,std->bkts", q, rel_k) * d**-0.25
+        else:
+            bias = jnp.einsum("btkd,tsd->bkts", q, rel_k) * d**-0.5
+        w = jnp.einsum("btkd,bskd->bkts", q, k) * d**-0.5 + bias
+        w = jax.nn.softmax(w.astype(jnp.float32), -1).astype(v.dtype)
+        return jnp.einsum("bkts,bskd->btkd", w, v) + jnp.einsum("bkts,tsd->btkd", w, rel_v)
+
+
+class TemporalConvs(nnx.Module):
+    """Four times GroupNorm over the clip, SiLU, convolution over three frames; residual, starts as the identity
+    (ModelScope)."""
+
+    def __init__(self, dim: int, groups: int = 32, *, rngs: nnx.Rngs):
+        for i in "1234":
+            setattr(self, "norm" + i, GroupNorm(dim, groups, over="clip", rngs=rngs))
+            setattr(self, "conv" + i, Conv(dim, dim, (3, 1, 1), zero=i == "4", rngs=rngs))
+
+    def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w c"]:
+        if ctx.images:
+            return apart(self, x, ctx)
+        h = ctx.place(x, "pixels")
+        for i in "1234":
+            h = getattr(self, "conv" + i)(jax.nn.silu(getattr(self, "norm" + i)(h, ctx)))
+        return x + ctx.place(h, "frames")
+
+
+class FramePositions(nnx.Module):
+    """Adds an MLP of the frame index (Stable Video Diffusion)."""
+
+    def __init__(self, dim: int, zero: bool = False, *, rngs: nnx.Rngs):
+        self.mlp = MLP(dim, 4 * dim, dim, zero, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t n c"], ctx: Context) -> Float[Array, "b t n c"]:
+        if ctx.images:
+            return apart(self, x, ctx)
+        t, c = x.shape[1], x.shape[-1]
+        return x + self.mlp(sinusoid(jnp.arange(t, dtype=jnp.float32), c).astype(x.dtype))[:, None]
+
+
+class Blend(nnx.Module):
+    """`a x + (1 - a) layer(x)`, a = sigmoid(mix_factor): a spatial and a temporal branch (Stable Video Diffusion)."""
+
+    def __init__(self, layer: Callable, mix: float = 0.5):
+        self.layer, self.mix_factor = layer, nnx.Param(jnp.array([mix]))
+
+    def __call__(self, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
+        a = jax.nn.sigmoid(self.mix_factor[...]).astype(x.dtype)
+        return a * x + (1 - a) * self.layer(x, ctx)

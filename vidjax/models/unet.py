@@ -1,0 +1,340 @@
+"""One U-Net for images and videos: a schedule of stages, each a few named layers."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Num
+
+from vidjax.errors import InputError
+from vidjax.models.attention import Attention, FeedForward, OnTokens, Transformer
+from vidjax.models.convolution import Conv
+from vidjax.models.layers import (
+    MLP,
+    Context,
+    Downsample,
+    GroupNorm,
+    Over,
+    Positions,
+    ResBlock,
+    Stage,
+    Upsample,
+    sinusoid,
+    stay,
+)
+from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
+
+Block = tuple[tuple[str, str], ...]
+
+SPATIAL = (("attn1", "frame"), ("attn2", "tokens"), ("ff", "ff"))
+BLOCKS: dict[str, Block] = {
+    "ddpm": (("attn1", "frame"),),
+    "spatial": SPATIAL,  # Stable Diffusion
+    "tuned": (("attn1", "first_and_previous"), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time")),
+    "vdm": (("attn1", "frame"), ("attn2", "tokens"), ("attn_temp", "relative_time")),
+    "lvdm": (("attn1", "frame"), ("attn_temp", "relative_time")),
+    "lvdm_text": (
+        ("attn1", "frame"),
+        ("attn1_temp", "relative_time"),
+        ("attn2", "tokens"),
+        ("attn2_temp", "relative_time"),
+        ("ff", "ff"),
+    ),
+    "blend": (*SPATIAL, ("temporal", "blend")),  # Stable Video Diffusion
+}
+BLENDED = (("positions", "positions"), ("ff_in", "ff"), ("attn1", "time"), ("attn2", "tokens"), ("ff", "ff"))
+OVER_TIME = (("attn1", "time"), ("attn2", "time"), ("ff", "ff"))  # ModelScope, AnimateDiff
+KINDS = ("frame", "first_and_previous", "tokens", "time", "zero_time", "relative_time", "ff", "positions", "blend")
+
+
+@dataclasses.dataclass(frozen=True)
+class Temporal:
+    """A transformer over time of its own after the spatial one: ModelScope's, and AnimateDiff's motion module."""
+
+    heads: tuple[int, ...]  # a level
+    levels: tuple[bool, ...]
+    mid: bool = True
+    positions: bool = False  # sinusoidal, added after each norm (AnimateDiff)
+    norm_over: Over = "clip"  # AnimateDiff's own code: "frame"; diffusers' port of it: "clip"
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """What a U-Net is made of; the defaults are Stable Diffusion 1.
+
+    `heads` and `attention_levels` may be one value for all levels, `block` a name in `BLOCKS` or a tuple of
+    (name, kind) sublayers, `after_attention` a dict. Raises InputError where the numbers do not fit each other.
+    """
+
+    # Size.
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    blocks_per_level: int = 2
+    # Attention: sublayers in order, at which levels, with how many heads.
+    block: str | Block = "spatial"
+    attention: str = "transformer"  # with projections around the block; "plain": without (DDPM, VDM, LVDM)
+    attention_levels: bool | tuple[bool, ...] = (True, True, True, False)
+    heads: int | tuple[int, ...] = 8
+    # Conditions beside the time.
+    tokens_dim: int | None = 768  # None: no cross-attention, the sublayers of kind "tokens" are left out
+    vector_dim: int | None = None  # features of a class, fps...: an MLP of them joins the time embedding
+    positions: bool = False  # an MLP of the (t, h, w) coordinates after conv_in
+    # Norms and residual blocks.
+    groups: int = 32
+    norm_over: Over = "frame"  # GroupNorm of ResBlocks and of the output
+    attention_norm_over: Over = "frame"  # GroupNorm in front of a transformer ("clip": LVDM's text model)
+    scale_shift: bool = False  # the time embedding scales and shifts the second norm
+    # Time.
+    after_resnet: str = "none"  # "convs": ModelScope; "blend": Stable Video Diffusion
+    after_attention: Temporal | None = None
+    stem_heads: tuple[int, int] | None = None  # (heads, head_dim) of a temporal transformer before the first stage
+    reach: int = 16  # of relative positions
+    transposed: bool = False  # the slip of LVDM's released unconditional checkpoints, see RelativeAttention
+
+    def __post_init__(self):
+        for name, value in resolve(self).items():
+            object.__setattr__(self, name, value)
+        check(self)
+
+
+def resolve(config: UNetConfig) -> dict:
+    """The short forms a config file may use, written out."""
+    levels = len(config.channels)
+    per_level = lambda a: tuple(a) if isinstance(a, Sequence) else (a,) * levels
+    block = config.block
+    if isinstance(block, str):
+        if block not in BLOCKS:
+            raise InputError(f"block {block!r} is not known; choose one of {', '.join(BLOCKS)} or list the sublayers")
+        block = BLOCKS[block]
+    if config.tokens_dim is None:
+        block = tuple((name, kind) for name, kind in block if kind != "tokens")
+    after = config.after_attention
+    if isinstance(after, dict):
+        after = Temporal(**{key: tuple(v) if isinstance(v, list) else v for key, v in after.items()})
+    return dict(
+        channels=tuple(config.channels),
+        attention_levels=per_level(config.attention_levels),
+        heads=per_level(config.heads),
+        block=tuple((name, kind) for name, kind in block),
+        after_attention=after,
+        stem_heads=None if config.stem_heads is None else tuple(config.stem_heads),
+    )
+
+
+def check(config: UNetConfig) -> None:
+    levels = len(config.channels)
+    for name in ("attention_levels", "heads"):
+        if len(getattr(config, name)) != levels:
+            raise InputError(f"{name}={getattr(config, name)} must have one entry for each of the {levels} channels")
+    for dim, heads in zip(config.channels, config.heads):
+        if dim % config.groups:
+            raise InputError(f"channels={dim} cannot be split into groups={config.groups}; change either")
+        if dim % heads:
+            raise InputError(f"channels={dim} cannot be split into heads={heads}; change either")
+    names = [name for name, _ in config.block]
+    if len(set(names)) < len(names):
+        raise InputError(f"block names a sublayer twice: {names}")
+    for name, kind in config.block:
+        if kind not in KINDS:
+            raise InputError(f"sublayer {name!r} of the block has kind {kind!r}; choose one of {', '.join(KINDS)}")
+    for name, known in dict(attention=("transformer", "plain"), after_resnet=("none", "convs", "blend")).items():
+        if getattr(config, name) not in known:
+            raise InputError(f"{name}={getattr(config, name)!r} is not known; choose one of {', '.join(known)}")
+
+
+# What stands in a slot.
+
+
+def sublayer(kind: str, dim: int, heads: int, config: UNetConfig, zero: bool, positions: bool, rngs: nnx.Rngs):
+    """One sublayer of a block. Every layer over time that joins an image block starts as the identity."""
+
+    def attend(keys, zero=zero, **more):
+        if config.attention == "plain":
+            over = "pixel" if keys == "time" else "frame"
+            more |= dict(norm=GroupNorm(dim, config.groups, over=over, rngs=rngs), bias=True)
+            zero = True
+        return Attention(dim, heads, keys, zero=zero, rngs=rngs, **more)
+
+    match kind:
+        case "frame" | "first_and_previous":
+            return attend(kind)
+        case "tokens":
+            return attend("tokens", kv_dim=config.tokens_dim)
+        case "time":
+            return attend("time", positions=positions)
+        case "zero_time":
+            return attend("time", zero=True)
+        case "relative_time":
+            relative = RelativeAttention(dim // heads, config.reach, config.transposed, rngs=rngs)
+            return attend("time", zero=True, relative=relative)
+        case "ff":
+            return FeedForward(dim, zero, rngs=rngs)
+        case "positions":
+            return FramePositions(dim, zero, rngs=rngs)
+        case "blend":
+            sublayers = [(name, kind) for name, kind in BLENDED if kind != "tokens" or config.tokens_dim]
+            return Blend(block(sublayers, dim, heads, config, zero=True, rngs=rngs))
+    raise InputError(f"no sublayer of kind {kind!r}")
+
+
+def block(sublayers, dim: int, heads: int, config: UNetConfig, zero=False, positions=False, *, rngs) -> Stage:
+    return Stage(**{name: sublayer(kind, dim, heads, config, zero, positions, rngs) for name, kind in sublayers})
+
+
+def attention(dim: int, heads: int, config: UNetConfig, *, rngs: nnx.Rngs) -> Transformer | OnTokens:
+    inside = block(config.block, dim, heads, config, rngs=rngs)
+    if config.attention == "plain":
+        return OnTokens(inside)
+    return Transformer(dim, [inside], None, config.attention_norm_over, config.groups, rngs=rngs)
+
+
+def temporal(dim, heads, head_dim, config: UNetConfig, positions=False, norm_over: Over = "clip", *, rngs):
+    """A transformer over time of its own; its inner width need not be that of the video."""
+    inner = heads * head_dim
+    blocks = [block(OVER_TIME, inner, heads, config, positions=positions, rngs=rngs)]
+    return Transformer(dim, blocks, inner, norm_over, config.groups, zero=True, rngs=rngs)
+
+
+def stage(cin: int, cout: int, level: int, config: UNetConfig, attend: bool, over_time: bool, *, rngs, **more) -> Stage:
+    """ResBlock and attention of one level, each followed by its temporal layer, and a sampler in `more`."""
+    emb, groups = 4 * config.channels[0], config.groups
+    resnet = ResBlock(
+        cin, cout, emb, norm_over=config.norm_over, scale_shift=config.scale_shift, groups=groups, rngs=rngs
+    )
+    layers: dict[str, Callable] = {"resnet": resnet}
+    if config.after_resnet == "convs":
+        layers["temporal_resnet"] = TemporalConvs(cout, groups, rngs=rngs)
+    elif config.after_resnet == "blend":
+        layers["temporal_resnet"] = Blend(ResBlock(cout, cout, emb, (3, 1, 1), "clip", groups=groups, rngs=rngs))
+    if attend and config.block:
+        layers["attention"] = attention(cout, config.heads[level], config, rngs=rngs)
+    if over_time:
+        after = config.after_attention
+        heads = after.heads[level]
+        layers["temporal_attention"] = temporal(
+            cout, heads, cout // heads, config, after.positions, after.norm_over, rngs=rngs
+        )
+    return Stage(**layers, **more)
+
+
+def save_matmuls(prim, *_, **params) -> bool:
+    """Keep what convolutions and weight matrices put out; norms, activations and attention are computed again."""
+    if prim.name == "dot_general":
+        return not params["dimension_numbers"][1][0]
+    return prim.name == "conv_general_dilated"
+
+
+REMAT: dict[str, Callable | None] = {
+    "none": None,  # everything is kept for the backward pass
+    "dots": save_matmuls,
+    "full": jax.checkpoint_policies.nothing_saveable,  # only what goes into a stage is kept
+}
+
+
+class UNet(nnx.Module):
+    """The U-Net of Ho et al. (2020) and its descendants on images and videos.
+
+    Paths are `conv_in, time_embedding, add_embedding, stem.{positions, temporal_in}, {down, mid, up}.I.{resnet,
+    temporal_resnet, attention, temporal_attention, downsample, upsample}, conv_norm_out, conv_out`; stage I is
+    `level * (blocks_per_level + 1) + i`. The parameters of an image model are a subset, by path, of those of its
+    inflations.
+    """
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        channels, n = config.channels, config.blocks_per_level
+        emb, last, after = 4 * channels[0], len(channels) - 1, config.after_attention
+        self.config = config
+        self.time_embedding = MLP(channels[0], emb, emb, rngs=rngs)
+        self.add_embedding = nnx.data(MLP(config.vector_dim, emb, emb, rngs=rngs) if config.vector_dim else None)
+        self.conv_in = Conv(config.in_channels, channels[0], rngs=rngs)
+        stem = {}
+        if config.positions:
+            stem["positions"] = Positions(channels[0], rngs=rngs)
+        if config.stem_heads:
+            stem["temporal_in"] = temporal(channels[0], *config.stem_heads, config, rngs=rngs)
+        self.stem = Stage(**stem)
+
+        def at(level, cin, cout, **more):
+            over_time = after is not None and after.levels[level]
+            return stage(cin, cout, level, config, config.attention_levels[level], over_time, rngs=rngs, **more)
+
+        self.down, skips, cin = nnx.List([]), [channels[0]], channels[0]
+        for level, cout in enumerate(channels):
+            for _ in range(n):
+                self.down.append(at(level, cin, cout))
+                cin = cout
+                skips.append(cin)
+            if level < last:
+                self.down.append(Stage(downsample=Downsample(cin, rngs=rngs)))
+                skips.append(cin)
+        over_time = after is not None and after.mid
+        self.mid = nnx.List(
+            [
+                stage(cin, cin, last, config, True, over_time, rngs=rngs),
+                stage(cin, cin, last, config, False, False, rngs=rngs),
+            ]
+        )
+        self.up = nnx.List([])
+        for level in reversed(range(len(channels))):
+            for i in range(n + 1):
+                more = {"upsample": Upsample(channels[level], rngs=rngs)} if level and i == n else {}
+                self.up.append(at(level, cin + skips.pop(), channels[level], **more))
+                cin = channels[level]
+        self.conv_norm_out = GroupNorm(cin, config.groups, over=config.norm_over, rngs=rngs)
+        self.conv_out = Conv(cin, config.out_channels, zero=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        t: Num[Array, "b t"],
+        tokens: Float[Array, "b m d"] | None = None,
+        vector: Float[Array, "b v"] | None = None,
+        *,
+        token_mask: Bool[Array, "b m"] | None = None,
+        images: int = 0,
+        place: Callable[[Array, str], Array] = stay,
+        remat: str = "none",
+    ) -> Float[Array, "b t h w o"]:
+        """The prediction for noisy `x` at network times `t`, one for each frame.
+
+        `token_mask` is true at real tokens. The last `images` frames are independent stills, which layers over time
+        leave alone. `place` puts an array where a layer needs it (see Context). `remat` names a policy of `REMAT`.
+        Raises InputError when a condition that the model was built for is missing, or one is given that it lacks.
+        """
+        self.check_inputs(x, tokens, vector, images, remat)
+        emb = self.time_embedding(sinusoid(t.astype(jnp.float32), self.config.channels[0]).astype(x.dtype))
+        if self.add_embedding is not None:
+            emb = emb + self.add_embedding(vector)[:, None]
+        ctx = Context(emb, tokens, token_mask, images, None, place)
+
+        def run(layers, x, *skip, ctx=ctx):
+            call = lambda x, ctx: layers(jnp.concatenate(x, -1), ctx)
+            call = call if remat == "none" else jax.checkpoint(call, policy=REMAT[remat])
+            return call((x, *skip), ctx)
+
+        skips = [run(self.stem, self.conv_in(x))]
+        for layers in self.down:
+            skips.append(run(layers, skips[-1]))
+        x = skips[-1]
+        for layers in self.mid:
+            x = run(layers, x)
+        for layers in self.up:
+            skip = skips.pop()
+            size = skips[-1].shape[2:4] if skips else None
+            x = run(layers, x, skip, ctx=dataclasses.replace(ctx, size=size))
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x, ctx)))
+
+    def check_inputs(self, x, tokens, vector, images, remat) -> None:
+        config = self.config
+        for name, value, dim in (("tokens", tokens, config.tokens_dim), ("vector", vector, config.vector_dim)):
+            if value is None and dim is not None:
+                raise InputError(f"the U-Net was built with {name}_dim={dim} and is called without {name}")
+            if value is not None and value.shape[-1] != dim:
+                raise InputError(f"{name} have {value.shape[-1]} features, the U-Net was built with {name}_dim={dim}")
+        if not 0 <= images <= x.shape[1]:
+            raise InputError(f"images={images} stills cannot be among {x.shape[1]} frames")
+        if remat not in REMAT:
+            raise InputError(f"remat={remat!r} is not known; choose one of {', '.join(REMAT)}")
