@@ -17,8 +17,8 @@ from vidjax.errors import InputError
 # Dense bf16 peak, FLOP/s a chip, from the makers' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,  # v5e; "TPU v5" is what a v5p calls itself
+    "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -49,7 +49,9 @@ class Telemetry:
 
         path = self.folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if line["step"] <= start]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.replace(path)
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step") if sys.stderr.isatty() else None
@@ -89,7 +91,7 @@ class Telemetry:
         frames = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in strip]
         gif = io.BytesIO()
         frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=max(1, round(1000 / fps)), loop=0)
-        picture = Summary.Image(height=strip.shape[1], width=strip.shape[2], colorspace=3, encoded_image_string=gif.getvalue())
+        picture = Summary.Image(height=strip.shape[1], width=strip.shape[2], colorspace=videos.shape[-1], encoded_image_string=gif.getvalue())
         self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), step)
 
     def close(self) -> None:
