@@ -1,4 +1,4 @@
-"""Video files in and out: only the frames asked for are decoded; what cannot be read raises BrokenClip with the reason."""
+"""Video files in and out: only the frames asked for are decoded; what cannot be read raises BrokenClip."""
 
 import bisect
 import io
@@ -149,7 +149,7 @@ class Video:
 class ArrayVideo:
     """Frames already in memory, uint8 [t, h, w, c], read like a Video; an image is a clip of one frame."""
 
-    def __init__(self, frames: UInt8[np.ndarray, "t h w c"], fps: float = 1.0):
+    def __init__(self, frames: UInt8[np.ndarray, "t h w c"], fps: int | float = 1.0):
         self._frames, self.fps = frames, fps
         self.frames, self.height, self.width, self.channels = frames.shape
 
@@ -181,12 +181,13 @@ def read_frames(
 
 
 class _Converter:
-    """Decoded frame to RGB array of one size. One scaler serves the whole clip: setting one up costs as much as using it."""
+    """Decoded frame to RGB array of one size. One scaler serves the whole clip: setting it up is costly."""
 
     def __init__(self, size: tuple[int, int]):
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        self._size, self._scaler, self._first = size, VideoReformatter(), None
+        self._size, self._first = size, None
+        self._scaler, self._colours = VideoReformatter(), VideoReformatter()
         self._methods = {True: Interpolation.AREA, False: Interpolation.BICUBIC}
 
     def __call__(self, frame) -> np.ndarray:
@@ -194,10 +195,10 @@ class _Converter:
         if self._first not in (None, shape):
             raise BrokenClip(f"its size changes from {self._first[1]}x{self._first[0]} to {shape[1]}x{shape[0]}")
         self._first = shape
-        height, width = self._size
-        shrinks = height < shape[0] or width < shape[1]
-        scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=self._methods[shrinks])
-        return scaled.to_ndarray()
+        if self._size != shape:  # to all of the chroma first: straight to RGB would halve its width
+            method = self._methods[self._size[0] < shape[0] or self._size[1] < shape[1]]
+            frame = self._scaler.reformat(frame, *self._size[::-1], "yuv444p", interpolation=method)
+        return self._colours.reformat(frame, format="rgb24").to_ndarray()
 
 
 def _reason(file: str | Path | bytes, error: Exception) -> str:
@@ -228,7 +229,7 @@ class Mp4Writer:
     `crf` is x264's quality, 0 lossless to 51.
     """
 
-    def __init__(self, path: str | Path, fps: float, crf: float = 18):
+    def __init__(self, path: str | Path, fps: int | float, crf: int | float = 18):
         import av
 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +263,7 @@ class Mp4Writer:
         self.close()
 
 
-def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: float, crf: float = 18) -> None:
+def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18) -> None:
     """One clip, uint8 with 1 or 3 channels, as an H.264 mp4 that browsers play."""
     with Mp4Writer(path, fps, crf) as out:
         out.write(video)
