@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -53,7 +54,7 @@ class DataConfig:
         _one_of("source", self.source, SOURCES)
         _one_of("window", self.window, ("random", "start", "center"))
         _one_of("crop", self.crop, ("center", "random"))
-        if min(self.hw) < 1 or len(self.hw) != 2:
+        if not isinstance(self.size, int) and len(self.size) != 2 or min(self.hw) < 1:
             raise InputError(f"data.size={self.size!r}: give one positive number or (height, width)")
         for name, least in (
             ("frames", 1),
@@ -69,9 +70,9 @@ class DataConfig:
             raise InputError(f"data.fps={self.fps}: must be positive, or None for every stride-th frame")
 
     @property
-    def hw(self) -> tuple[int, ...]:
+    def hw(self) -> tuple[int, int]:
         """(height, width)."""
-        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
 
 
 def _one_of(name: str, value: str, known) -> None:
@@ -122,8 +123,8 @@ class Dataset:
             raise InputError(
                 f"{len(self)} clips are too few for one batch of {batch_size}: add clips or make the batch smaller"
             )
-        examples = _shuffled(len(self), self._seed).random_map(self._example)
-        own = examples.batch(batch_size // process_count)
+        examples: Any = _shuffled(len(self), self._seed).random_map(self._example)
+        own: Any = examples.batch(batch_size // process_count)
         own = own.slice(slice(start_step * process_count + process_index, None, process_count))
         if not self._config.workers:
             return (own[i] for i in itertools.count())
@@ -174,13 +175,13 @@ class Dataset:
         which = f"{'first ' * (tried < len(self))}{tried}"
         raise InputError(f"none of the {which} clips can be used (the first one: {reason}): check data.path")
 
-    def _example(self, index: int, rng: np.random.Generator) -> Batch:
+    def _example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One element of a batch; all its random numbers are drawn before anything is read."""
         u = rng.random(4)
         others = [(int(rng.integers(len(self))), rng.random(4)) for _ in range(self._config.images)]
         used, item, video = self._readable(index, self._window, u)
         substituted = used != index
-        example = {"video": video, "label": np.int32(item.label), "index": np.int32(used)}
+        example: dict[str, Any] = {"video": video, "label": np.int32(item.label), "index": np.int32(used)}
         if others:
             stills = [self._readable(i, self._still, v) for i, v in others]
             example["images"] = np.stack([still for *_, still in stills])

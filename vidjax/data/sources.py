@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -161,7 +162,7 @@ def tfds(path: str, split: str = "train") -> Source:
 
     try:
         if Path(path).is_dir():
-            builder = tfds.builder_from_directory(path)
+            builder: Any = tfds.builder_from_directory(path)
         else:
             builder = tfds.builder(path, file_format="array_record")
             builder.download_and_prepare()
@@ -174,7 +175,7 @@ def tfds(path: str, split: str = "train") -> Source:
         raise InputError(
             f"tfds data set {path!r} has neither 'video' nor 'image' among its features: {', '.join(features)}"
         )
-    label_feature = features["label"] if "label" in features else None
+    label_feature = features["label"] if "label" in features else None  # noqa: SIM401 (a FeaturesDict has no get)
     names = list(getattr(label_feature, "names", None) or ())
     text_key = next((key for key in ("caption", "text") if key in features), None)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -41,9 +42,7 @@ class Video:
 
         self._file = file
         try:
-            self._container = av.open(
-                io.BytesIO(file) if isinstance(file, bytes) else str(file), metadata_errors="ignore"
-            )
+            self._container = _open(file)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise BrokenClip(_reason(file, error)) from error
         try:
@@ -125,10 +124,8 @@ class Video:
 
     def _scan_read(self, wanted: list[int], convert: "_Converter") -> dict[int, np.ndarray]:
         """Frames by decoding from the start and counting."""
-        import av
-
         needed, found = set(wanted), {}
-        with av.open(io.BytesIO(self._file) if isinstance(self._file, bytes) else str(self._file)) as container:
+        with _open(self._file) as container:
             for i, frame in enumerate(container.decode(video=0)):
                 if i in needed:
                     found[i] = convert(frame)
@@ -197,8 +194,15 @@ class _Converter:
         self._first = shape
         if self._size != shape:  # to all of the chroma first: straight to RGB would halve its width
             method = self._methods[self._size[0] < shape[0] or self._size[1] < shape[1]]
-            frame = self._scaler.reformat(frame, *self._size[::-1], "yuv444p", interpolation=method)
+            frame = self._scaler.reformat(frame, self._size[1], self._size[0], "yuv444p", interpolation=method)
         return self._colours.reformat(frame, format="rgb24").to_ndarray()
+
+
+def _open(file: str | Path | bytes) -> Any:
+    import av
+
+    source = io.BytesIO(file) if isinstance(file, bytes) else str(file)
+    return av.open(source, "r", metadata_errors="ignore")
 
 
 def _reason(file: str | Path | bytes, error: Exception) -> str:
@@ -218,7 +222,7 @@ def resize(video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int]) -> UInt8[
     from PIL import Image
 
     frames = [Image.fromarray(f.squeeze(-1) if f.shape[-1] == 1 else f) for f in video]
-    scaled = [np.asarray(f.resize(size[::-1], Image.Resampling.BICUBIC)) for f in frames]
+    scaled = [np.asarray(f.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for f in frames]
     return np.stack(scaled).reshape(len(video), *size, video.shape[-1])
 
 
