@@ -54,7 +54,7 @@ class DataConfig:
         _one_of("source", self.source, SOURCES)
         _one_of("window", self.window, ("random", "start", "center"))
         _one_of("crop", self.crop, ("center", "random"))
-        if not isinstance(self.size, int) and len(self.size) != 2 or min(self.hw) < 1:
+        if (not isinstance(self.size, int) and len(self.size) != 2) or min(self.hw) < 1:
             raise InputError(f"data.size={self.size!r}: give one positive number or (height, width)")
         for name, least in (
             ("frames", 1),
