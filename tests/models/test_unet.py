@@ -64,7 +64,7 @@ def inputs(b=2, t=4, size=(6, 4), tokens=5):
 
 
 def test_counts_and_inflation():
-    """Stable Diffusion 1.5 and Tune-A-Video; the image parameters are among the video's, the rest is called temporal."""
+    """Stable Diffusion 1.5 and Tune-A-Video: image parameters are among the video's, the others are named temporal."""
     image, video = shapes(), shapes(block="tuned")
     assert count(image) == 859_520_964
     assert count(video) == 909_120_004
