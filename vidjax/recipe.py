@@ -20,10 +20,11 @@ from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
+from vidjax.models.patch_pca import patch_pca
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.optim import make_optimizer
-from vidjax.train_state import Params, TrainState, abstract_parameters, split
+from vidjax.train_state import Params, TrainState, abstract_parameters, parameters, split
 from vidjax.train_step import Objective, draws_at
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 
@@ -115,6 +116,12 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
 def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
 
+    def principal(state: TrainState, dataset: Dataset) -> Params:
+        """The linear path starts at the principal components of the training patches."""
+        model = state.model(state.params)
+        model.start_at(patch_pca(np.concatenate(dataset.windows("train")), config.strides, config.latent_channels))
+        return parameters(model)
+
     def finish(model: Any, dataset: Dataset) -> None:
         settings.write_json(common["folder"] / "latents.json", latent_statistics(model, dataset.windows("train")))
 
@@ -122,6 +129,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> St
         init=lambda rngs: Autoencoder(config, rngs=rngs),
         objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
         finish=finish,
+        **({"loaded": principal} if config.linear else {}),
         **common,
     )
 

@@ -14,6 +14,7 @@ from vidjax.checkpoint import Checkpoints
 from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
 from vidjax.recipe import Stage, on_device
+from vidjax.settings import write_json
 from vidjax.telemetry import Telemetry, check_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
@@ -34,10 +35,11 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
     return state
 
 
-def train(stage: Stage, log_every: int | None = None) -> dict[str, Any]:
+def train(stage: Stage, log_every: int | None = None) -> None:
     """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
 
-    Returns what happened: steps, seconds, parameters. Raises InputError on bad input and on a loss that is not finite.
+    Ends with done.json: steps, seconds of this process, parameters. Raises InputError on bad input and on a loss that is
+    not finite.
     """
     began, options = time.perf_counter(), stage.train
     mesh = sharding.make_mesh(**stage.mesh)
@@ -45,8 +47,10 @@ def train(stage: Stage, log_every: int | None = None) -> dict[str, Any]:
     stage.folder.mkdir(parents=True, exist_ok=True)
     with Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every) as checkpoints:
         start = checkpoints.latest() or 0
-        if start >= options.steps and (stage.folder / "done").exists():
-            return {"steps": 0, "seconds": 0.0}
+        done = stage.folder / "done.json"
+        if start >= options.steps and done.exists():
+            print(f"{stage.name}: finished, {start} steps", flush=True)
+            return
         dataset = stage.dataset()
         state = create_state(stage, mesh, dataset)
         if start:
@@ -72,8 +76,8 @@ def train(stage: Stage, log_every: int | None = None) -> dict[str, Any]:
                 checkpoints.save(state)
         telemetry.close()
         stage.finish(state.model(), dataset)
-    (stage.folder / "done").touch()
-    return {"steps": options.steps - start, "seconds": time.perf_counter() - began, "parameters": count(state.params)}
+    seconds = round(time.perf_counter() - began, 1)
+    write_json(done, {"steps": options.steps, "seconds": seconds, "parameters": count(state.params)})
 
 
 def count(params: Mapping[str, Any]) -> int:

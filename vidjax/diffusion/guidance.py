@@ -21,9 +21,9 @@ def classifier_free(
 ) -> Denoiser:
     """uncond + scale (cond - uncond) (Ho & Salimans 2022); scale 1 is the conditional alone, bit for bit.
 
-    `scale` is a number, one a frame `[t]`, or `[b, t]`. `interval` (low, high), in the schedule's time: guided inside only
-    (Kynkaanniemi et al. 2024). `rescale` is phi of Lin et al. 2024 eq. 15-16, acting on the `prediction` (theirs: "v";
-    the network's own gives what `diffusers` gives). Where nothing is guided the unconditional one is not evaluated.
+    `scale` is a number, one a frame `[t]`, or `[b, t]`. `interval` (low, high) in the schedule's time: guided inside
+    only (Kynkaanniemi et al. 2024). `rescale` is phi of Lin et al. 2024 eq. 15-16, acting on the `prediction` (theirs:
+    "v"; with the network's own it is what `diffusers` does). A step in which nothing is guided skips `unconditional`.
     """
 
     def denoise(xt, t):
@@ -51,7 +51,7 @@ def threshold(schedule: Schedule, denoise: Denoiser, limit: float = 1.0, percent
         x0, _ = denoise(xt, t)
         edge = jnp.float32(limit)
         if percentile is not None:
-            edge = jnp.percentile(jnp.abs(x0), percentile, axis=range(1, x0.ndim), keepdims=True)
+            edge = jnp.percentile(jnp.abs(x0), percentile, axis=tuple(range(1, x0.ndim)), keepdims=True)
             edge = jnp.maximum(edge, limit)
         return schedule.x0_eps(jnp.clip(x0, -edge, edge) * (limit / edge), xt, t, "x0")
 

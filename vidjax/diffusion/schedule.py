@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jax.nn import sigmoid
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -21,7 +22,7 @@ _TINY = 1e-10  # floor of alpha and sigma inside logarithms: logsnr stays within
 class Schedule:
     """Noise levels over time. Static (hashable), made once by a constructor below; all arithmetic is fp32.
 
-    Time `t` is a float in the schedule's own units, increasing with noise, from `clean` (alpha 1, sigma 0) to `noisiest`.
+    Time `t` is a float in the schedule's own units, growing with noise from `clean` (alpha 1, sigma 0) to `noisiest`.
     Any shape of `t` that is a leading part of the data's shape serves: a scalar, `[b]`, or `[b, t]`, a level a frame.
     Tables: t = 0 .. steps-1 are their entries, -1 is `clean`; between two entries (alpha, sigma) runs on the chord, put
     back on the unit circle, which stays finite at both ends.
@@ -71,7 +72,7 @@ class Schedule:
         if prediction == "v":
             a, s, _ = self._unit_circle(t, x0)
             return a * eps - s * x0 / self.sigma_data
-        return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[_known(prediction)]()
+        return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[known_prediction(prediction)]()
 
     def x0_eps(
         self, pred: Float[Array, "*x"], xt: Float[Array, "*x"], t: ArrayLike, prediction: str
@@ -83,7 +84,7 @@ class Schedule:
         """
         pred, xt = pred.astype(jnp.float32), xt.astype(jnp.float32)
         alpha, sigma = self.levels(t, xt)
-        match _known(prediction):
+        match known_prediction(prediction):
             case "eps":
                 return _ratio(xt - sigma * pred, alpha), pred
             case "x0":
@@ -137,7 +138,8 @@ class Schedule:
         return alpha * self.sigma_data / std, sigma / std, std
 
 
-def _known(prediction: str) -> str:
+def known_prediction(prediction: str) -> str:
+    """The name itself, or InputError."""
     if prediction not in PREDICTIONS:
         raise InputError(f"prediction {prediction!r} is unknown; choose one of {', '.join(PREDICTIONS)}")
     return prediction
@@ -261,16 +263,24 @@ def edm(
 
 
 @functools.cache
-def flow(mean: float = 0.0, std: float | None = None) -> Schedule:
-    """Rectified flow (Liu et al. 2023; Lipman et al. 2023): alpha = 1 - t, sigma = t on [0, 1]; the network is told 1000 t.
+def flow(shift: float = 1.0, mean: float = 0.0, std: float | None = None) -> Schedule:
+    """Rectified flow (Liu et al. 2023; Lipman et al. 2023): alpha = 1 - t, sigma = t on [0, 1].
 
-    Training times are uniform; with `std` logit-normal, sigmoid of N(mean, std^2) (Esser et al. 2024 section 3.1).
+    `shift` multiplies sigma / alpha at every t (Esser et al. 2024 eq. 23); the network is told 1000 sigma. Training
+    times are uniform, or with `std` logit-normal, sigmoid of N(mean, std^2) (their section 3.1).
     """
+
+    def path(t):
+        return (1 - t) / (1 + (shift - 1) * t), shift * t / (1 + (shift - 1) * t)
+
+    def quantile(u):
+        return u if std is None else sigmoid(mean + std * ndtri(jnp.clip(u, 1e-6, 1 - 1e-6)))
+
     return Schedule(
-        path=lambda t: (1 - t, t),
-        time=lambda logsnr: 1 / (1 + np.exp(0.5 * logsnr)),
-        quantile=lambda u: u if std is None else 1 / (1 + jnp.exp(-mean - std * ndtri(jnp.clip(u, 1e-6, 1 - 1e-6)))),
-        noise_embedding=lambda t: 1000 * t,
+        path=path,
+        time=lambda logsnr: 1 / (1 + shift * np.exp(0.5 * logsnr)),
+        quantile=quantile,
+        noise_embedding=lambda t: 1000 * path(t)[1],
         noisiest=1.0,
         clean=0.0,
         span=(-10.0, 10.0),
