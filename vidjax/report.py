@@ -12,7 +12,11 @@ from typing import Any
 from vidjax.errors import InputError
 
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
-PANELS = {"loss": "loss", "psnr": "PSNR of the batch (dB)", "grad_norm": "gradient norm"}  # curves, where a stage has them
+PANELS = {
+    "loss": "loss",
+    "psnr": "PSNR of the batch (dB)",
+    "grad_norm": "gradient norm",
+}  # curves, where a stage has them
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -27,9 +31,13 @@ def write_report(workdir: str | Path) -> Path:
         raise InputError(f"--workdir={workdir} holds no run (no config.json, no summary.json): name the folder of one")
     parts = [
         _header(workdir, config, summary),
-        _section("Samples", _samples(workdir, summary), "Each caption's samples side by side; below, what the model learned from."),
-        _section("How good they are", _figures(summary), "Measured on windows of the clips that no stage was trained on."),
-        _section("Reconstructions", _reconstructions(workdir, summary), "Held-out frames above, the autoencoder's below."),
+        _section("Samples", _samples(workdir, summary), "Each caption's samples side by side."),
+        _section(
+            "How good they are", _figures(summary), "Measured on windows of the clips that no stage was trained on."
+        ),
+        _section(
+            "Reconstructions", _reconstructions(workdir, summary), "Held-out frames above, the autoencoder's below."
+        ),
         _section("Curves", _curves(stages), "Thin: every logged step. Thick: its running mean."),
         _section("Time", _timings(summary)),
         _section("What ran", _versions(summary) + _config(config)),
@@ -60,7 +68,7 @@ def _figures(summary: Mapping[str, Any]) -> str:
     of = f" of {captions}" if captions else ""
     rows = [
         ("Reconstruction of held-out windows, PSNR", "autoencoder_psnr", "{:.1f} dB", "pca_psnr", "{:.1f} dB: PCA of patches, as many latents"),
-        ("Captions all of whose samples find their clip", "retrieval", "{:.0f}" + of, "captions", "{:.0f}"),
+        ("Captions all of whose samples find their clip", "retrieval", "{:.0f}" + of, "", ""),
         ("Samples to the nearest window of their clip, PSNR", "sample_psnr", "{:.1f} dB", "mean_window_psnr", "{:.1f} dB: the mean of the clip"),
         ("Motion of the samples, that of the clips being 100%", "motion_ratio", "{:.0%}", "", "100%"),
     ]  # fmt: skip
@@ -73,16 +81,22 @@ def _figures(summary: Mapping[str, Any]) -> str:
 
 
 def _samples(workdir: Path, summary: Mapping[str, Any]) -> str:
-    """A card a caption: the samples moving, the nearest real clip if the run kept one, all frames on request."""
+    """A card a caption: the samples moving, the nearest real windows if the run kept them, all frames on request."""
     cards = []
     for entry in summary.get("samples", []):
         moving = _media(workdir, entry.get("mp4"))
         sheet = _media(workdir, entry.get("png"))
         real = _media(workdir, entry.get("real"))
         if moving or sheet:
-            shown = (moving or sheet) + (f"<p class=note>a real clip</p>{real}" if real else "")
-            more = f"<details><summary>all frames</summary><div class=scroll>{sheet}</div></details>" if moving and sheet else ""
-            cards.append(f"<figure><figcaption>{escape(str(entry.get('caption', '')))}</figcaption>{shown}{more}</figure>")
+            shown = (moving or sheet) + (f"<p class=note>the nearest real windows</p>{real}" if real else "")
+            more = (
+                f"<details><summary>all frames</summary><div class=scroll>{sheet}</div></details>"
+                if moving and sheet
+                else ""
+            )
+            cards.append(
+                f"<figure><figcaption>{escape(str(entry.get('caption', '')))}</figcaption>{shown}{more}</figure>"
+            )
     return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
 
 
@@ -108,7 +122,13 @@ def _plot(stage: str, entries: list[dict[str, Any]]) -> str:
     from matplotlib.figure import Figure
 
     shown = [key for key in PANELS if sum(_finite(entry.get(key)) for entry in entries) > 1] or ["loss"]
-    style = {"svg.fonttype": "none", "svg.hashsalt": stage, "font.size": 9, "axes.linewidth": 0.6, "font.family": "sans-serif"}
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": stage,
+        "font.size": 9,
+        "axes.linewidth": 0.6,
+        "font.family": "sans-serif",
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(9, 2.6), layout="constrained")
         figure.patch.set_alpha(0)
@@ -127,14 +147,26 @@ INK, ACCENT = "#010203", "#040506"  # stand for the page's colours
 
 
 def _panel(axes: Any, key: str, entries: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import LogLocator
+
     points = [(entry["step"], entry[key]) for entry in entries if _finite(entry.get(key))]
     steps, values = zip(*points) if points else ((), ())
     smooth = len(points) >= 20
-    axes.plot(steps, values, color=ACCENT, linewidth=0.8 if smooth else 1.6, alpha=0.4 if smooth else 1, marker="." if len(points) < 3 else "")
+    axes.plot(
+        steps,
+        values,
+        color=ACCENT,
+        linewidth=0.8 if smooth else 1.6,
+        alpha=0.4 if smooth else 1,
+        marker="." if len(points) < 3 else "",
+    )
     if smooth:
-        axes.plot(steps, list(_running_mean(values, len(values) // 10)), color=ACCENT, linewidth=1.8)
+        axes.plot(steps, list(_running_mean(values, len(values) // 20)), color=ACCENT, linewidth=1.8)
     if values and key != "psnr" and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 1000 * min(values) else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.set_title(PANELS[key], loc="left", color=INK, fontsize=9)
     axes.set_xlabel("step", color=INK)
     axes.set_facecolor("none")
@@ -157,7 +189,10 @@ def _timings(summary: Mapping[str, Any]) -> str:
     times = {name: value for name, value in summary.get("seconds", {}).items() if _finite(value)}
     longest = max(times.values(), default=0) or 1
     bar = lambda value: f"<div class=bar style='width:{100 * value / longest:.1f}%'></div>"
-    rows = (f"<tr><td>{escape(name)}<td class=n>{_duration(value)}<td class=fill>{bar(value)}" for name, value in times.items())
+    rows = (
+        f"<tr><td>{escape(name)}<td class=n>{_duration(value)}<td class=fill>{bar(value)}"
+        for name, value in times.items()
+    )
     return f"<table>{''.join(rows)}</table>" if times else ""
 
 
@@ -181,9 +216,15 @@ def _section(title: str, body: str, note: str = "") -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    line: Callable[[str, Iterable[Any]], str] = lambda tag, cells: "".join(f"<{tag}>{escape(str(c))}</{tag}>" for c in cells)
+    line: Callable[[str, Iterable[Any]], str] = lambda tag, cells: "".join(
+        f"<{tag}>{escape(str(c))}</{tag}>" for c in cells
+    )
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{line('th', head)}</tr></thead><tbody>{body}</tbody></table></div>" if body else ""
+    return (
+        f"<div class=scroll><table><thead><tr>{line('th', head)}</tr></thead><tbody>{body}</tbody></table></div>"
+        if body
+        else ""
+    )
 
 
 def _media(workdir: Path, name: Any) -> str:
