@@ -83,7 +83,7 @@ def test_everything_is_inside_the_page(run):
 
 def test_what_files_say_stays_text(run):
     page = Page(write_report(run))
-    assert page.text.count(EVIL) == 5  # header, caption, timing, config as JSON has it, command
+    assert page.text.count(EVIL) == 4  # header, caption, timing, command; the config shows it as JSON
     assert page.tags.count("svg") == 2
 
 

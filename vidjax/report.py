@@ -1,4 +1,4 @@
-"""One self-contained page about a run: `python -m vidjax.report --workdir W` writes W/report.html, from whatever is there."""
+"""One self-contained page about a run, from whatever is there: `python -m vidjax.report --workdir W`."""
 
 import base64
 import io
@@ -59,7 +59,8 @@ def _header(workdir: Path, config: Mapping[str, Any], summary: Mapping[str, Any]
         "peak_memory_gb" in summary and f"{summary['peak_memory_gb']:.1f} GB at most",
         "" if summary else "not finished",
     ]
-    return f"<header><h1>{escape(workdir.resolve().name)}</h1><p>{escape(' · '.join(str(f) for f in facts if f))}</p></header>"
+    line = " · ".join(str(fact) for fact in facts if fact)
+    return f"<header><h1>{escape(workdir.resolve().name)}</h1><p>{escape(line)}</p></header>"
 
 
 def _figures(summary: Mapping[str, Any]) -> str:
@@ -67,11 +68,11 @@ def _figures(summary: Mapping[str, Any]) -> str:
     captions = summary.get("captions")
     of = f" of {captions}" if captions else ""
     rows = [
-        ("Reconstruction of held-out windows, PSNR", "autoencoder_psnr", "{:.1f} dB", "pca_psnr", "{:.1f} dB: PCA of patches, as many latents"),
+        ("Reconstruction of held-out windows, PSNR", "autoencoder_psnr", "{:.1f} dB", "pca_psnr", PCA),
         ("Captions all of whose samples find their clip", "retrieval", "{:.0f}" + of, "", ""),
-        ("Samples to the nearest window of their clip, PSNR", "sample_psnr", "{:.1f} dB", "mean_window_psnr", "{:.1f} dB: the mean of the clip"),
+        ("Samples to the nearest window of their clip, PSNR", "sample_psnr", "{:.1f} dB", "mean_window_psnr", MEAN),
         ("Motion of the samples, that of the clips being 100%", "motion_ratio", "{:.0%}", "", "100%"),
-    ]  # fmt: skip
+    ]
     cells = []
     for name, key, form, against, other in rows:
         if _finite(summary.get(key)):
@@ -122,7 +123,7 @@ def _plot(stage: str, entries: list[dict[str, Any]]) -> str:
     from matplotlib.figure import Figure
 
     shown = [key for key in PANELS if sum(_finite(entry.get(key)) for entry in entries) > 1] or ["loss"]
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": stage,
         "font.size": 9,
@@ -228,7 +229,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _media(workdir: Path, name: Any) -> str:
-    """The picture or video as an element with its bytes in it; nothing for what is missing or lies outside the run's folder."""
+    """The picture or video as an element with its bytes in it; nothing if it is missing or outside the run's folder."""
     path = workdir / str(name or "")
     inside = path.resolve().is_relative_to(workdir.resolve())
     if not (name and inside and path.is_file() and path.suffix in MEDIA):
@@ -302,7 +303,8 @@ h2 { font-size: 1.1rem; font-weight: 600; margin: 3rem 0 .25rem; }
 h3 { font-size: .9rem; font-weight: 600; margin: 1.25rem 0 .25rem; }
 header p, .note { color: var(--quiet); margin: .15rem 0 .9rem; font-size: .9rem; }
 figure .note { margin: .5rem 0 .15rem; font-size: .8rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem; align-items: start; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem;
+  align-items: start; }
 .cards.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
 figure { margin: 0; padding: .8rem; background: var(--card); border-radius: 8px; min-width: 0; }
 figcaption { font-size: .88rem; margin-bottom: .55rem; }
@@ -318,7 +320,8 @@ td:nth-child(2) { white-space: nowrap; }
 td.n { width: 7rem; } td.fill { width: 60%; padding-right: 0; }
 .bar { height: .55rem; margin-top: .45rem; background: var(--accent); border-radius: 2px; }
 .plot svg { display: block; width: 100%; height: auto; color: var(--ink); }
-pre { overflow-x: auto; background: var(--card); padding: .9rem 1rem; border-radius: 8px; font-size: .85rem; line-height: 1.7; }
+pre { overflow-x: auto; background: var(--card); padding: .9rem 1rem; border-radius: 8px; font-size: .85rem;
+  line-height: 1.7; }
 code, details td { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 details table { font-size: .8rem; } details td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; }
 """
