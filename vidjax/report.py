@@ -12,11 +12,13 @@ from typing import Any
 from vidjax.errors import InputError
 
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
-PANELS = {
+PANELS = {  # curves, where a stage has them
     "loss": "loss",
     "psnr": "PSNR of the batch (dB)",
     "grad_norm": "gradient norm",
-}  # curves, where a stage has them
+}
+PCA, MEAN = "{:.1f} dB: PCA of patches, as many latents", "{:.1f} dB: the mean of the clip's windows, no model"
+INK, ACCENT = "#010203", "#040506"  # stand for the page's colours
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -142,9 +144,6 @@ def _plot(stage: str, entries: list[dict[str, Any]]) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor").replace(ACCENT, "var(--accent)")
-
-
-INK, ACCENT = "#010203", "#040506"  # stand for the page's colours
 
 
 def _panel(axes: Any, key: str, entries: list[dict[str, Any]]) -> None:
