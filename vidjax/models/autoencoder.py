@@ -1,0 +1,265 @@
+"""One KL autoencoder for images and videos; its configuration decides whose."""
+
+import dataclasses
+from math import prod
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vidjax.errors import InputError
+from vidjax.models.attention import Attention, OnTokens
+from vidjax.models.autoencoder_layers import Halve, Kernel, ResBlock, Shrink, Stretch
+from vidjax.models.convolution import Conv
+from vidjax.models.layers import Context, GroupNorm, Over, Stage, Upsample, linear
+from vidjax.models.patch_pca import PatchPCA, Strides, from_patches, to_patches
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Levels from fine to coarse; between two of them the map shrinks by `steps`. The defaults are the quick `PATCHES`.
+
+    patch: pixels (t, h, w) that become one position's features before the first level. linear: a linear path runs
+    beside encoder and decoder and the network starts at zero: the whole is its linear path at first (see `start_at`).
+    resample: "nearest" halves and doubles (h, w) as Stable Diffusion does; "transposed" is LVDM's, whose decoder has
+    neither a first convolution nor a last norm, and whose `decoder_channels` end with the latents' own number.
+    """
+
+    latent_channels: int = 16
+    channels: tuple[int, ...] = (128,)
+    blocks: tuple[int, ...] = (2,)
+    decoder_channels: tuple[int, ...] | None = None  # as `channels`
+    decoder_blocks: tuple[int, ...] = (3,)
+    steps: tuple[Strides, ...] = ()
+    patch: Strides = (2, 8, 8)
+    kernels: tuple[Kernel, Kernel] = ((3, 3), (3, 1, 1))
+    resample: Literal["nearest", "transposed"] = "nearest"
+    attention: bool = False  # in the middle, within frames
+    linear: bool = True
+    groups: int = 32
+    norm_over: Over = "frame"
+    mode: Literal["zeros", "edge"] = "zeros"
+    in_channels: int = 3
+
+    def __post_init__(self):
+        levels = len(self.channels)
+        for name in ("blocks", "decoder_blocks", "decoder_channels"):
+            value = getattr(self, name)
+            if value is not None and len(value) != levels:
+                raise InputError(f"autoencoder.{name}={value} has {len(value)} levels, channels has {levels}")
+        if len(self.steps) != levels - 1:
+            raise InputError(f"autoencoder.steps={self.steps}: {levels} levels need {levels - 1} of them")
+        if self.resample == "nearest" and any(step != (1, 2, 2) for step in map(tuple, self.steps)):
+            raise InputError(f"autoencoder.steps={self.steps}: resample='nearest' takes (1, 2, 2) only")
+
+    @property
+    def strides(self) -> Strides:
+        """Pixels a latent along (t, h, w)."""
+        return tuple(prod(s) for s in zip(self.patch, *self.steps))
+
+
+PATCHES = AutoencoderConfig()
+LVDM = AutoencoderConfig(  # He et al. 2022
+    latent_channels=4,
+    channels=(32, 64, 128, 256),
+    blocks=(0, 1, 1, 1),
+    decoder_channels=(64, 128, 256, 4),
+    decoder_blocks=(2, 2, 2, 0),
+    steps=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+    patch=(1, 1, 1),
+    kernels=((3, 3, 3), (3, 3, 3)),
+    resample="transposed",
+    linear=False,
+    norm_over="clip",
+    mode="edge",
+)
+STABLE_DIFFUSION = AutoencoderConfig(  # Rombach et al. 2022
+    latent_channels=4,
+    channels=(128, 256, 512, 512),
+    blocks=(2, 2, 2, 2),
+    decoder_blocks=(3, 3, 3, 3),
+    steps=((1, 2, 2),) * 3,
+    patch=(1, 1, 1),
+    kernels=((3, 3), (3, 3)),
+    attention=True,
+    linear=False,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """q(z | x) = N(mean, exp(logvar)), independent in every element; logvar is kept within [-30, 20]."""
+
+    mean: Float[Array, "b s i j z"]
+    logvar: Float[Array, "b s i j z"]
+
+    @property
+    def mode(self) -> Float[Array, "b s i j z"]:
+        return self.mean
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "b s i j z"]:
+        return self.mean + jnp.exp(0.5 * self.logvar) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def kl(self) -> Float[Array, "b"]:
+        """KL(q || N(0, 1)) of each example in nats, summed over elements (Kingma & Welling 2014, appendix B)."""
+        mean, logvar = self.mean.astype(jnp.float32), self.logvar.astype(jnp.float32)
+        return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))
+
+
+class Autoencoder(nnx.Module):
+    """Videos [b, t, h, w, c] in [-1, 1] to a posterior over latents [b, s, i, j, z] and back.
+
+    Parameter paths follow diffusers' AutoencoderKL (weights/diffusers_autoencoder.py); LVDM's figures are those of its
+    released configuration. Frames are independent of each other with kernels of two numbers, so images have t = 1.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        z, pixels = config.latent_channels, config.in_channels
+        self.encoder, self.decoder = Encoder(config, rngs=rngs), Decoder(config, rngs=rngs)
+        if config.linear:
+            features = pixels * prod(config.strides)
+            self.linear_in = linear(features, z, rngs=rngs)
+            self.linear_out = linear(z, features, rngs=rngs)
+        else:
+            self.quant_conv = linear(2 * z, 2 * z, rngs=rngs)
+            self.post_quant_conv = linear(z, z, rngs=rngs)
+
+    @property
+    def strides(self) -> Strides:
+        return self.config.strides
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
+
+    def encode(self, x: Float[Array, "b t h w c"]) -> Posterior:
+        """Raises InputError if the strides do not divide (t, h, w)."""
+        check_size(x.shape[1:4], self.strides)
+        moments = self.encoder(x)
+        if not self.config.linear:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments, 2, -1)
+        if self.config.linear:
+            mean = mean + self.linear_in(to_patches(x, self.strides))
+        return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        if self.config.linear:
+            return self.decoder(z) + from_patches(self.linear_out(z), self.strides)
+        return self.decoder(self.post_quant_conv(z))
+
+    def start_at(self, pca: PatchPCA) -> None:
+        """Makes the linear path that of `pca`. With the network at its zero start, decode(encode(x).mode) is then
+        `pca.reconstruct(x)`. The decoder's first convolution is scaled to see every latent channel equally strong."""
+        self.linear_in.kernel[...], self.linear_in.bias[...] = pca.basis, -pca.mean @ pca.basis
+        self.linear_out.kernel[...], self.linear_out.bias[...] = pca.basis.T, pca.mean
+        kernel = self.decoder.conv_in.kernel
+        kernel[...] = kernel[...] / jnp.maximum(pca.spread, 1e-3)[:, None]
+
+
+class Encoder(nnx.Module):
+    """conv_in, per level residual blocks and a downsampling, the middle, and the moments (mean, logvar)."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        channels, kernel = config.channels, config.kernels[0]
+        self.patch = config.patch
+        self.conv_in = Conv(config.in_channels * prod(config.patch), channels[0], kernel, mode=config.mode, rngs=rngs)
+        self.down = nnx.List([])
+        width = channels[0]
+        for level, (dim, blocks) in enumerate(zip(channels, config.blocks)):
+            layers = residuals(config, width, dim, blocks, rngs)
+            width = dim
+            if level < len(channels) - 1:
+                if config.resample == "transposed":
+                    width = channels[level + 1]
+                    layers["downsample"] = Shrink(dim, width, config.steps[level], rngs=rngs)
+                else:
+                    layers["downsample"] = Halve(dim, rngs=rngs)
+            self.down.append(Stage(**layers))
+        self.mid = middle(config, width, rngs)
+        self.norm_out = GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
+        z = config.latent_channels
+        self.conv_out = Conv(width, 2 * z, kernel, mode=config.mode, zero=config.linear, rngs=rngs)
+        if config.linear:  # samples start 1 / 12 of a pixel unit around their mean
+            self.conv_out.bias[...] = jnp.repeat(jnp.array([0.0, -5.0]), z)
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b s i j m"]:
+        ctx = timeless(x)
+        h = self.conv_in(to_patches(x, self.patch))
+        for layer in (*self.down, self.mid):
+            h = layer(h, ctx)
+        return self.conv_out(jax.nn.silu(self.norm_out(h, ctx)))
+
+
+class Decoder(nnx.Module):
+    """The levels backwards: the middle, residual blocks and an upsampling per level, pixels."""
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        channels, kernel = (config.decoder_channels or config.channels)[::-1], config.kernels[0]
+        transposed = config.resample == "transposed"
+        self.patch = config.patch
+        conv_in = None if transposed else Conv(config.latent_channels, channels[0], kernel, mode=config.mode, rngs=rngs)
+        self.conv_in = nnx.data(conv_in)
+        self.mid = middle(config, channels[0], rngs)
+        self.up = nnx.List([])
+        width = channels[0]
+        for level, (dim, blocks) in enumerate(zip(channels, config.decoder_blocks[::-1])):
+            layers = residuals(config, width, dim, blocks, rngs)
+            width = dim
+            if level < len(channels) - 1:
+                if transposed:
+                    width = channels[level + 1]
+                    layers["upsample"] = Stretch(dim, width, config.steps[-1 - level], rngs=rngs)
+                else:
+                    layers["upsample"] = Upsample(dim, rngs=rngs)
+            self.up.append(Stage(**layers))
+        norm_out = None if transposed else GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
+        self.norm_out = nnx.data(norm_out)
+        features = config.in_channels * prod(config.patch)
+        self.conv_out = Conv(width, features, kernel, mode=config.mode, zero=config.linear, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        ctx = timeless(z)
+        h = z if self.conv_in is None else self.conv_in(z)
+        for layer in (self.mid, *self.up):
+            h = layer(h, ctx)
+        if self.norm_out is not None:
+            h = jax.nn.silu(self.norm_out(h, ctx))
+        return from_patches(self.conv_out(h), self.patch)
+
+
+def residuals(config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs) -> dict[str, ResBlock]:
+    options = dict(kernels=config.kernels, groups=config.groups, norm_over=config.norm_over, mode=config.mode)
+    return {f"resnet_{i}": ResBlock(cout if i else cin, cout, **options, rngs=rngs) for i in range(blocks)}
+
+
+def middle(config: AutoencoderConfig, dim: int, rngs: nnx.Rngs) -> Stage:
+    """Block, one-headed attention within frames, block; or nothing."""
+    if not config.attention:
+        return Stage()
+    first, last = residuals(config, dim, dim, 2, rngs).values()
+    norm = GroupNorm(dim, config.groups, 1e-6, rngs=rngs)
+    attention = OnTokens(Attention(dim, 1, norm=norm, bias=True, rngs=rngs))
+    return Stage(resnet_0=first, attention=attention, resnet_1=last)
+
+
+def timeless(x: Array) -> Context:
+    """The context of layers that know no diffusion time."""
+    return Context(emb=jnp.zeros((*x.shape[:2], 0), x.dtype))
+
+
+def check_size(size: tuple[int, ...], strides: Strides) -> None:
+    """Raises InputError, with the nearest sizes that work, if the strides do not divide (frames, height, width)."""
+    if any(n % s for n, s in zip(size, strides)):
+        below, above = (
+            tuple(max(s, (n + up) // s * s) for n, s, up in zip(size, strides, ups))
+            for ups in ((0, 0, 0), tuple(s - 1 for s in strides))
+        )
+        raise InputError(
+            f"{size[0]} frames of {size[1]}x{size[2]} do not divide by the autoencoder's strides {strides}: "
+            f"take {below[0]} frames of {below[1]}x{below[2]} or {above[0]} of {above[1]}x{above[2]}"
+        )
