@@ -88,12 +88,17 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
         if ctx.images and self.over != "frame":
             return apart(self, x, ctx)
-        g = x.reshape(*x.shape[:-1], self.groups, -1).astype(jnp.float32)
-        pixels = tuple(range(2, x.ndim - 1))
-        axes = {"frame": (*pixels, -1), "clip": (1, *pixels, -1), "pixel": (1, -1)}[self.over]
-        g = g - g.mean(axes, keepdims=True)
-        g = g * jax.lax.rsqrt(jnp.square(g).mean(axes, keepdims=True) + self.eps)
-        return g.reshape(x.shape).astype(x.dtype) * self.scale[...] + self.bias[...]
+        axes = {"frame": tuple(range(2, x.ndim - 1)), "clip": tuple(range(1, x.ndim - 1)), "pixel": (1,)}[self.over]
+        y = x.astype(jnp.float32)
+        y = y - self.mean(y, axes)
+        y = y * jax.lax.rsqrt(self.mean(jnp.square(y), axes) + self.eps)
+        return y.astype(x.dtype) * self.scale[...] + self.bias[...]
+
+    def mean(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """Of a group; first of each channel, which on a CPU takes half the time of all at once."""
+        x = x.mean(axes, keepdims=True)
+        groups = x.reshape(*x.shape[:-1], self.groups, -1)
+        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(x.shape)
 
 
 class LayerNorm(nnx.Module):

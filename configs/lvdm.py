@@ -1,0 +1,97 @@
+"""LVDM (He et al. 2022): a 3-D autoencoder, then latent diffusion of video.
+
+    python -m vidjax.main --config=configs/lvdm.py            eight shipped captioned clips, 64x64, two CPU cores, minutes
+    python -m vidjax.main --config=configs/lvdm.py:sky        the paper's recipe, 16 frames of 256x256: a GPU or a pod
+    also :ucf101 and :taichi
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "clips") -> ConfigDict:
+    recipes = {"clips": clips, "sky": lambda: paper("sky"), "ucf101": lambda: paper("ucf101"), "taichi": lambda: paper("taichi")}
+    if variant not in recipes:
+        raise ValueError(f"configs/lvdm.py has no variant {variant!r}: choose one of {', '.join(recipes)}")
+    return ConfigDict(recipes[variant]())
+
+
+def clips() -> dict:
+    """A text-to-video model of eight clips. It learns them by heart: what it shows is that every part works."""
+    return dict(
+        seed=0,
+        data=dict(source="webvid", path="", frames=8, size=64, heldout=16, cache=True),
+        autoencoder=dict(),
+        conditioning=dict(text=dict(dim=96, layers=1, heads=4, length=64, drop=0.1)),
+        model=dict(
+            channels=(96, 192),
+            blocks_per_level=1,
+            attention_levels=(False, True),
+            heads=(4, 4),
+            block=(("attn1", "frame"), ("attn2", "tokens"), ("attn_temp", "time"), ("ff", "ff")),
+            positions=True,
+        ),
+        diffusion=dict(schedule="cosine", steps=None, shift=2.0, prediction="x0"),
+        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
+        stages=dict(
+            autoencoder=dict(
+                objective="autoencoder",
+                train=dict(steps=120, batch_size=8, log_every=10, ema=0.99),
+                optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup=20),
+                loss=dict(distance="l2", kl_weight=1e-5),
+            ),
+            diffusion=dict(
+                objective="diffusion",
+                source="autoencoder",
+                train=dict(steps=1200, batch_size=8, log_every=20, save_every=200, ema=0.995),
+                optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
+            ),
+        ),
+        sample=dict(sampler="ddim", num_steps=25, guidance_scale=1.5, per_caption=2, fps=15.0),
+    )
+
+
+def paper(data_set: str) -> dict:
+    """The released configuration; effective batches are those of 8 GPUs, split by `accumulate` where fewer are at hand."""
+    batch, epochs_steps = (3, 200_000) if data_set == "sky" else (2, 300_000)
+    return dict(
+        seed=0,
+        data=dict(source="folder", path=f"data/{data_set}", frames=16, size=256, stride=1, workers=8),
+        autoencoder=dict(),
+        conditioning=dict(),
+        model=dict(
+            channels=(256, 512, 768, 1024),
+            blocks_per_level=3,
+            attention_levels=(False, True, True, True),
+            heads=(4, 4, 4, 4),
+            attention="plain",
+            scale_shift=True,
+            norm_over="clip",
+            reach=4,
+        ),
+        diffusion=dict(schedule="lvdm", prediction="eps"),
+        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
+        stages=dict(
+            autoencoder=dict(
+                objective="autoencoder",
+                train=dict(steps=200_000, batch_size=16, accumulate=2, dtype="bfloat16", log_every=50, save_every=2_000),
+                optimizer=dict(learning_rate=1.6e-5 if data_set == "taichi" else 3.6e-5, b1=0.5, b2=0.9, weight_decay=0.0),
+                loss=dict(distance="l1", kl_weight=0.0),
+            ),
+            diffusion=dict(
+                objective="diffusion",
+                source="autoencoder",
+                train=dict(
+                    steps=epochs_steps,
+                    batch_size=16 * batch,
+                    accumulate=2,
+                    dtype="bfloat16",
+                    remat="full",
+                    log_every=50,
+                    save_every=2_000,
+                ),
+                optimizer=dict(learning_rate=6e-5),
+                loss=dict(distance="l1"),
+            ),
+        ),
+        sample=dict(sampler="ddpm", num_steps=1000, per_caption=8, fps=8.0),
+    )

@@ -1,0 +1,107 @@
+"""Wrappers by closed form: what they must leave alone, what they must reach, and that they compose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.diffusion import schedule as schedules
+from vidjax.diffusion.guidance import classifier_free, known_frames, threshold
+from vidjax.diffusion.samplers import SAMPLERS, sample
+
+VP = schedules.lvdm()
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (2, 3, 4, 4, 1))
+T = jnp.full((2, 3), 500.0)
+MASK = jnp.array([[1, 0, 0], [1, 0, 1]], jnp.float32)
+
+
+def constant(value, schedule=VP):
+    return lambda xt, t: schedule.x0_eps(value + 0.1 * jnp.sin(7 * xt), xt, t, "x0")
+
+
+def consistent(x0, eps, xt, t):
+    np.testing.assert_allclose(VP.q_sample(x0, eps, t), xt, atol=1e-5)
+
+
+def test_scale_one_is_the_conditional_and_skips_the_other():
+    never = lambda xt, t: (jnp.full_like(xt, jnp.nan),) * 2
+    guided = classifier_free(VP, constant(0.5), never, 1.0)(X, T)
+    np.testing.assert_array_equal(guided, constant(0.5)(X, T))
+
+
+def test_scale_extrapolates():
+    guided = classifier_free(VP, constant(0.5), constant(0.1), 3.0)(X, T)
+    np.testing.assert_allclose(guided[0], 0.1 + 3 * (0.5 - 0.1) + 0.1 * jnp.sin(7 * X), atol=1e-5)
+    consistent(*guided, X, T)
+
+
+def test_scale_a_frame():
+    scales = jnp.array([1.0, 2.0, 3.0])
+    guided = classifier_free(VP, constant(0.5), constant(0.1), scales)(X, T)
+    for i, scale in enumerate(scales):
+        alone = classifier_free(VP, constant(0.5), constant(0.1), scale)(X, T)
+        np.testing.assert_allclose(guided[0][:, i], alone[0][:, i], atol=1e-6)
+
+
+def test_interval():
+    guided = classifier_free(VP, constant(0.5), constant(0.1), 3.0, interval=(200.0, 600.0))
+    free = classifier_free(VP, constant(0.5), constant(0.1), 3.0)
+    for level, expected in [(100.0, constant(0.5)), (500.0, free), (700.0, constant(0.5))]:
+        t = jnp.full((2, 3), level)
+        np.testing.assert_array_equal(guided(X, t), expected(X, t))
+
+
+@pytest.mark.parametrize("prediction", schedules.PREDICTIONS)
+def test_full_rescale_has_the_conditional_std(prediction):
+    uncond = lambda xt, t: VP.x0_eps(-0.4 * xt, xt, t, "x0")
+    guided = classifier_free(VP, constant(0.5), uncond, 7.0, rescale=1.0, prediction=prediction)(X, T)
+    std = lambda pair: np.std(np.asarray(VP.target(*pair, T, prediction)), axis=(1, 2, 3, 4))
+    np.testing.assert_allclose(std(guided), std(constant(0.5)(X, T)), rtol=1e-4)
+    consistent(*guided, X, T)
+
+
+def test_threshold():
+    x0, eps = threshold(VP, constant(1.0))(X, T)
+    np.testing.assert_array_equal(x0, jnp.clip(constant(1.0)(X, T)[0], -1, 1))
+    consistent(x0, eps, X, T)
+    wide = lambda xt, t: VP.x0_eps(2 * xt, xt, t, "x0")
+    x0, eps = threshold(VP, wide, percentile=90.0)(X, T)
+    for found, raw in zip(np.asarray(x0), np.asarray(2 * X)):  # Saharia et al. 2022, section 2.3
+        s = max(np.percentile(np.abs(raw), 90), 1)
+        np.testing.assert_allclose(found, np.clip(raw, -s, s) / s, atol=1e-5)
+    consistent(x0, eps, X, T)
+    np.testing.assert_array_equal(threshold(VP, constant(0.0), percentile=90.0)(X, T)[0], constant(0.0)(X, T)[0])
+
+
+def test_network_sees_known_frames_at_their_own_level():
+    known, eps = jnp.full_like(X, 0.3), jax.random.normal(jax.random.key(5), X.shape)
+    asked = []
+
+    def record(xt, t):
+        asked.append((xt, t))
+        return constant(0.5)(xt, t)
+
+    x0, _ = known_frames(VP, record, known, MASK, level=20.0, eps=eps)(X, T)
+    (xt, t), here = asked[0], MASK > 0.5
+    np.testing.assert_array_equal(t, jnp.where(here, 20.0, 500.0))
+    np.testing.assert_allclose(xt[here], VP.q_sample(known, eps, 20.0)[here], atol=1e-6)
+    np.testing.assert_array_equal(xt[~here], X[~here])
+    np.testing.assert_array_equal(x0[here], known[here])
+    np.testing.assert_array_equal(x0[~here], constant(0.5)(X, T)[0][~here])
+    known_frames(VP, record, known, MASK, show=False)(X, T)
+    np.testing.assert_array_equal(asked[1][0], X)
+    np.testing.assert_array_equal(asked[1][1], T)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("schedule", [VP, schedules.edm(), schedules.flow()], ids=["vp", "edm", "flow"])
+def test_every_sampler_ends_on_the_known_frames_guided_or_not(name, schedule):
+    known = jax.random.normal(jax.random.key(7), X.shape)
+    shown = known_frames(schedule, constant(0.5, schedule), known, MASK)
+    guided = classifier_free(schedule, shown, constant(0.1, schedule), 4.0, rescale=0.7)
+    clamped = known_frames(schedule, guided, known, MASK, show=False)
+    x = schedule.sigma(schedule.noisiest) * X
+    found = sample(clamped, schedule, x, schedule.timesteps(4), 4, SAMPLERS[name](), KEY)
+    np.testing.assert_array_equal(found[MASK > 0.5], known[MASK > 0.5])
+    assert float(jnp.abs(found - known)[MASK < 0.5].max()) > 0.1

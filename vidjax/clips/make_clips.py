@@ -1,0 +1,98 @@
+"""How the shipped clips were cut: square crops of openly licensed footage, every frame of a stretch, at 15 fps.
+
+    python vidjax/clips/make_clips.py bigbuckbunny.mp4 vtest.avi box.mp4 cup.mp4 tree.avi cityCC0.mpg
+
+takes the source files (ATTRIBUTION.md says whose they are), in any order, and writes the clips, clips.csv in WebVid's
+columns and a contact sheet (`--sheet`). A path of crops follows a walking person.
+"""
+
+import argparse
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vidjax.data.video_io import contact_sheet, read_frames, resize, write_mp4
+
+FPS, SIZE = 15, 96
+URLS = {
+    "bigbuckbunny.mp4": "https://peach.blender.org",
+    "cityCC0.mpg": "https://github.com/kivy/kivy/tree/master/examples/widgets",
+}
+OPENCV = "https://github.com/opencv/opencv"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Frames first to last (not included); a square of `side` pixels, its centre led through `path`: {frame: (x, y)}."""
+
+    name: str
+    caption: str
+    source: str
+    first: int
+    last: int
+    side: int
+    path: dict[int, tuple[int, int]]
+
+
+BUNNY = "bigbuckbunny.mp4"
+WALK = {
+    640: (360, 452),
+    652: (350, 431),
+    660: (319, 420),
+    668: (270, 408),
+    676: (213, 398),
+    688: (144, 365),
+    704: (108, 335),
+}
+CUTS = (
+    Cut("bunny", "a fat grey rabbit stretches its arms in front of a hill", BUNNY, 44, 102, 640, {0: (410, 350)}),
+    Cut("face", "a close-up of the face of a yawning grey rabbit", BUNNY, 56, 102, 330, {0: (470, 165)}),
+    Cut("woman", "a blonde woman in a black coat walks over a green lawn", "vtest.avi", 640, 704, 150, WALK),
+    Cut("man", "a man in a black suit stands waiting on grey asphalt", "vtest.avi", 546, 602, 116, {0: (655, 362)}),
+    Cut("tower", "a white skyscraper against a dark blue night sky", "cityCC0.mpg", 118, 190, 400, {0: (420, 205)}),
+    Cut("box", "a hand turns a yellow box over a white table", "box.mp4", 345, 411, 380, {0: (420, 190)}),
+    Cut("flask", "a hand holds a black flask in front of a white wall", "cup.mp4", 0, 40, 320, {0: (400, 240)}),
+    Cut("tree", "a green tree stirs in the wind", "tree.avi", 0, 52, 200, {0: (150, 130)}),
+)
+
+
+def cut_frames(cut: Cut, source: Path) -> np.ndarray:
+    """The cropped frames, uint8 [t, 96, 96, 3]."""
+    numbers = list(range(cut.first, cut.last))
+    at = sorted(cut.path)
+    centres = [np.interp(numbers, at, [cut.path[k][axis] for k in at]) for axis in (0, 1)]
+    half, frames = cut.side // 2, read_frames(source, numbers)
+    cropped = []
+    for frame, x, y in zip(frames, *centres, strict=True):
+        left = int(np.clip(round(x) - half, 0, frame.shape[1] - cut.side))
+        top = int(np.clip(round(y) - half, 0, frame.shape[0] - cut.side))
+        cropped.append(frame[top : top + cut.side, left : left + cut.side])
+    return resize(np.stack(cropped), (SIZE, SIZE))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--sheet", type=Path)
+    args = parser.parse_args()
+    sources, rows, clips = {p.name: p for p in args.sources}, [], []
+    for cut in CUTS:
+        video = cut_frames(cut, sources[cut.source])
+        write_mp4(args.out / "real" / f"{cut.name}.mp4", video, FPS, crf=18)
+        clips.append(video)
+        url = URLS.get(cut.source, OPENCV)
+        rows.append([cut.name, url, f"PT00H00M{round(len(video) / FPS):02d}S", "real", cut.caption])
+    with open(args.out / "clips.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [["videoid", "contentUrl", "duration", "page_dir", "name"], *rows]
+        )
+    if args.sheet:
+        last = [[v[np.linspace(0, len(v) - 17, 8).astype(int)], v[-16::2]] for v in clips]
+        contact_sheet(args.sheet, last, [f"{c.name} ({len(v)}): {c.caption}" for c, v in zip(CUTS, clips)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Batches as pure functions of (seed, step): order, windows and crops come from grain's index-seeded map, never from state."""
+
+import difflib
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from vidjax.data import transforms
+from vidjax.data.source import Item, OpenClip, Source
+from vidjax.data.sources import SOURCES
+from vidjax.data.video_io import ArrayVideo, BrokenClip
+from vidjax.errors import InputError
+
+logger = logging.getLogger(__name__)
+Batch = dict[str, np.ndarray]
+SCAN = 1000  # how many clips are tried before a data set counts as unreadable
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read and how to cut windows of `frames` frames of `size` (height, width; one number: square) from it.
+
+    source, path, split: see `sources`. A window takes every `stride`-th frame, or frames at `fps` per second.
+    window: "random" | "start" | "center". heldout: the last n frames of every clip are not trained on. crop: "center" |
+    "random", after scaling to the smallest size that covers `size`. flip: mirror half of the windows. images: stills of
+    other clips beside each window. workers: threads that decode ahead (0: none). prefetch: batches they may be ahead.
+    cache: keep decoded, scaled clips in memory.
+    """
+
+    source: str = "webvid"
+    path: str = ""
+    split: str = "train"
+    frames: int = 8
+    size: int | tuple[int, int] = 64
+    stride: int = 1
+    fps: float | None = None
+    window: str = "random"
+    heldout: int = 0
+    crop: str = "center"
+    flip: bool = False
+    images: int = 0
+    workers: int = 0
+    prefetch: int = 2
+    cache: bool = False
+
+    def __post_init__(self):
+        _one_of("source", self.source, SOURCES)
+        _one_of("window", self.window, ("random", "start", "center"))
+        _one_of("crop", self.crop, ("center", "random"))
+        if min(self.hw) < 1 or len(self.hw) != 2:
+            raise InputError(f"data.size={self.size!r}: give one positive number or (height, width)")
+        for name, least in (
+            ("frames", 1),
+            ("stride", 1),
+            ("heldout", 0),
+            ("images", 0),
+            ("workers", 0),
+            ("prefetch", 1),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"data.{name}={getattr(self, name)}: must be at least {least}")
+        if self.fps is not None and self.fps <= 0:
+            raise InputError(f"data.fps={self.fps}: must be positive, or None for every stride-th frame")
+
+    @property
+    def hw(self) -> tuple[int, ...]:
+        """(height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+
+def _one_of(name: str, value: str, known) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        raise InputError(f"data.{name}={value!r} is unknown: {hint}")
+
+
+class Dataset:
+    """Clips as training batches and as evaluation windows. `make_dataset` makes one."""
+
+    def __init__(
+        self, source: Source, config: DataConfig, seed: int, tokenize: Callable[[str], np.ndarray] | None = None
+    ):
+        self._source, self._config, self._seed, self._tokenize = source, config, seed, tokenize
+        self._cached: dict[int, ArrayVideo] = {}
+        self._lock = threading.Lock()
+        self.broken: dict[int, str] = {}  # number of a clip that cannot be used -> why
+        self._warned: set[int] = set()
+        self.num_classes = source.num_classes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def clips(self) -> list[str]:
+        """Names of all clips; reads every record of a record file."""
+        return [self._source[i].name for i in range(len(self))]
+
+    @property
+    def texts(self) -> list[str]:
+        """Captions of all clips; reads every record of a record file."""
+        return [self._source[i].text for i in range(len(self))]
+
+    def batches(
+        self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Batch]:
+        """Endless batches from step `start_step` on; process p of n yields its contiguous n-th of every global batch.
+
+        Keys: video uint8 [b, t, h, w, c]; images uint8 [b, k, h, w, c] and tokens int32 [b, n] if asked for; label and
+        index int32 [b]; substituted bool [b], true where a broken clip gave way to the next readable one. Raises
+        InputError, here and now, for a batch that the processes do not divide or that the data set cannot fill.
+        """
+        if batch_size < 1 or batch_size % process_count:
+            raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
+        if len(self) < batch_size:
+            raise InputError(
+                f"{len(self)} clips are too few for one batch of {batch_size}: add clips or make the batch smaller"
+            )
+        examples = grain.MapDataset.range(len(self)).seed(self._seed).shuffle().repeat().random_map(self._example)
+        own = examples.batch(batch_size // process_count)
+        own = own.slice(slice(start_step * process_count + process_index, None, process_count))
+        if not self._config.workers:
+            return (own[i] for i in itertools.count())
+        ahead = max(self._config.prefetch, self._config.workers)
+        return iter(
+            own.to_iter_dataset(grain.ReadOptions(num_threads=self._config.workers, prefetch_buffer_size=ahead))
+        )
+
+    def windows(self, split: str, per_clip: int | None = None, clips: Sequence[int] | None = None) -> list[np.ndarray]:
+        """For each clip (of those numbered) its evaluation windows, uint8 [n, t, h, w, c], centre-cropped.
+
+        split "train" or "heldout" (the last `heldout` frames). They are evenly spaced: `per_clip` of them, by default as
+        many as do not overlap. A clip without a window there gives n = 0.
+        """
+        _one_of("split", split, ("train", "heldout"))
+        return [self._clip_windows(i, split, per_clip) for i in (range(len(self)) if clips is None else clips)]
+
+    def _clip_windows(self, index: int, split: str, per_clip: int | None) -> np.ndarray:
+        config, item = self._config, self._source[index]
+        try:
+            with self._open(index, item) as video:
+                step = transforms.frame_step(video.fps, config.stride, config.fps)
+                first, stop = self._range(video.frames, split)
+                starts = transforms.window_starts(stop - first, config.frames, step)
+                span = transforms.window_span(config.frames, step)
+                at = transforms.spread_starts(starts, span, per_clip)
+                numbers = np.concatenate([transforms.window_indices(first + s, config.frames, step) for s in at])
+                frames = self._cut(video, numbers, (0.5, 0.5))
+        except BrokenClip as reason:
+            self._warn(index, item.name, f"{reason} ({split} windows)")
+            return np.zeros((0, config.frames, *config.hw, 3), np.uint8)
+        return frames.reshape(len(at), config.frames, *frames.shape[1:])
+
+    def check(self) -> None:
+        """Raises InputError unless one of the first clips can be read and is long enough."""
+        if not len(self):
+            raise InputError(
+                f"data source {self._config.source!r} has no clips: {self._config.path or 'set data.path'}"
+            )
+        reason = None
+        for index in range(min(len(self), SCAN)):
+            try:
+                self._window(index, self._source[index], np.full(5, 0.5))
+                return
+            except BrokenClip as error:
+                reason = reason or f"{self._source[index].name}: {error}"
+        tried = min(len(self), SCAN)
+        raise InputError(
+            f"none of the {'first ' * (tried < len(self))}{tried} clips can be used (the first one: {reason}): check data.path"
+        )
+
+    def _example(self, index: int, rng: np.random.Generator) -> Batch:
+        """One element of a batch; all its random numbers are drawn before anything is read."""
+        index = int(index)
+        u = rng.random(5)
+        others = [(int(rng.integers(len(self))), rng.random(5)) for _ in range(self._config.images)]
+        used, item, video = self._readable(index, self._window, u)
+        substituted = used != index
+        example = {"video": video, "label": np.int32(item.label), "index": np.int32(used)}
+        if others:
+            stills = [self._readable(i, self._still, v) for i, v in others]
+            example["images"] = np.stack([still for *_, still in stills])
+            substituted |= any(got != i for (got, *_), (i, _) in zip(stills, others))
+        if self._tokenize is not None:
+            example["tokens"] = np.asarray(self._tokenize(item.text), np.int32)
+        return example | {"substituted": np.bool_(substituted)}
+
+    def _readable(self, index: int, read: Callable[..., np.ndarray], u: np.ndarray) -> tuple[int, Item, np.ndarray]:
+        """`read` of the clip, or of the next one that can be read: (its number, its item, the frames)."""
+        for candidate in (*range(index, len(self)), *range(index)):
+            if candidate in self.broken:
+                continue
+            item = self._source[candidate]
+            try:
+                return candidate, item, read(candidate, item, u)
+            except BrokenClip as reason:
+                self._warn(candidate, item.name, str(reason))
+                self.broken[candidate] = str(reason)
+        raise InputError(f"none of the {len(self)} clips can be read: check data.path={self._config.path!r}")
+
+    def _warn(self, index: int, name: str, reason: str) -> None:
+        with self._lock:
+            if index not in self._warned:
+                self._warned.add(index)
+                logger.warning("clip %s is left out: %s", name, reason)
+
+    def _range(self, frames: int, split: str) -> tuple[int, int]:
+        border = max(frames - self._config.heldout, 0)
+        return (0, border) if split == "train" else (border, frames)
+
+    def _window(self, index: int, item: Item, u: np.ndarray) -> np.ndarray:
+        """A training window [t, h, w, c]; u: five uniform numbers (place in time, crop down, crop right, mirror, unused)."""
+        config = self._config
+        with self._open(index, item) as video:
+            step = transforms.frame_step(video.fps, config.stride, config.fps)
+            first, stop = self._range(video.frames, "train")
+            starts = transforms.window_starts(stop - first, config.frames, step)
+            place = {"random": u[0], "start": 0.0, "center": 0.5}[config.window]
+            start = first + min(int(place * starts), starts - 1)
+            return self._augment(video, transforms.window_indices(start, config.frames, step), u)
+
+    def _still(self, index: int, item: Item, u: np.ndarray) -> np.ndarray:
+        """One training frame [h, w, c]."""
+        with self._open(index, item) as video:
+            stop = self._range(video.frames, "train")[1]
+            transforms.window_starts(stop, 1, 1.0)
+            return self._augment(video, np.array([min(int(u[0] * stop), stop - 1)]), u)[0]
+
+    def _augment(self, video: OpenClip, numbers: np.ndarray, u: np.ndarray) -> np.ndarray:
+        frames = self._cut(video, numbers, (u[1], u[2]) if self._config.crop == "random" else (0.5, 0.5))
+        return np.ascontiguousarray(frames[:, :, ::-1] if self._config.flip and u[3] < 0.5 else frames)
+
+    def _cut(self, video: OpenClip, numbers: np.ndarray, place: tuple[float, float]) -> np.ndarray:
+        cover = transforms.cover_size(video.height, video.width, self._config.hw)
+        return transforms.crop_at(video.read(numbers, cover), self._config.hw, place)
+
+    def _open(self, index: int, item: Item) -> OpenClip:
+        if not self._config.cache:
+            return item.open()
+        if index not in self._cached:
+            with item.open() as video:
+                cover = transforms.cover_size(video.height, video.width, self._config.hw)
+                self._cached[index] = ArrayVideo(video.read(range(video.frames), cover), video.fps)
+        return self._cached[index]
+
+
+def make_dataset(config: DataConfig, *, seed: int, tokenize: Callable[[str], np.ndarray] | None = None) -> Dataset:
+    """The data set of `config`. tokenize turns a caption into int32 ids of a fixed length.
+
+    Raises InputError at once for a missing path or column, and when none of the clips can be read.
+    """
+    dataset = Dataset(SOURCES[config.source](config.path, config.split), config, seed, tokenize)
+    dataset.check()
+    return dataset

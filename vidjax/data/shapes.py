@@ -1,0 +1,47 @@
+"""Procedurally drawn captioned videos: a coloured shape crosses a grey field and comes in again on the other side."""
+
+from itertools import product
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vidjax.data.source import Item, Source
+from vidjax.data.video_io import ArrayVideo
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {"red": (220, 50, 40), "green": (50, 190, 70), "blue": (50, 90, 220), "yellow": (235, 210, 60)}
+MOVES = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+FRAMES, SIZE, RADIUS, SPEED, FPS = 32, 64, 0.17, 1 / 24, 8.0
+
+
+def _inside(shape: str, y: np.ndarray, x: np.ndarray, r: float) -> np.ndarray:
+    """How far inside the outline each point lies (negative outside), in the units of y and x; y points down."""
+    if shape == "circle":
+        return r - np.hypot(y, x)
+    if shape == "square":
+        return 0.85 * r - np.maximum(abs(y), abs(x))
+    return np.minimum(r / 2 - y, (y + r - np.sqrt(3) * abs(x)) / 2)  # equilateral, point up, circumradius r
+
+
+def draw(shape: str, colour: str, move: str, frames: int = FRAMES, size: int = SIZE) -> UInt8[np.ndarray, "t h w 3"]:
+    """The clip "a {colour} {shape} moves {move}", antialiased, on a torus: the motion never ends."""
+    grid = (np.arange(size) + 0.5) / size
+    rgb, field = np.array(COLOURS[colour], np.float32), np.array((128, 128, 128), np.float32)
+    video = []
+    for t in range(frames):
+        dy, dx = (((grid - 0.5 - v * SPEED * t) + 0.5) % 1 - 0.5 for v in MOVES[move])
+        cover = np.clip(_inside(shape, dy[:, None], dx[None, :], RADIUS) * size + 0.5, 0, 1)[..., None]
+        video.append(field + cover * (rgb - field))
+    return np.round(np.stack(video)).astype(np.uint8)
+
+
+def shapes_source(path: str = "", split: str = "train") -> Source:
+    """All 48 combinations of shape, colour and direction; the class is the shape. Takes no path."""
+    combinations = list(product(SHAPES, COLOURS, MOVES))
+
+    def item(i: int) -> Item:
+        shape, colour, move = combinations[i]
+        text = f"a {colour} {shape} moves {move}"
+        return Item(text, text, SHAPES.index(shape), lambda: ArrayVideo(draw(shape, colour, move), FPS))
+
+    return Source(len(combinations), item, len(SHAPES))

@@ -1,0 +1,256 @@
+"""Where clips come from: a Source is a sequence of Items that can be read in any order.
+
+An Item knows its name, caption and class, and opens into a Video (frames, fps, height, width, read); an image is a clip
+of one frame. The readers of file formats are imported by the source that needs them.
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vidjax.data.shapes import shapes_source
+from vidjax.data.source import Item, Source
+from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
+from vidjax.errors import InputError
+
+SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"
+WEBVID_COLUMNS = ("videoid", "page_dir", "name")
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif"}
+
+
+def _video_files(
+    paths: Sequence[Path], texts: Sequence[str], labels: Sequence[int] | None = None, num_classes: int = 0
+) -> Source:
+    def item(i: int) -> Item:
+        return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: Video(paths[i]))
+
+    return Source(len(paths), item, num_classes)
+
+
+def _must_exist(path: str, what: str) -> Path:
+    if not path:
+        raise InputError(f"data.path is empty: set it to {what}")
+    if not Path(path).exists():
+        raise InputError(f"no such path: {path} (data.path must be {what})")
+    return Path(path)
+
+
+def webvid(path: str = "", split: str = "train") -> Source:
+    """WebVid's layout: a CSV with columns videoid, page_dir, name (the caption), the files at page_dir/videoid.mp4 beside
+    it (or under `videos/` beside it). `path` is the CSV, or a folder with one CSV in it (or one whose name has `split` in
+    it); "" is the clips that ship with the package. Missing files are found out when they are read."""
+    table = _must_exist(path, "a WebVid CSV or its folder") if path else SHIPPED
+    if table.is_dir():
+        tables = sorted(table.glob("*.csv"))
+        tables = [t for t in tables if split in t.stem] if len(tables) > 1 else tables
+        if len(tables) != 1:
+            raise InputError(f"{len(tables)} CSV files to choose from in {table}: set data.path to the one to read")
+        table = tables[0]
+    with open(table, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in WEBVID_COLUMNS if c not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(
+                f"{table} has no column {', '.join(missing)}: a WebVid CSV has {', '.join(WEBVID_COLUMNS)}"
+            )
+        rows = [[(row[c] or "").strip() for c in WEBVID_COLUMNS] for row in reader]
+    root = table.parent / "videos" if (table.parent / "videos").is_dir() else table.parent
+    return _video_files([root / page / f"{key}.mp4" for key, page, _ in rows], [text for *_, text in rows])
+
+
+def folder(path: str, split: str = "") -> Source:
+    """All video files under a folder, sorted by path. A caption is, first found: NAME.txt beside the file; the file's entry
+    in captions.json in the folder ({file: caption}, or a list of {"file", "caption"}); the sub-folder's name. Sub-folders
+    (UCF-101's layout) are the classes."""
+    root = _must_exist(path, "a folder of videos")
+    if not root.is_dir():
+        raise InputError(f"{path} is not a folder: set data.path to the folder, or data.source to 'clip'")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    if not paths:
+        raise InputError(f"no video files in {path}: expected names ending in {' '.join(sorted(VIDEO_SUFFIXES))}")
+    captions = _captions_file(root / "captions.json")
+    groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
+    classes = sorted(set(groups) - {""})
+    texts = [_caption(p, captions.get(p.relative_to(root).as_posix()), g) for p, g in zip(paths, groups)]
+    return _video_files(paths, texts, [classes.index(g) if g else -1 for g in groups], len(classes))
+
+
+def _captions_file(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {entry["file"]: entry["caption"] for entry in found}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path} is not a captions file ({error}): write {{"name.mp4": "caption"}}') from error
+
+
+def _caption(path: Path, listed: str | None, group: str) -> str:
+    sidecar = path.with_suffix(".txt")
+    if sidecar.exists():
+        return sidecar.read_text(encoding="utf-8", errors="replace").strip()
+    return group.replace("_", " ") if listed is None else listed
+
+
+def clip(path: str, split: str = "") -> Source:
+    """One video file; the caption from NAME.txt beside it."""
+    file = _must_exist(path, "one video file")
+    return _video_files([file], [_caption(file, None, "")])
+
+
+IDX_SPLITS = {"train": ("train", "train"), "test": ("t10k", "test")}
+
+
+def idx(path: str, split: str = "train") -> Source:
+    """MNIST's layout (Fashion-MNIST, KMNIST ...): `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` in a folder, `t10k-`
+    for split "test", with or without .gz. Images are clips of one frame with one channel; the caption is the class number."""
+    root = _must_exist(path, "a folder with IDX files")
+    images, labels = (read_idx(_idx_file(root, split, kind)) for kind in ("images", "labels"))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"{path}: images {images.shape} and labels {labels.shape} in the {split} IDX files do not belong together"
+        )
+
+    def item(i: int) -> Item:
+        return Item(f"{path}#{i}", str(labels[i]), int(labels[i]), lambda: ArrayVideo(images[i][None, :, :, None]))
+
+    return Source(len(images), item, int(labels.max(initial=-1)) + 1)
+
+
+def _idx_file(root: Path, split: str, kind: str) -> Path:
+    for prefix in IDX_SPLITS.get(split, (split,)):
+        for file in sorted(root.glob(f"{prefix}-{kind}*ubyte*")):
+            return file
+    raise InputError(
+        f"no {split} {kind} in {root}: expected a file like {IDX_SPLITS.get(split, (split,))[0]}-{kind}-idx?-ubyte[.gz]"
+    )
+
+
+def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
+    """The array in an IDX file of bytes (LeCun's format: two zeros, type 8, number of axes, their sizes, then the data)."""
+    try:
+        with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
+            data = file.read()
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("its first bytes are not those of an IDX file of bytes")
+        shape = np.frombuffer(data, ">u4", data[3], 4)
+        return np.frombuffer(data, np.uint8, int(shape.prod()), 4 + 4 * len(shape)).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is not a whole IDX file ({error}): get it again") from error
+
+
+def tfds(path: str, split: str = "train") -> Source:
+    """A data set of tensorflow_datasets, read without TensorFlow: a name ("mnist", "cifar10"; prepared as ArrayRecord on first
+    use) or the folder of a prepared one. Uses its `video` feature (frames, or encoded bytes) or else `image`, and `label`,
+    `caption` or `text` where it has them."""
+    import tensorflow_datasets as tfds
+
+    try:
+        if Path(path).is_dir():
+            builder = tfds.builder_from_directory(path)
+        else:
+            builder = tfds.builder(path, file_format="array_record")
+            builder.download_and_prepare()
+        records = builder.as_data_source(split=split)
+    except Exception as error:  # tfds raises many kinds; each means that the name, the split or the download is wrong
+        raise InputError(f"tfds data set {path!r}, split {split!r}: {' '.join(str(error).split())[:200]}") from error
+    features = builder.info.features
+    pixels = next((key for key in ("video", "image") if key in features), None)
+    if pixels is None:
+        raise InputError(
+            f"tfds data set {path!r} has neither 'video' nor 'image' among its features: {', '.join(features)}"
+        )
+    names = list(getattr(features.get("label"), "names", None) or ())
+    text_key = next((key for key in ("caption", "text") if key in features), None)
+
+    def item(i: int) -> Item:
+        record = records[i]
+        label = int(record["label"]) if "label" in features else -1
+        text = _text(record[text_key]) if text_key else names[label] if names and label >= 0 else ""
+        return Item(f"{path}/{split}#{i}", text, label, lambda: _open_value(record[pixels]))
+
+    return Source(len(records), item, getattr(features.get("label"), "num_classes", None) or 0)
+
+
+def _text(value) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _open_value(value) -> Video | ArrayVideo:
+    """Encoded bytes, frames [t, h, w, c], or an image [h, w, c]."""
+    if isinstance(value, (bytes, np.bytes_)):
+        return Video(bytes(value))
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return Video(bytes(value.item()))
+    array = np.asarray(value)
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        raise BrokenClip(f"neither encoded bytes nor uint8 frames ({array.dtype}, {array.ndim} axes)")
+    return ArrayVideo(array if array.ndim == 4 else array[None])
+
+
+def array_record(path: str, split: str = "train") -> Source:
+    """ArrayRecord files with encoded videos: one file, or a folder of *.array_record / *.array_record-00000-of-00010. A record
+    is one line of JSON ({"name", "text", "label"}, each may be left out), a newline, and the bytes of a video file: what
+    `write_array_record` writes. A folder that tfds prepared is read by `tfds`."""
+    root = _must_exist(path, "an ArrayRecord file or a folder of them")
+    if (root / "dataset_info.json").exists():
+        return tfds(path, split)
+    files = sorted(str(p) for p in root.glob("*array_record*")) if root.is_dir() else [str(root)]
+    if not files:
+        raise InputError(f"no *.array_record files in {path}")
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        records = ArrayRecordDataSource(files)
+        size = len(records)
+    except Exception as error:  # the reader raises RuntimeError and ValueError, by version
+        raise InputError(f"{path} is not ArrayRecord: {' '.join(str(error).split())[:200]}") from error
+
+    def item(i: int) -> Item:
+        header, _, data = records[i].partition(b"\n")
+        try:
+            entry = dict(json.loads(header))
+        except ValueError:
+            entry, data = {}, b""
+        return Item(
+            entry.get("name") or f"{path}#{i}", entry.get("text", ""), entry.get("label", -1), lambda: Video(data)
+        )
+
+    return Source(size, item, _count_classes(item, size))
+
+
+def _count_classes(item: Callable[[int], Item], size: int, most: int = 10_000) -> int:
+    """One more than the greatest label among the first `most` records; 0 without labels."""
+    if item(0).label < 0:
+        return 0
+    return 1 + max(item(i).label for i in range(min(size, most)))
+
+
+def write_array_record(path: str | Path, items: Sequence[tuple[dict, bytes]]) -> None:
+    """Write (header, encoded video) pairs as records that `array_record` reads; header: name, text, label."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for header, data in items:
+        record = io.BytesIO()
+        record.write(json.dumps(header).encode() + b"\n")
+        record.write(data)
+        writer.write(record.getvalue())
+    writer.close()
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "webvid": webvid,
+    "folder": folder,
+    "clip": clip,
+    "tfds": tfds,
+    "array_record": array_record,
+    "idx": idx,
+    "shapes": shapes_source,
+}

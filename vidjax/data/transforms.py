@@ -1,0 +1,63 @@
+"""From decoded frames to a training window: which frames, which part of the picture, and the range of the values."""
+
+import math
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vidjax.data.video_io import BrokenClip
+
+
+def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of the smallest scaled picture, aspect kept, that covers `size`."""
+    scale = max(size[0] / height, size[1] / width)
+    return max(size[0], round(height * scale)), max(size[1], round(width * scale))
+
+
+def crop_at(
+    video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int], u: tuple[float, float]
+) -> UInt8[np.ndarray, "t h2 w2 c"]:
+    """A window of `size` at the relative place u in [0, 1]^2 (down, right); (0.5, 0.5) is the centre."""
+    (top, left) = (min(int(f * (have - want + 1)), have - want) for f, have, want in zip(u, video.shape[1:3], size))
+    return video[:, top : top + size[0], left : left + size[1]]
+
+
+def frame_step(clip_fps: float, stride: int, fps: float | None) -> float:
+    """Source frames per frame of the window: `stride`, or what brings the clip to `fps` frames per second."""
+    return clip_fps / fps if fps else float(stride)
+
+
+def window_span(frames: int, step: float) -> int:
+    """How many source frames a window of `frames` reaches over."""
+    return int((frames - 1) * step) + 1
+
+
+def window_starts(available: int, frames: int, step: float) -> int:
+    """Number of places where a window fits in `available` frames. Raises BrokenClip when there is none."""
+    span = window_span(frames, step)
+    if span > available:
+        raise BrokenClip(f"too short: {available} frames to use, a window needs {span}")
+    return available - span + 1
+
+
+def window_indices(start: int, frames: int, step: float) -> np.ndarray:
+    """Source frame numbers of a window: start + floor(k step)."""
+    return start + np.floor(np.arange(frames) * step).astype(int)
+
+
+def spread_starts(starts: int, span: int, count: int | None) -> list[int]:
+    """`count` evenly spaced starts out of `starts` places; by default as many as do not overlap."""
+    most = 1 + (starts - 1) // span
+    count = most if count is None else min(count, starts)
+    return sorted({math.floor(x + 0.5) for x in np.linspace(0, starts - 1, count)})
+
+
+def to_unit(video: UInt8[np.ndarray | jax.Array, "..."]) -> Float[np.ndarray | jax.Array, "..."]:
+    """Pixels 0..255 to [-1, 1], fp32; on the device or in numpy."""
+    return video.astype("float32") / 127.5 - 1
+
+
+def to_uint8(video: Float[np.ndarray | jax.Array, "..."]) -> UInt8[np.ndarray | jax.Array, "..."]:
+    """[-1, 1] to pixels 0..255, rounded, values outside clipped; undoes `to_unit` exactly."""
+    return ((video.astype("float32") + 1) * 127.5).round().clip(0, 255).astype("uint8")

@@ -1,0 +1,302 @@
+"""Video files in and out: only the frames asked for are decoded; what cannot be read raises BrokenClip with the reason."""
+
+import bisect
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+MAX_PIXELS = 2**26  # a header that promises more than 64 megapixels a frame is a broken header
+
+
+class BrokenClip(ValueError):
+    """A clip that cannot be used; the message is the reason, without the clip's name."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds: number of frames, mean frames per second, size in pixels."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+class Video:
+    """An open video file (a path, or the encoded bytes themselves), read at random. A context manager.
+
+    Opening walks through the packets without decoding them: the time stamp of every frame is known, so a frame
+    number means the n-th frame shown, also at a variable frame rate. Raises BrokenClip if there is no readable video.
+    """
+
+    channels = 3
+
+    def __init__(self, file: str | Path | bytes):
+        import av
+
+        self._file = file
+        try:
+            self._container = av.open(
+                io.BytesIO(file) if isinstance(file, bytes) else str(file), metadata_errors="ignore"
+            )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise BrokenClip(_reason(file, error)) from error
+        try:
+            self._index()
+        except (av.FFmpegError, OSError, ValueError) as error:
+            self._container.close()
+            raise error if isinstance(error, BrokenClip) else BrokenClip(_reason(file, error)) from error
+
+    def _index(self) -> None:
+        """Time stamps of all frames and of the frames that decoding can start from, in order of display."""
+        if not self._container.streams.video:
+            raise BrokenClip("no video stream in it")
+        stream = self._stream = self._container.streams.video[0]
+        stream.codec_context.thread_count = 1  # one core a reader; several clips are read side by side
+        self.height, self.width = stream.codec_context.height, stream.codec_context.width
+        if not 0 < self.height * self.width <= MAX_PIXELS:
+            raise BrokenClip(f"frames of {self.width}x{self.height} pixels")
+        packets = [p for p in self._container.demux(stream) if p.size]
+        if not packets:
+            raise BrokenClip("no frames in it")
+        # Only mp4's header counts the samples that are in the file; others (AVI) may promise anything.
+        if "mp4" in self._container.format.name and len(packets) < 0.95 * stream.frames:
+            raise BrokenClip(f"truncated: {len(packets)} of {stream.frames} frames")
+        shown = [p for p in packets if not p.is_discard]
+        pts = sorted(p.pts for p in shown if p.pts is not None)
+        self._seekable = len(pts) == len(shown) == len(set(pts))
+        self._pts = pts if self._seekable else list(range(len(shown)))
+        self._keys = sorted(p.pts for p in shown if p.is_keyframe) if self._seekable else []
+        self.frames = len(self._pts)
+        rate = stream.average_rate or stream.guessed_rate
+        self.fps = float(rate) if rate else 25.0
+
+    @property
+    def info(self) -> VideoInfo:
+        return VideoInfo(self.frames, self.fps, self.height, self.width)
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """The frames at `indices` (any order, repeats allowed) as RGB, scaled to `size` (height, width) if given.
+
+        Decoding starts at the nearest key frame before each run of frames. Raises BrokenClip for what does not decode
+        or changes its size on the way, IndexError for an index outside the clip.
+        """
+        import av
+
+        wanted = sorted({int(i) for i in indices})
+        if not wanted:
+            raise IndexError("no frames asked for")
+        if wanted[0] < 0 or wanted[-1] >= self.frames:
+            raise IndexError(f"frames {wanted[0]}..{wanted[-1]} of a clip of {self.frames}")
+        convert = _Converter(size or (self.height, self.width))
+        try:
+            found = (self._seek_read(wanted, convert) if self._seekable else None) or self._scan_read(wanted, convert)
+        except (av.FFmpegError, OSError) as error:
+            raise BrokenClip(_reason(self._file, error)) from error
+        return np.stack([found[int(i)] for i in indices])
+
+    def _seek_read(self, wanted: list[int], convert: "_Converter") -> dict[int, np.ndarray] | None:
+        """Frames by seeking; None if a seek did not land at or before its target (formats without an index)."""
+        frames, found, position = None, {}, None
+        for i in wanted:
+            target = self._pts[i]
+            before = bisect.bisect_right(self._keys, target)
+            key = self._keys[before - 1] if before else self._pts[0]
+            if position is None or key > position:
+                self._container.seek(key, stream=self._stream, backward=True)
+                frames = self._container.decode(self._stream)
+            for frame in frames or ():
+                if frame.pts is None or frame.pts > target:
+                    return None
+                position = frame.pts
+                if frame.pts == target:
+                    found[i] = convert(frame)
+                    break
+            else:
+                return None
+        return found
+
+    def _scan_read(self, wanted: list[int], convert: "_Converter") -> dict[int, np.ndarray]:
+        """Frames by decoding from the start and counting."""
+        import av
+
+        needed, found = set(wanted), {}
+        with av.open(io.BytesIO(self._file) if isinstance(self._file, bytes) else str(self._file)) as container:
+            for i, frame in enumerate(container.decode(video=0)):
+                if i in needed:
+                    found[i] = convert(frame)
+                if len(found) == len(needed):
+                    return found
+        raise BrokenClip(f"frame {min(needed - found.keys())} of {self.frames} does not decode")
+
+    def close(self) -> None:
+        self._container.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class ArrayVideo:
+    """Frames already in memory, uint8 [t, h, w, c], read like a Video; an image is a clip of one frame."""
+
+    def __init__(self, frames: UInt8[np.ndarray, "t h w c"], fps: float = 1.0):
+        self._frames, self.fps = frames, fps
+        self.frames, self.height, self.width, self.channels = frames.shape
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "t h w c"]:
+        """The frames at `indices`, scaled to `size` (height, width) if given."""
+        return resize(self._frames[np.asarray(indices, int)], size or (self.height, self.width))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def probe(path: str | Path | bytes) -> VideoInfo:
+    """Frame count, rate and size of a video file. Raises BrokenClip."""
+    with Video(path) as video:
+        return video.info
+
+
+def read_frames(
+    path: str | Path | bytes, indices: Sequence[int] | np.ndarray | None = None, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """RGB frames of a file, all of them by default, scaled to `size` (height, width) if given. Raises BrokenClip."""
+    with Video(path) as video:
+        return video.read(range(video.frames) if indices is None else indices, size)
+
+
+class _Converter:
+    """Decoded frame to RGB array of one size. One scaler serves the whole clip: setting one up costs as much as using it."""
+
+    def __init__(self, size: tuple[int, int]):
+        from av.video.reformatter import Interpolation, VideoReformatter
+
+        self._size, self._scaler, self._first = size, VideoReformatter(), None
+        self._methods = {True: Interpolation.AREA, False: Interpolation.BICUBIC}
+
+    def __call__(self, frame) -> np.ndarray:
+        shape = (frame.height, frame.width)
+        if self._first not in (None, shape):
+            raise BrokenClip(f"its size changes from {self._first[1]}x{self._first[0]} to {shape[1]}x{shape[0]}")
+        self._first = shape
+        height, width = self._size
+        shrinks = height < shape[0] or width < shape[1]
+        scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=self._methods[shrinks])
+        return scaled.to_ndarray()
+
+
+def _reason(file: str | Path | bytes, error: Exception) -> str:
+    if not isinstance(file, bytes):
+        path = Path(file)
+        if not path.exists():
+            return "no such file"
+        if path.is_file() and not path.stat().st_size:
+            return "zero bytes"
+    return f"not a readable video ({getattr(error, 'strerror', None) or error})"
+
+
+def resize(video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int]) -> UInt8[np.ndarray, "t h2 w2 c"]:
+    """Frames scaled to (height, width), bicubic with antialiasing; unchanged when they have that size. c is 1 or 3."""
+    if video.shape[1:3] == tuple(size):
+        return video
+    from PIL import Image
+
+    frames = [Image.fromarray(f.squeeze(-1) if f.shape[-1] == 1 else f) for f in video]
+    scaled = [np.asarray(f.resize(size[::-1], Image.Resampling.BICUBIC)) for f in frames]
+    return np.stack(scaled).reshape(len(video), *size, video.shape[-1])
+
+
+class Mp4Writer:
+    """H.264 file written as frames come: `with Mp4Writer(path, fps) as out: out.write(frames)`, any number of times.
+
+    Frames are uint8 [t, h, w, c], c 1 or 3. Odd sizes get their last row or column repeated (4:2:0 wants even ones).
+    `crf` is x264's quality, 0 lossless to 51.
+    """
+
+    def __init__(self, path: str | Path, fps: float, crf: float = 18):
+        import av
+
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._options = {"crf": str(crf)}
+        self._stream = None
+
+    def write(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
+        import av
+
+        height, width = video.shape[1:3]
+        video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self._stream is None:
+            self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
+            self._stream.pix_fmt, self._stream.height, self._stream.width = "yuv420p", *video.shape[1:3]
+        for frame in np.broadcast_to(video, (*video.shape[:3], 3)):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+            self._stream = None
+        self._container.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: float, crf: float = 18) -> None:
+    """One clip, uint8 with 1 or 3 channels, as an H.264 mp4 that browsers play."""
+    with Mp4Writer(path, fps, crf) as out:
+        out.write(video)
+
+
+def save_png(path: str | Path, image: UInt8[np.ndarray, "h w c"]) -> None:
+    """One picture, uint8 with 1 or 3 channels, as a PNG."""
+    from PIL import Image
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path, "PNG")
+
+
+def contact_sheet(
+    path: str | Path, rows: Sequence[Iterable[UInt8[np.ndarray, "t h w c"]]], labels: Sequence[str] = (), zoom: int = 1
+) -> None:
+    """A PNG with a row for each entry of `rows`, its videos side by side, all frames in order, the label above."""
+    from PIL import Image, ImageDraw
+
+    gap, line = 4, 14 if labels else 0
+    strips = []
+    for videos in rows:
+        parts = []
+        for video in videos:
+            frames = np.concatenate(list(np.broadcast_to(video, (*video.shape[:3], 3))), axis=1)
+            parts += [frames, np.full((frames.shape[0], gap, 3), 255, np.uint8)]
+        strips.append(np.concatenate(parts[:-1], axis=1).repeat(zoom, 0).repeat(zoom, 1))
+    width = max(s.shape[1] for s in strips)
+    sheet = Image.new("RGB", (width, sum(s.shape[0] + line + gap for s in strips)), "white")
+    y = 0
+    for i, strip in enumerate(strips):
+        if i < len(labels):
+            ImageDraw.Draw(sheet).text((2, y + 1), labels[i], fill="black")
+        sheet.paste(Image.fromarray(strip), (0, y + line))
+        y += strip.shape[0] + line + gap
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, "PNG")

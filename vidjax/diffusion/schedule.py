@@ -1,0 +1,297 @@
+"""A Gaussian diffusion is two functions of time: xt = alpha(t) x0 + sigma(t) eps. Everything else follows from them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import sigmoid
+from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from vidjax.errors import InputError
+
+PREDICTIONS = ("eps", "v", "x0", "flow")
+SPACINGS = ("leading", "trailing", "linspace", "karras", "logsnr")
+_TINY = 1e-10  # floor of alpha and sigma inside logarithms: logsnr stays within +-46 at pure noise and at clean data
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Noise levels over time. Static (hashable), made once by a constructor below; all arithmetic is fp32.
+
+    Time `t` is a float in the schedule's own units, growing with noise from `clean` (alpha 1, sigma 0) to `noisiest`.
+    Any shape of `t` that is a leading part of the data's shape serves: a scalar, `[b]`, or `[b, t]`, a level a frame.
+    Tables: t = 0 .. steps-1 are their entries, -1 is `clean`; between two entries (alpha, sigma) runs on the chord, put
+    back on the unit circle, which stays finite at both ends.
+    """
+
+    path: Callable  # t -> (alpha, sigma)
+    time: Callable  # logsnr -> t, numpy in float64
+    quantile: Callable  # u in [0, 1) -> t, the inverse CDF of the training distribution
+    noise_embedding: Callable  # t -> the time that the network is told
+    noisiest: float
+    clean: float
+    span: tuple[float, float]  # logsnr at the two ends of the spacings that go by noise level
+    spacing: str = "trailing"  # what `timesteps` uses unless told
+    steps: int | None = None  # entries of the table; None: continuous
+    sigma_data: float = 1.0  # standard deviation of x0, for "v" and for the input scale
+    unit_input: bool = False  # the network sees xt divided by its standard deviation
+
+    def alpha(self, t: ArrayLike) -> Float[Array, "..."]:
+        return self.path(jnp.asarray(t, jnp.float32))[0]
+
+    def sigma(self, t: ArrayLike) -> Float[Array, "..."]:
+        return self.path(jnp.asarray(t, jnp.float32))[1]
+
+    def logsnr(self, t: ArrayLike) -> Float[Array, "..."]:
+        """log(alpha^2 / sigma^2), finite everywhere: clipped where alpha or sigma is below 1e-10."""
+        alpha, sigma = self.path(jnp.asarray(t, jnp.float32))
+        return 2 * (jnp.log(jnp.maximum(alpha, _TINY)) - jnp.log(jnp.maximum(sigma, _TINY)))
+
+    def levels(self, t: ArrayLike, x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """alpha and sigma at `t`, with trailing axes that let them multiply `x`."""
+        t = jnp.asarray(t, jnp.float32)
+        return self.path(t.reshape(t.shape + (1,) * (x.ndim - t.ndim)))
+
+    def q_sample(self, x0: Float[Array, "*x"], eps: Float[Array, "*x"], t: ArrayLike) -> Float[Array, "*x"]:
+        """A draw from q(xt | x0), Ho et al. 2020 eq. 4."""
+        alpha, sigma = self.levels(t, x0)
+        return alpha * x0 + sigma * eps
+
+    def target(
+        self, x0: Float[Array, "*x"], eps: Float[Array, "*x"], t: ArrayLike, prediction: str
+    ) -> Float[Array, "*x"]:
+        """What the network should say: "eps", "x0", "flow" = eps - x0 (Lipman et al. 2023) or "v".
+
+        v = alpha eps - sigma x0 (Salimans & Ho 2022) in the coordinates in which data and xt have variance 1: x0 over
+        `sigma_data`, xt over its standard deviation. With alpha = 1 that is minus EDM's F (Karras et al. 2022, eq. 8).
+        """
+        if prediction == "v":
+            a, s, _ = self._unit_circle(t, x0)
+            return a * eps - s * x0 / self.sigma_data
+        return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[known_prediction(prediction)]()
+
+    def x0_eps(
+        self, pred: Float[Array, "*x"], xt: Float[Array, "*x"], t: ArrayLike, prediction: str
+    ) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
+        """(x0, eps) from a prediction of any kind and xt; the inverse of `target`.
+
+        Always finite. At pure noise an "eps" says nothing about x0, at clean data an "x0" nothing about eps: that one
+        is then 0, the mean.
+        """
+        pred, xt = pred.astype(jnp.float32), xt.astype(jnp.float32)
+        alpha, sigma = self.levels(t, xt)
+        match known_prediction(prediction):
+            case "eps":
+                return _ratio(xt - sigma * pred, alpha), pred
+            case "x0":
+                return pred, _ratio(xt - alpha * pred, sigma)
+            case "flow":
+                return (xt - sigma * pred) / (alpha + sigma), (xt + alpha * pred) / (alpha + sigma)
+            case _:
+                a, s, std = self._unit_circle(t, xt)
+                return self.sigma_data * (a * xt / std - s * pred), s * xt / std + a * pred
+
+    def network_input(self, xt: Float[Array, "*x"], t: ArrayLike) -> tuple[Float[Array, "*x"], Float[Array, "..."]]:
+        """What the network is given: xt (EDM: times c_in = 1 / std) and its time (EDM: c_noise = log(sigma) / 4)."""
+        t = jnp.asarray(t, jnp.float32)
+        return xt / self._unit_circle(t, xt)[2] if self.unit_input else xt, self.noise_embedding(t)
+
+    def sample_t(self, u: Float[Array, "*u"]) -> Float[Array, "*u"]:
+        """Training times from uniforms in [0, 1); stratified uniforms give stratified times."""
+        return self.quantile(u).astype(jnp.float32)
+
+    def timesteps(self, num_steps: int, spacing: str | None = None, offset: int = 0) -> Float[np.ndarray, "n"]:
+        """`num_steps + 1` decreasing times, the last one `clean`, for `samplers.sample`.
+
+        leading, trailing, linspace: as DDIM's in `diffusers` for tables (`offset` is its `steps_offset`, for leading),
+        even steps for continuous schedules. karras: Karras et al. 2022 eq. 5, rho = 7. logsnr: even in logsnr (Lu et
+        al. 2022). The last two land between the entries of a table. Raises InputError.
+        """
+        spacing, n = spacing or self.spacing, num_steps
+        if spacing not in SPACINGS:
+            raise InputError(f"timestep spacing {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
+        if not 1 <= n <= (self.steps or n):
+            raise InputError(f"num_steps is {n}; it must lie in 1..{self.steps or 'any number'}")
+        if spacing == "karras":
+            high, low = np.exp(-0.5 * np.array(self.span)) ** (1 / 7)  # sigma / alpha, to the power 1 / rho
+            times = self.time(-2 * np.log(np.linspace(high, low, n) ** 7))
+        elif spacing == "logsnr":
+            times = self.time(np.linspace(*self.span, n))
+        elif self.steps is None:
+            times = np.linspace(self.noisiest, self.clean, n + 1)[:-1]
+        elif spacing == "leading":
+            times = np.arange(n)[::-1] * (self.steps // n) + offset
+        elif spacing == "trailing":
+            times = np.round(np.arange(self.steps, 0, -self.steps / n))[:n] - 1
+        else:
+            times = np.round(np.linspace(0, self.steps - 1, n))[::-1]
+        return np.append(times, self.clean).astype(np.float32)
+
+    def _unit_circle(self, t: ArrayLike, x: Float[Array, "..."]):
+        """(alpha sigma_data, sigma) over the standard deviation of xt, and that deviation."""
+        alpha, sigma = self.levels(t, x)
+        std = jnp.hypot(alpha * self.sigma_data, sigma)
+        return alpha * self.sigma_data / std, sigma / std, std
+
+
+def known_prediction(prediction: str) -> str:
+    """The name itself, or InputError."""
+    if prediction not in PREDICTIONS:
+        raise InputError(f"prediction {prediction!r} is unknown; choose one of {', '.join(PREDICTIONS)}")
+    return prediction
+
+
+def _ratio(a, b):
+    """a / b, and 0 where b is 0."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+
+def table(betas: np.ndarray, *, zero_snr: bool = False, set_alpha_to_one: bool = True) -> Schedule:
+    """The discrete diffusion of Ho et al. 2020 with these betas; variance preserving.
+
+    `zero_snr`: the last entry becomes pure noise (Lin et al. 2024, algorithm 1); the prediction should then be "v".
+    `set_alpha_to_one=False`: sampling ends at entry 0 instead of clean data, as Stable Diffusion's DDIM does.
+    """
+    steps, root = len(betas), np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    if zero_snr:
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alphas = np.concatenate([[1.0 if set_alpha_to_one else root[0]], root])
+    sigmas = np.sqrt(1 - alphas**2)
+
+    def path(t):
+        low = jnp.clip(jnp.floor(t), -1, steps - 2)
+        w, i = jnp.clip(t - low, 0, 1), low.astype(jnp.int32) + 1
+        mix = lambda y: (1 - w) * jnp.asarray(y, jnp.float32)[i] + w * jnp.asarray(y, jnp.float32)[i + 1]
+        alpha, sigma = mix(alphas), mix(sigmas)
+        return alpha / jnp.hypot(alpha, sigma), sigma / jnp.hypot(alpha, sigma)
+
+    def time(logsnr):
+        k = np.exp(-0.5 * logsnr)  # sigma / alpha, increasing over the table; a chord is met where sigma = k alpha
+        i = np.clip(np.searchsorted(sigmas / np.maximum(alphas, _TINY), k) - 1, 0, steps - 1)
+        w = (k * alphas[i] - sigmas[i]) / (sigmas[i + 1] - sigmas[i] - k * (alphas[i + 1] - alphas[i]))
+        return i - 1 + np.clip(w, 0, 1)
+
+    logsnr = 2 * np.log(alphas[1 : -1 if zero_snr else None] / sigmas[1 : -1 if zero_snr else None])
+    return Schedule(
+        path=path,
+        time=time,
+        quantile=lambda u: jnp.clip(jnp.floor(u * steps), 0, steps - 1),
+        noise_embedding=lambda t: t,
+        noisiest=steps - 1.0,
+        clean=-1.0,
+        span=(float(logsnr[-1]), float(logsnr[0])),
+        steps=steps,
+    )
+
+
+@functools.cache
+def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02, **options) -> Schedule:
+    """Betas linear in t (Ho et al. 2020). The options are those of `table`."""
+    return table(np.linspace(start, end, steps), **options)
+
+
+@functools.cache
+def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012, **options) -> Schedule:
+    """Roots of the betas linear in t (Rombach et al. 2022); the defaults are Stable Diffusion's."""
+    return table(np.linspace(start**0.5, end**0.5, steps) ** 2, **options)
+
+
+@functools.cache
+def lvdm(steps: int = 1000, **options) -> Schedule:
+    """He et al. 2022: scaled linear from 0.0015 to 0.0155."""
+    return scaled_linear(steps, 0.0015, 0.0155, **options)
+
+
+@functools.cache
+def cosine(steps: int | None = 1000, shift: float = 1.0, max_beta: float = 0.999, **options) -> Schedule:
+    """Nichol & Dhariwal 2021 eq. 17 as a table; with `steps=None` the continuous form alpha = cos(pi t / 2) on [0, 1].
+
+    `shift` (continuous form only) multiplies sigma / alpha, so logsnr += 2 log(1 / shift): Hoogeboom et al. 2023, who
+    take (size / 64) for images of that size. The network is told 1000 t.
+    """
+    if steps is not None:
+        if shift != 1:
+            raise InputError(f"the cosine table has no shift ({shift}); take the continuous form, steps=None")
+        bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        return table(np.minimum(1 - bar[1:] / bar[:-1], max_beta), **options)
+
+    def path(t):
+        alpha, sigma = jnp.sin(jnp.pi / 2 * (1 - t)), shift * jnp.sin(jnp.pi / 2 * t)  # the sines are 0 at both ends
+        return alpha / jnp.hypot(alpha, sigma), sigma / jnp.hypot(alpha, sigma)
+
+    return Schedule(
+        path=path,
+        time=lambda logsnr: np.arctan(np.exp(-0.5 * logsnr) / shift) * 2 / np.pi,
+        quantile=lambda u: u,
+        noise_embedding=lambda t: 1000 * t,
+        noisiest=1.0,
+        clean=0.0,
+        span=(-10.0, 10.0),
+        **options,
+    )
+
+
+@functools.cache
+def edm(
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    sigma_data: float = 1.0,
+    mean: float = -1.2,
+    std: float = 1.2,
+) -> Schedule:
+    """Karras et al. 2022: alpha = 1, sigma = t. With prediction "v" this is their preconditioning, table 1.
+
+    Latents scaled to unit variance have sigma_data = 1 (the paper's images: 0.5). Training draws log sigma from
+    N(mean, std^2). Levels under sigma_min are told to the network as sigma_min.
+    """
+    return Schedule(
+        path=lambda t: (jnp.ones_like(t), t),
+        time=lambda logsnr: np.exp(-0.5 * logsnr),
+        quantile=lambda u: jnp.exp(mean + std * ndtri(jnp.clip(u, 1e-6, 1 - 1e-6))),
+        noise_embedding=lambda t: jnp.log(jnp.maximum(t, sigma_min)) / 4,
+        noisiest=sigma_max,
+        clean=0.0,
+        span=(-2 * float(np.log(sigma_max)), -2 * float(np.log(sigma_min))),
+        spacing="karras",
+        sigma_data=sigma_data,
+        unit_input=True,
+    )
+
+
+@functools.cache
+def flow(shift: float = 1.0, mean: float = 0.0, std: float | None = None) -> Schedule:
+    """Rectified flow (Liu et al. 2023; Lipman et al. 2023): alpha = 1 - t, sigma = t on [0, 1].
+
+    `shift` multiplies sigma / alpha at every t (Esser et al. 2024 eq. 23); the network is told 1000 sigma. Training
+    times are uniform, or with `std` logit-normal, sigmoid of N(mean, std^2) (their section 3.1).
+    """
+
+    def path(t):
+        return (1 - t) / (1 + (shift - 1) * t), shift * t / (1 + (shift - 1) * t)
+
+    def quantile(u):
+        return u if std is None else sigmoid(mean + std * ndtri(jnp.clip(u, 1e-6, 1 - 1e-6)))
+
+    return Schedule(
+        path=path,
+        time=lambda logsnr: 1 / (1 + shift * np.exp(0.5 * logsnr)),
+        quantile=quantile,
+        noise_embedding=lambda t: 1000 * path(t)[1],
+        noisiest=1.0,
+        clean=0.0,
+        span=(-10.0, 10.0),
+    )
+
+
+SCHEDULES = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "lvdm": lvdm,
+    "cosine": cosine,
+    "edm": edm,
+    "flow": flow,
+}

@@ -1,0 +1,265 @@
+"""From a config to the parts of one training stage. The only code that sees a whole config; everything bad in it fails here."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from vidjax import objectives, settings, sharding
+from vidjax.checkpoint import Checkpoints, read_json
+from vidjax.conditioning import EMBEDDERS
+from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
+from vidjax.diffusion.schedule import SCHEDULES, Schedule
+from vidjax.errors import InputError
+from vidjax.generator import Generator, SampleConfig
+from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
+from vidjax.models.patch_pca import patch_pca
+from vidjax.models.text_encoder import byte_ids
+from vidjax.models.unet import UNetConfig
+from vidjax.optim import make_optimizer
+from vidjax.train_state import Params, TrainState, abstract_parameters, parameters, split
+from vidjax.train_step import Objective, draws_at
+from vidjax.video_model import Codec, VideoModel, latent_statistics
+
+SECTIONS = ("seed", "data", "autoencoder", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh", "train", "sample")
+OF_A_STAGE = (*SECTIONS, "objective", "source")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, how precise. `dtype` is what the networks compute in; parameters are fp32."""
+
+    steps: int
+    batch_size: int = 8
+    accumulate: int = 1
+    ema: float = 0.9999
+    dtype: str = "float32"
+    remat: str = "none"
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2
+    keep_every: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What the training loop needs to know of one stage of a recipe."""
+
+    name: str
+    folder: Path
+    train: TrainConfig
+    mesh: dict[str, int]
+    seed: int
+    data: DataConfig
+    init: Callable[[nnx.Rngs], nnx.Module]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    tokenize: Callable[[str], np.ndarray] | None = None
+    trainable: Callable[[str], bool] = lambda path: True
+    loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
+    finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
+
+    def dataset(self) -> Dataset:
+        return make_dataset(self.data, seed=self.seed, tokenize=self.tokenize)
+
+
+def stage_names(config: Mapping[str, Any]) -> list[str]:
+    """The recipe's stages, each after the one that is its source."""
+    stages = settings.plain(config["stages"])
+    ordered: list[str] = []
+
+    def add(name: str, path: tuple[str, ...] = ()) -> None:
+        if name in path:
+            raise InputError(f"config.stages: {' <- '.join((*path, name))} is a circle of sources")
+        source = settings.choose(name, stages, "stage").get("source")
+        if source:
+            add(source, (*path, name))
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in stages:
+        add(name)
+    return ordered
+
+
+def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | None = None) -> Stage:
+    """The parts of stage `name`. Raises InputError for whatever in the config does not fit."""
+    section = settings.stage_settings(config, name)
+    for key in section:
+        if key not in OF_A_STAGE:
+            raise InputError(f"config.{key} does not exist{settings.near_match(key, OF_A_STAGE)}")
+    train = settings.construct(TrainConfig, section["train"], "train")
+    if max_steps is not None:
+        train = dataclasses.replace(train, steps=min(train.steps, max_steps))
+    kind = section.get("objective", name)
+    make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
+    return make(
+        section,
+        workdir,
+        name=name,
+        folder=workdir / name,
+        train=train,
+        mesh=section.get("mesh", {}),
+        seed=section.get("seed", 0),
+        data=settings.construct(DataConfig, section["data"], "data"),
+        optimizer=settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps),
+    )
+
+
+def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
+    config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+
+    def principal(state: TrainState, dataset: Dataset) -> Params:
+        """The linear path starts at the principal components of the training patches."""
+        model = state.model(state.params)
+        model.start_at(patch_pca(np.concatenate(dataset.windows("train")), config.strides, config.latent_channels))
+        return parameters(model)
+
+    def finish(model: Any, dataset: Dataset) -> None:
+        settings.write_json(common["folder"] / "latents.json", latent_statistics(model, dataset.windows("train")))
+
+    return Stage(
+        init=lambda rngs: Autoencoder(config, rngs=rngs),
+        objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
+        finish=finish,
+        **({"loaded": principal} if config.linear else {}),
+        **common,
+    )
+
+
+def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
+    schedule, prediction = process(section)
+    return Stage(
+        init=lambda rngs: video_model(section, workdir, rngs=rngs),
+        objective=settings.bind(objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction),
+        tokenize=tokenizer(section),
+        trainable=lambda path: not path.startswith("codec."),
+        loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
+        **common,
+    )
+
+
+def process(section: Mapping[str, Any]) -> tuple[Schedule, str]:
+    """The diffusion's schedule and what the network predicts."""
+    options = dict(section["diffusion"])
+    prediction, name = options.pop("prediction", "eps"), options.pop("schedule", "linear")
+    make = settings.choose(name, SCHEDULES, "config.diffusion.schedule")
+    return settings.construct(make, options, "diffusion"), prediction
+
+
+def tokenizer(section: Mapping[str, Any]) -> Callable[[str], np.ndarray] | None:
+    """Captions to byte ids, if the model reads text."""
+    text = section.get("conditioning", {}).get("text")
+    return partial(byte_ids, length=text.get("length", 64)) if text else None
+
+
+def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) -> VideoModel:
+    """The network of a diffusion stage, at its random start; channels and widths that follow from other parts are filled in."""
+    conditioning = dict(section.get("conditioning", {}))
+    masked = section.get("loss", {}).get("frame_masks") is not None
+    embedders = {
+        name: settings.construct(settings.choose(name, EMBEDDERS, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs)
+        for name, options in conditioning.items()
+    }
+    model = dict(section["model"])
+    codec = None
+    if section.get("source"):
+        config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+        statistics = workdir / section["source"] / "latents.json"
+        codec = Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
+        channels = config.latent_channels
+    else:
+        channels = model.pop("in_channels", 3)
+    unet = settings.construct(
+        UNetConfig,
+        model,
+        "model",
+        in_channels=channels + masked,
+        out_channels=channels,
+        tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None),
+        vector_dim=sum(e.vector_dim for e in embedders.values()) or None,
+    )
+    return VideoModel(unet, embedders, codec, masked=masked, remat=section["train"].get("remat", "none"), rngs=rngs)
+
+
+def codec_parameters(section: Mapping[str, Any], workdir: Path, params: Params) -> Params:
+    """The averaged parameters of the autoencoder stage, under the paths that they have in `params`."""
+    prefix = "codec.autoencoder."
+    wanted = {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
+    if not wanted:
+        return {}
+    with Checkpoints(workdir / section["source"] / "checkpoints") as checkpoints:
+        return {prefix + path: value for path, value in checkpoints.restore_ema(wanted).items()}
+
+
+def check(stage: Stage) -> None:
+    """Whatever can be wrong with a stage before it runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
+    mesh = sharding.make_mesh(**stage.mesh)
+    sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
+    batch = abstract_batch(stage.dataset(), stage.train.batch_size)
+    draws = jax.eval_shape(lambda: draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size))
+    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    jax.eval_shape(lambda s, b, d: stage.objective(nnx.merge(graphdef, s), b, d)[0], state, batch, draws)
+
+
+def abstract_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what the device sees of a batch, read off the first one."""
+    batch = next(dataset.batches(batch_size))
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in on_device(batch).items()}
+
+
+def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch without the entries that only the host reads."""
+    return {key: value for key, value in batch.items() if key not in ("index", "substituted")}
+
+
+def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder and keep the config in it. Raises InputError if that can't be."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        settings.write_json(workdir / "config.json", settings.plain(config))
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config that a run was started with. Raises InputError if `workdir` is not a run's."""
+    return read_json(workdir / "config.json")
+
+
+def dataset(workdir: Path) -> Dataset:
+    """The data of a run's last stage."""
+    config = read_config(workdir)
+    return build(config, stage_names(config)[-1], workdir).dataset()
+
+
+def generator(workdir: Path) -> Generator:
+    """The model of a run's last stage with its averaged parameters. Raises InputError if it was not trained yet."""
+    config = read_config(workdir)
+    name = stage_names(config)[-1]
+    stage = build(config, name, workdir)
+    section = settings.stage_settings(config, name)
+    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+    params, frozen = split(abstract_parameters(model), stage.trainable)
+    with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+        params = checkpoints.restore_ema(params)
+    schedule, prediction = process(section)
+    size = stage.data.size if isinstance(stage.data.size, tuple) else (stage.data.size,) * 2
+    return Generator(
+        nnx.graphdef(model),
+        {**params, **codec_parameters(section, workdir, frozen)},
+        schedule,
+        prediction,
+        stage.tokenize,
+        (stage.data.frames, *size),
+        3 if model.codec else model.unet.config.out_channels,
+        settings.construct(SampleConfig, section.get("sample"), "sample"),
+    )

@@ -1,0 +1,163 @@
+"""What a finished run shows: samples, reconstructions, how good they are, and a page with all of it."""
+
+import json
+import re
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vidjax import recipe, settings
+from vidjax.data.pipeline import Dataset
+from vidjax.data.transforms import to_uint8, to_unit
+from vidjax.data.video_io import contact_sheet, save_png, write_mp4
+from vidjax.errors import InputError
+from vidjax.generator import Generator
+from vidjax.metrics import windows
+from vidjax.metrics.reconstruction import psnr
+from vidjax.models.patch_pca import patch_pca
+
+UNCONDITIONAL = 8  # samples of a model without conditions
+
+
+def show(workdir: Path) -> dict[str, Any]:
+    """Samples and reconstructions into `workdir`, figures into summary.json, everything into report.html; prints a table."""
+    from vidjax.report import write_report
+
+    summary = {"device": device(), "versions": versions(), "seconds": seconds(workdir)}
+    generator = recipe.generator(workdir)
+    dataset = recipe.dataset(workdir)
+    began = time.perf_counter()
+    prompts, names = what_to_ask(generator, dataset)
+    per_caption = [
+        np.stack([video[i] for video in repeated(generator, prompts)]) for i in range(len(prompts))
+    ]
+    summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
+    summary["samples"] = write_samples(workdir, names, per_caption, generator.defaults.fps)
+    heldout = dataset.windows("heldout")
+    if heldout:
+        summary |= reconstruction(workdir, generator, dataset, heldout)
+        if generator.tokenize and len(per_caption) == len(heldout):
+            summary |= likeness(per_caption, heldout, dataset.windows("train"))
+    summary["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    summary["next"] = next_lines(workdir, names)
+    settings.write_json(workdir / "summary.json", summary)
+    page = write_report(workdir)
+    print_table(summary)
+    print(f"\nOpen {page}. Then:")
+    for line in summary["next"]:
+        print("  " + line)
+    return summary
+
+
+def what_to_ask(generator: Generator, dataset: Dataset) -> tuple[list[str | int], list[str]]:
+    """Every caption of a small data set, every class, or a few unconditional samples; with a name each."""
+    conditions = generator.embedder_names
+    if "text" in conditions:
+        texts = list(dict.fromkeys(dataset.texts))[:16]
+        return list(texts), texts
+    if "label" in conditions:
+        return list(range(dataset.num_classes)), [f"class {i}" for i in range(dataset.num_classes)]
+    return [-1] * UNCONDITIONAL, [f"sample {i}" for i in range(UNCONDITIONAL)]
+
+
+def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
+    return [generator(prompts, seed=seed) for seed in range(generator.defaults.per_caption)]
+
+
+def write_samples(workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float) -> list[dict[str, str]]:
+    """An mp4 (images: none) and a contact sheet for each name."""
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for i, (name, samples) in enumerate(zip(names, videos)):
+        stem = f"{i:02d}-{slug(name)}"
+        entry = {"caption": name, "png": f"samples/{stem}.png"}
+        contact_sheet(workdir / entry["png"], list(samples), labels=[name] * len(samples))
+        if samples.shape[1] > 1:
+            entry["mp4"] = f"samples/{stem}.mp4"
+            write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)
+        entries.append(entry)
+    return entries
+
+
+def reconstruction(workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]) -> dict[str, Any]:
+    """PSNR of the autoencoder and of a patch PCA with as many latents, on windows that nothing trained on, with pictures."""
+    codec = generator.codec
+    if codec is None:
+        return {}
+    through = jax.jit(lambda x: to_uint8(codec.decode(codec.encode(to_unit(x)))))
+    decoded = [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in heldout]
+    train = np.concatenate([clip for clip in dataset.windows("train")])
+    pca = patch_pca(train, codec.autoencoder.strides, codec.autoencoder.latent_channels)
+    linear = [np.asarray(to_uint8(pca.reconstruct(to_unit(clip)))) for clip in heldout]
+    folder = workdir / "reconstructions"
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for name, original, ours in zip(dataset.clips, heldout, decoded):
+        entries.append({"name": name, "png": f"reconstructions/{slug(name)}.png"})
+        contact_sheet(workdir / entries[-1]["png"], [original[0], ours[0]], labels=["held out", "reconstruction"])
+    mean = lambda videos: float(np.mean([psnr(a, b).mean() for a, b in zip(videos, heldout)]))
+    return {"autoencoder_psnr": mean(decoded), "pca_psnr": mean(linear), "reconstructions": entries}
+
+
+def likeness(samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Do the samples show the captioned clip, better than its mean picture does, and moving as much?"""
+    return {
+        "captions": len(samples),
+        "retrieval": windows.retrieval(samples, heldout),
+        "sample_psnr": windows.sample_psnr(samples, heldout),
+        "mean_window_psnr": windows.mean_window_psnr(train, heldout),
+        "motion_ratio": windows.motion_ratio(samples, heldout),
+    }
+
+
+def seconds(workdir: Path) -> dict[str, float]:
+    """Wall time by stage, as the stages left it."""
+    stages = [path.parent for path in sorted(workdir.glob("*/done.json"))]
+    return {stage.name: json.loads((stage / "done.json").read_text())["seconds"] for stage in stages}
+
+
+def device() -> str:
+    first = jax.devices()[0]
+    return f"{jax.device_count()} x {first.device_kind}"
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("vidjax", "jax", "flax", "optax", "orbax-checkpoint", "grain")}
+
+
+def next_lines(workdir: Path, names: Sequence[str]) -> list[str]:
+    return [
+        f'python -m vidjax.sample --workdir {workdir} --prompt "{names[0]}" --num_steps 50 --seed 1 --out {workdir}/more',
+        f"python -m vidjax.benchmark --config {workdir}/config.json --steps 10 --json {workdir}/benchmark.json",
+        f"tensorboard --logdir {workdir}",
+    ]
+
+
+def print_table(summary: Mapping[str, Any]) -> None:
+    rows = {
+        "autoencoder, held-out PSNR (dB)": summary.get("autoencoder_psnr"),
+        "  patch PCA of the same size (dB)": summary.get("pca_psnr"),
+        "captions whose samples find their clip": summary.get("retrieval"),
+        "  of": summary.get("captions"),
+        "samples, PSNR to the nearest window (dB)": summary.get("sample_psnr"),
+        "  the clip's mean window (dB)": summary.get("mean_window_psnr"),
+        "motion of samples over clips": summary.get("motion_ratio"),
+        **{f"{stage} (s)": value for stage, value in summary["seconds"].items()},
+        "peak memory (GB)": summary["peak_memory_gb"],
+    }
+    print()
+    for name, value in rows.items():
+        if value is not None:
+            print(f"{name:<42} {value:>8.2f}" if isinstance(value, float) else f"{name:<42} {value:>8}")
+
+
+def slug(text: str) -> str:
+    """A file name from a caption."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "sample"

@@ -1,0 +1,102 @@
+"""From a config section to the arguments of the function or dataclass that owns its defaults: checked, once, at the boundary."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vidjax.errors import InputError
+
+T = TypeVar("T")
+
+
+def near_match(name: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the likeliest known name, else the list of all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def choose(name: str, table: Mapping[str, T], what: str) -> T:
+    """The entry `name` of a table of variants; raises InputError with the near match."""
+    if name not in table:
+        raise InputError(f"{what} {name!r} is not known{near_match(name, table)}")
+    return table[name]
+
+
+def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> T:
+    """`make(**section, **given)`; `where` names the section in the errors.
+
+    Lists become tuples, and a mapping becomes the dataclass that the argument's annotation names.
+
+    Raises: InputError for a key that `make` does not take, or a required one that is missing.
+    """
+    return bind(make, section, where, **given)()
+
+
+def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> Callable[..., T]:
+    """`function` with its keyword arguments from a config section, checked as by `construct`; positional ones stay open."""
+    section = plain(section or {})
+    takes = {n: p for n, p in inspect.signature(function).parameters.items() if not _stays_open(function, p)}
+    for key in section:
+        if key in given:
+            raise InputError(f"config.{where}.{key} follows from other settings; remove it from the config")
+        if key not in takes:
+            raise InputError(f"config.{where}.{key} does not exist{near_match(key, takes.keys() - given.keys())}")
+    missing = [n for n, p in takes.items() if p.default is p.empty and n not in section and n not in given]
+    if missing:
+        raise InputError(f"config.{where} lacks {', '.join(missing)}")
+    hints = typing.get_type_hints(function) if dataclasses.is_dataclass(function) else {}
+    arguments = {key: _nested(value, hints.get(key), f"{where}.{key}") for key, value in section.items()}
+    return functools.partial(function, **arguments, **given)
+
+
+def _stays_open(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
+    """Options are the fields of a dataclass, keyword-only arguments, and those with a default."""
+    positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+    return parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or (
+        positional and not dataclasses.is_dataclass(function)
+    )
+
+
+def _nested(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        for kind in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(kind):
+                return construct(kind, value, where)
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A config as plain data: dicts, tuples, strings, numbers."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The config as one stage sees it: its own entries, section by section, over the common ones."""
+    config = plain(config)
+    stages = config.pop("stages")
+    own = choose(stage, stages, "stage")
+    merged = dict(config)
+    for key, value in own.items():
+        merged[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+    return merged
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON so that a reader, or a run killed in between, never sees half of it."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(path)

@@ -1,0 +1,123 @@
+"""What a run tells while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
+
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vidjax.errors import InputError
+
+# Dense bf16 peak, FLOP/s a chip, from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e; "TPU v5" is what a v5p calls itself
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Peak bf16 FLOP/s of all devices together, or None where it is not known (CPUs)."""
+    kind = jax.devices()[0].device_kind
+    peak = next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
+    return peak and peak * jax.device_count()
+
+
+class Telemetry:
+    """Writes a stage's metrics, from the first process only: `metrics.jsonl` (one JSON a logged step), TensorBoard events,
+    and a bar on a terminal or a line elsewhere. On resume the entries after the restored step are dropped."""
+
+    def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0, flops: float | None = None):
+        self.folder, self.stage, self.steps, self.flops = Path(folder), stage, steps, flops
+        self.lead = jax.process_index() == 0
+        self._last = (start, time.perf_counter())
+        if not self.lead:
+            return
+        from tensorboardX import SummaryWriter
+        from tqdm import tqdm
+
+        path = self.folder / "metrics.jsonl"
+        kept = [line for line in _lines(path) if line["step"] <= start]
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        part.replace(path)
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
+        self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step") if sys.stderr.isatty() else None
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Scalars of the step just done, with the rate since the last call. Raises InputError if the loss is not finite."""
+        values = {key: float(value) for key, value in metrics.items()}
+        (last, then), now = self._last, time.perf_counter()
+        self._last = (step, now)
+        if step > last:
+            values["steps_per_second"] = (step - last) / (now - then)
+            if self.flops:
+                values["tflops_per_second"] = self.flops * values["steps_per_second"] / 1e12
+                if peak := peak_flops():
+                    values["mfu"] = values["tflops_per_second"] * 1e12 / peak
+        check_finite(self.stage, step, values)
+        if not self.lead:
+            return
+        self._file.write(json.dumps({"step": step, **{k: round(v, 8) if k != "loss" else v for k, v in values.items()}}) + "\n")
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+        shown = {"loss": f"{values['loss']:.4g}", "steps/s": f"{values.get('steps_per_second', math.nan):.3g}"}
+        if self._bar is not None:
+            self._bar.set_postfix(shown)
+            self._bar.update(step - self._bar.n)
+        else:
+            print(f"{self.stage} {step}/{self.steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+
+    def videos(self, name: str, step: int, videos: np.ndarray, fps: float) -> None:
+        """uint8 `[n, t, h, w, c]` side by side as one animation in TensorBoard."""
+        if not self.lead:
+            return
+        from PIL import Image
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        strip = np.concatenate(list(videos), axis=2)
+        frames = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in strip]
+        gif = io.BytesIO()
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=max(1, round(1000 / fps)), loop=0)
+        picture = Summary.Image(height=strip.shape[1], width=strip.shape[2], colorspace=videos.shape[-1], encoded_image_string=gif.getvalue())
+        self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), step)
+
+    def close(self) -> None:
+        if self.lead:
+            self._file.close()
+            self._board.close()
+            if self._bar is not None:
+                self._bar.close()
+
+
+def check_finite(stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+    """Raises InputError if the loss or the gradient of a step is not a finite number."""
+    bad = [key for key in ("loss", "grad_norm") if key in metrics and not math.isfinite(float(metrics[key]))]
+    if bad:
+        raise InputError(
+            f"stage {stage}: the {' and the '.join(bad)} of step {step} is not finite; the last checkpoint is intact: lower "
+            f"config.optimizer.learning_rate or set config.train.dtype=float32, and start again with the same command"
+        )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics file; a killed run may have left half of one at the end."""
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries

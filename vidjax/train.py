@@ -1,0 +1,84 @@
+"""Train one stage: create or restore, loop, finish. Everything random is a function of (seed, step), so a resumed run repeats itself."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vidjax import sharding
+from vidjax.checkpoint import Checkpoints
+from vidjax.data.pipeline import Dataset
+from vidjax.errors import InputError
+from vidjax.recipe import Stage, on_device
+from vidjax.settings import write_json
+from vidjax.telemetry import Telemetry, check_finite
+from vidjax.train_state import TrainState
+from vidjax.train_step import make_train_step
+
+
+def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> TrainState:
+    """A fresh state, each array made where its sharding wants it; then what the stage loads in place of random numbers."""
+    make = lambda: TrainState.create(stage.init(nnx.Rngs(stage.seed)), stage.optimizer, stage.trainable)
+    shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
+    state = jax.jit(make, out_shardings=shardings)()
+    for path, value in stage.loaded(state, dataset).items():
+        part = state.params if path in state.params else state.frozen
+        if part[path].shape != value.shape:
+            raise InputError(f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model")
+        part[path] = jax.device_put(value, part[path].sharding)
+        if part is state.params:
+            state.ema[path] = jax.device_put(jnp.copy(value), part[path].sharding)
+    return state
+
+
+def train(stage: Stage, log_every: int | None = None) -> None:
+    """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
+
+    Ends with done.json: steps, seconds of this process, parameters. Raises InputError on bad input and on a loss that is
+    not finite.
+    """
+    began, options = time.perf_counter(), stage.train
+    mesh = sharding.make_mesh(**stage.mesh)
+    sharding.check_batch(mesh, options.batch_size, options.accumulate)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every) as checkpoints:
+        start = checkpoints.latest() or 0
+        done = stage.folder / "done.json"
+        if start >= options.steps and done.exists():
+            print(f"{stage.name}: finished, {start} steps", flush=True)
+            return
+        dataset = stage.dataset()
+        state = create_state(stage, mesh, dataset)
+        if start:
+            state = checkpoints.restore(state)
+            print(f"{stage.name}: continues from step {start}", flush=True)
+        step_fn = make_train_step(
+            stage.objective, stage.optimizer, stage.seed, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype
+        )
+        layout = jax.tree.map(lambda x: x.sharding, state)
+        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+        telemetry = Telemetry(stage.folder, stage.name, options.steps, start)
+        batches = dataset.batches(options.batch_size, start, jax.process_index(), jax.process_count())
+        every, unreadable = log_every or options.log_every, 0
+        for step in range(start + 1, options.steps + 1):
+            batch = next(batches)
+            unreadable += int(batch["substituted"].sum())
+            state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
+            last = step == options.steps
+            if step % every == 0 or last or step == 1:
+                telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
+            if step % options.save_every == 0 or last:
+                check_finite(stage.name, step, metrics)
+                checkpoints.save(state)
+        telemetry.close()
+        stage.finish(state.model(), dataset)
+    seconds = round(time.perf_counter() - began, 1)
+    write_json(done, {"steps": options.steps, "seconds": seconds, "parameters": count(state.params)})
+
+
+def count(params: Mapping[str, Any]) -> int:
+    return sum(int(np.prod(value.shape)) for value in params.values())

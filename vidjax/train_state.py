@@ -1,0 +1,74 @@
+"""What a training run consists of between two steps: plain dicts from parameter path to array."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from vidjax.errors import InputError
+
+Params = dict[str, Any]  # "unet.down.0.resnet.conv1.kernel" -> array
+
+
+def parameters(model: nnx.Module) -> Params:
+    """The model's parameters by path. Paths are public API: checkpoints, filters and converters speak them."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): leaf[...] for path, leaf in flat}
+
+
+def abstract_parameters(model: nnx.Module) -> Params:
+    """Shapes and dtypes of an abstract model's parameters, by path."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat}
+
+
+def merge(graphdef: nnx.GraphDef, *params: Params) -> Any:
+    """The model that `graphdef` describes, with these parameters."""
+    flat = {tuple(int(k) if k.isdigit() else k for k in path.split(".")): v for d in params for path, v in d.items()}
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+
+def split(params: Params, trainable: Callable[[str], bool]) -> tuple[Params, Params]:
+    """(trainable, frozen) by a predicate on paths; a predicate that matches nothing raises InputError."""
+    chosen = {path: value for path, value in params.items() if trainable(path)}
+    if not chosen:
+        raise InputError(f"no parameter is trainable: the filter matches none of {len(params)} paths, such as {min(params)}")
+    return chosen, {path: value for path, value in params.items() if path not in chosen}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """`params` train; `frozen` are only read, and have neither moments nor average; `ema` averages `params`."""
+
+    step: Array
+    params: Params
+    frozen: Params
+    opt_state: Any
+    ema: Params
+    graphdef: Any = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def create(cls, model: nnx.Module, optimizer: optax.GradientTransformation, trainable=lambda path: True) -> "TrainState":
+        params, frozen = split(parameters(model), trainable)
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            frozen=frozen,
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params),
+            graphdef=nnx.graphdef(model),
+        )
+
+    def model(self, params: Params | None = None) -> Any:
+        """The model with the averaged parameters, or with those given in their place."""
+        return merge(self.graphdef, self.ema if params is None else params, self.frozen)
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds: everything but the frozen part, which lives elsewhere."""
+        return {"step": self.step, "params": self.params, "opt_state": self.opt_state, "ema": self.ema}

@@ -1,0 +1,93 @@
+"""The whole network as one module: denoising U-Net, embedders of its conditions, and the frozen codec of its latents."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from vidjax.conditioning import Conditioning
+from vidjax.data.transforms import to_unit
+from vidjax.diffusion.schedule import Schedule
+from vidjax.models.unet import UNet, UNetConfig
+
+Normal = Callable[[tuple[int, ...]], Array]  # shape an example -> standard normal [b, *shape]
+
+
+class Codec(nnx.Module):
+    """An autoencoder with the shift and scale that make its latents zero-mean and of unit variance: z' = scale (z + shift)."""
+
+    def __init__(self, autoencoder: Any, shift: float = 0.0, scale: float = 1.0):
+        self.autoencoder, self.shift, self.scale = autoencoder, shift, scale
+
+    def encode(self, x: Float[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
+        """Latents of videos in [-1, 1]: the posterior's mean, or with `normal` a sample of it."""
+        posterior = self.autoencoder.encode(x)
+        z = posterior.mean
+        if normal is not None:
+            z = z + jnp.exp(0.5 * posterior.logvar) * normal(z.shape[1:])
+        return self.scale * (z + self.shift)
+
+    def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        return self.autoencoder.decode(z / self.scale - self.shift)
+
+
+def latent_statistics(autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "n t h w c"]]) -> dict[str, float]:
+    """`{"shift", "scale"}` for a Codec, measured: over all latents of the videos, mean 0 and variance 1."""
+    encode = jax.jit(lambda x: autoencoder.encode(to_unit(x)).mean)
+    z = np.concatenate([np.asarray(encode(clip[None])).ravel() for clips in videos for clip in clips])
+    return {"shift": -float(z.mean()), "scale": 1 / float(z.std())}
+
+
+class VideoModel(nnx.Module):
+    """Predicts what `prediction` of the schedule names, from noisy latents (pixels, if there is no codec) and conditions.
+
+    With `masked`, the U-Net sees one channel more: 1 where a frame is known.
+    """
+
+    def __init__(self, unet: UNetConfig, embedders: Mapping[str, Any], codec: Codec | None = None, *, masked=False, remat="none", rngs):
+        self.unet = UNet(unet, rngs=rngs)
+        self.embedder_names = tuple(embedders)
+        for name, embedder in embedders.items():
+            setattr(self, name, embedder)
+        self.codec = nnx.data(codec)
+        self.masked, self.remat = masked, remat
+
+    @property
+    def embedders(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.embedder_names}
+
+    def latents(self, video: UInt8[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
+        """What is diffused, in fp32: the video in [-1, 1], or a codec's latents of it (see Codec.encode)."""
+        x = to_unit(video)
+        return x if self.codec is None else self.codec.encode(x.astype(self.dtype), normal).astype(jnp.float32)
+
+    def pixels(self, latents: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        """The video in [-1, 1] of what was diffused."""
+        return latents if self.codec is None else self.codec.decode(latents.astype(self.dtype)).astype(jnp.float32)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.unet.conv_in.kernel.dtype
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], t: Float[Array, "b t"], cond: Conditioning, images: int = 0
+    ) -> Float[Array, "b t h w c"]:
+        if self.masked:
+            mask = jnp.zeros(x.shape[:2]) if cond.mask is None else cond.mask
+            x = jnp.concatenate([x, jnp.broadcast_to(mask[..., None, None, None], (*x.shape[:-1], 1))], -1)
+        out = self.unet(
+            x.astype(self.dtype), t, cond.tokens, cond.vector, token_mask=cond.token_mask, images=images, remat=self.remat
+        )
+        return out.astype(jnp.float32)
+
+    def denoiser(self, schedule: Schedule, prediction: str, cond: Conditioning):
+        """`denoise(xt, t) -> (x0, eps)` under these conditions."""
+
+        def denoise(xt: Float[Array, "b t h w c"], t: Float[Array, "b t"]):
+            return schedule.x0_eps(self(*schedule.network_input(xt, t), cond), xt, t, prediction)
+
+        return denoise
