@@ -42,7 +42,8 @@ def diffusion(
     t = jnp.broadcast_to(schedule.sample_t(times.uniforms)[:, None], x0.shape[:2])
     mask = None
     if frame_masks is not None:
-        mask = sample_frame_masks(masks.keys, x0.shape[1], frame_masks)
+        mask = sample_frame_masks(masks.keys, x0.shape[1] - images, frame_masks)
+        mask = jnp.pad(mask, ((0, 0), (0, images)))
         t = jnp.where(mask > 0, schedule.sample_t(known_level * levels.uniforms)[:, None], t)
     eps = noise.normal(x0.shape[1:])
     xt = schedule.q_sample(x0, eps, t)

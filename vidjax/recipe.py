@@ -216,6 +216,19 @@ def abstract_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtyp
     return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in on_device(batch).items()}
 
 
+def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, from the config alone: the data need not be there."""
+    section = settings.stage_settings(config, stage.name)
+    size, data = stage.train.batch_size, stage.data
+    channels = section["model"].get("in_channels", 3)
+    shapes = {"video": ((size, data.frames, *data.hw, channels), np.uint8), "label": ((size,), np.int32)}
+    if data.images:
+        shapes["images"] = ((size, data.images, *data.hw, channels), np.uint8)
+    if stage.tokenize:
+        shapes["tokens"] = ((size, len(stage.tokenize(""))), np.int32)
+    return {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+
+
 def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A batch without the entries that only the host reads."""
     return {key: value for key, value in batch.items() if key not in ("index", "substituted")}
@@ -252,14 +265,13 @@ def generator(workdir: Path) -> Generator:
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
         params = checkpoints.restore_ema(params)
     schedule, prediction = process(section)
-    size = stage.data.size if isinstance(stage.data.size, tuple) else (stage.data.size,) * 2
     return Generator(
         nnx.graphdef(model),
         {**params, **codec_parameters(section, workdir, frozen)},
         schedule,
         prediction,
         stage.tokenize,
-        (stage.data.frames, *size),
+        (stage.data.frames, *stage.data.hw),
         3 if model.codec else model.unet.config.out_channels,
         settings.construct(SampleConfig, section.get("sample"), "sample"),
     )

@@ -135,7 +135,6 @@ def versions() -> dict[str, str]:
 def next_lines(workdir: Path, names: Sequence[str]) -> list[str]:
     return [
         f'python -m vidjax.sample --workdir {workdir} --prompt "{names[0]}" --num_steps 50 --seed 1 --out {workdir}/more',
-        f"python -m vidjax.benchmark --config {workdir}/config.json --steps 10 --json {workdir}/benchmark.json",
         f"tensorboard --logdir {workdir}",
     ]
 
