@@ -114,7 +114,7 @@ def check_finite(stage: str, step: int, metrics: Mapping[str, Any]) -> None:
     if bad:
         raise InputError(
             f"stage {stage}: the {' and the '.join(bad)} of step {step} is not finite; the last checkpoint is intact: "
-            f"lower config.optimizer.learning_rate or set config.train.dtype=float32, and start again to go on from there"
+            f"lower config.optimizer.learning_rate or set config.train.dtype=float32, and start again to go on"
         )
 
 
