@@ -20,7 +20,7 @@ def clips() -> dict:
     return dict(
         seed=0,
         data=dict(source="webvid", path="", frames=8, size=64, heldout=16, cache=True),
-        autoencoder=dict(),
+        autoencoder=dict(patch=(2, 8, 8), latent_channels=24, channels=(128,), blocks=(1,), decoder_blocks=(2,)),
         conditioning=dict(text=dict(dim=96, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(
             channels=(96, 192),
@@ -56,13 +56,27 @@ def paper(data_set: str) -> dict:
     return dict(
         seed=0,
         data=dict(source="folder", path=f"data/{data_set}", frames=16, size=256, stride=1, workers=8),
-        autoencoder=dict(),
+        autoencoder=dict(
+            latent_channels=4,
+            channels=(32, 64, 128, 256),
+            blocks=(0, 1, 1, 1),
+            decoder_channels=(64, 128, 256, 4),
+            decoder_blocks=(2, 2, 2, 0),
+            steps=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+            patch=(1, 1, 1),
+            kernels=((3, 3, 3), (3, 3, 3)),
+            resample="transposed",
+            linear=False,
+            norm_over="clip",
+            mode="edge",
+        ),
         conditioning=dict(),
         model=dict(
             channels=(256, 512, 768, 1024),
             blocks_per_level=3,
             attention_levels=(False, True, True, True),
             heads=(4, 4, 4, 4),
+            block="lvdm",
             attention="plain",
             scale_shift=True,
             norm_over="clip",

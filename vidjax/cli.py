@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from vidjax.errors import InputError
 
@@ -15,6 +15,8 @@ def start(program: Callable[[], None]) -> None:
     """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
 
     def checked(argv: list[str]) -> None:
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.WARNING)
         if len(argv) > 1:
             fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
         try:

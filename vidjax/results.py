@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vidjax import recipe, settings
+from vidjax import __version__, recipe, settings
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_io import contact_sheet, save_png, write_mp4
@@ -129,7 +129,7 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("vidjax", "jax", "flax", "optax", "orbax-checkpoint", "grain")}
+    return {"vidjax": __version__} | {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
 
 
 def next_lines(workdir: Path, names: Sequence[str]) -> list[str]:

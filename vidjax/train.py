@@ -22,7 +22,9 @@ from vidjax.train_step import make_train_step
 
 def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> TrainState:
     """A fresh state, each array made where its sharding wants it; then what the stage loads in place of random numbers."""
-    make = lambda: TrainState.create(stage.init(nnx.Rngs(stage.seed)), stage.optimizer, stage.trainable)
+    # "rbg" numbers compile in half the time of the default ones.
+    rngs = lambda: nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))
+    make = lambda: TrainState.create(stage.init(rngs()), stage.optimizer, stage.trainable)
     shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
     state = jax.jit(make, out_shardings=shardings)()
     for path, value in stage.loaded(state, dataset).items():

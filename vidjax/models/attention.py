@@ -16,8 +16,8 @@ Keys = Literal["frame", "first_and_previous", "tokens", "time"]
 
 
 CHUNK = 128  # queries at a time
-# Below this many (query, key) pairs a head, the textbook form is as fast. Milliseconds forward and backward on two cores,
-# textbook and chunked, 2 x 8 heads of 40: 256 tokens 10, 21; 512: 64, 79 (processor time 114, 79); 1024: 450, 208.
+# Below this many (query, key) pairs a head, the textbook form is as fast. Milliseconds forward and backward on two
+# cores, textbook and chunked, 2 x 8 heads of 40: 256 tokens 10, 21; 512: 64, 79 (cpu time 114, 79); 1024: 450, 208.
 LONG = 512 * 512
 
 
@@ -73,9 +73,10 @@ def choose(q: Array, k: Array, mask: Array | None = None, backend: str | None = 
     """The fastest entry of `ATTENTION` that takes these shapes and this dtype on this backend."""
     backend = backend or jax.default_backend()
     (n, d), m = (q.shape[1], q.shape[-1]), k.shape[1]
-    if backend in ("gpu", "cuda") and n >= CHUNK and q.dtype in (jnp.bfloat16, jnp.float16) and has_flash():
-        if d % 8 == 0 and d <= 128 and (mask is None or n % 2 == m % 2 == 0):
-            return "cudnn"
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    fits = d % 8 == 0 and d <= 128 and (mask is None or n % 2 == m % 2 == 0)
+    if backend in ("gpu", "cuda") and n >= CHUNK and half and fits and has_flash():
+        return "cudnn"
     if backend == "tpu" and mask is None and n % 128 == m % 128 == 0 and (d < 128 or d % 128 == 0):
         return "tpu"
     return "chunked" if n > CHUNK and n * m >= LONG else "plain"

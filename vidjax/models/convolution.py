@@ -177,5 +177,5 @@ class ConvTranspose(nnx.Module):
 
 
 def _parameters(cin: int, cout: int, size: Sequence[int], zero: bool, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:
-    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
     return nnx.Param(init(rngs.params(), (*size, cin, cout))), nnx.Param(jnp.zeros(cout))

@@ -27,7 +27,7 @@ def from_patches(x: Float[Array, "b s i j p"], strides: Strides) -> Float[Array,
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PatchPCA:
-    """Components of unit norm, strongest first, so that latents have the units of pixels; `spread`: their deviations."""
+    """Components of unit norm, the strongest first: latents have the units of pixels. `spread`: their deviations."""
 
     mean: Float[Array, "p"]
     basis: Float[Array, "p z"]

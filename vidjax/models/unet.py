@@ -1,7 +1,8 @@
 """One U-Net for images and videos: a schedule of stages, each a few named layers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +54,8 @@ KINDS = ("frame", "first_and_previous", "tokens", "time", "zero_time", "relative
 class Temporal:
     """A transformer over time of its own after the spatial one: ModelScope's, and AnimateDiff's motion module."""
 
-    heads: tuple[int, ...]  # a level
-    levels: tuple[bool, ...]
+    heads: Sequence[int]  # a level
+    levels: Sequence[bool]
     mid: bool = True
     positions: bool = False  # sinusoidal, added after each norm (AnimateDiff)
     norm_over: Over = "clip"  # AnimateDiff's own code: "frame"; diffusers' port of it: "clip"
@@ -71,13 +72,13 @@ class UNetConfig:
     # Size.
     in_channels: int = 4
     out_channels: int = 4
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    channels: Sequence[int] = (320, 640, 1280, 1280)
     blocks_per_level: int = 2
     # Attention: sublayers in order, at which levels, with how many heads.
-    block: str | Block = "spatial"
+    block: str | Sequence[Sequence[str]] = "spatial"
     attention: str = "transformer"  # with projections around the block; "plain": without (DDPM, VDM, LVDM)
-    attention_levels: bool | tuple[bool, ...] = (True, True, True, False)
-    heads: int | tuple[int, ...] = 8
+    attention_levels: bool | Sequence[bool] = (True, True, True, False)
+    heads: int | Sequence[int] = 8
     # Conditions beside the time.
     tokens_dim: int | None = 768  # None: no cross-attention, the sublayers of kind "tokens" are left out
     vector_dim: int | None = None  # features of a class, fps...: an MLP of them joins the time embedding
@@ -89,8 +90,8 @@ class UNetConfig:
     scale_shift: bool = False  # the time embedding scales and shifts the second norm
     # Time.
     after_resnet: str = "none"  # "convs": ModelScope; "blend": Stable Video Diffusion
-    after_attention: Temporal | None = None
-    stem_heads: tuple[int, int] | None = None  # (heads, head_dim) of a temporal transformer before the first stage
+    after_attention: Temporal | Mapping[str, Any] | None = None
+    stem_heads: Sequence[int] | None = None  # (heads, head_dim) of a temporal transformer before the first stage
     reach: int = 16  # of relative positions
     transposed: bool = False  # the slip of LVDM's released unconditional checkpoints, see RelativeAttention
 
@@ -109,16 +110,19 @@ def resolve(config: UNetConfig) -> dict:
         if block not in BLOCKS:
             raise InputError(f"block {block!r} is not known; choose one of {', '.join(BLOCKS)} or list the sublayers")
         block = BLOCKS[block]
+    block = tuple((name, kind) for name, kind in block)
     if config.tokens_dim is None:
         block = tuple((name, kind) for name, kind in block if kind != "tokens")
     after = config.after_attention
-    if isinstance(after, dict):
-        after = Temporal(**{key: tuple(v) if isinstance(v, list) else v for key, v in after.items()})
+    if isinstance(after, Mapping):
+        after = Temporal(**after)
+    if after is not None:
+        after = dataclasses.replace(after, heads=tuple(after.heads), levels=tuple(after.levels))
     return dict(
         channels=tuple(config.channels),
         attention_levels=per_level(config.attention_levels),
         heads=per_level(config.heads),
-        block=tuple((name, kind) for name, kind in block),
+        block=block,
         after_attention=after,
         stem_heads=None if config.stem_heads is None else tuple(config.stem_heads),
     )

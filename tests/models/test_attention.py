@@ -1,0 +1,106 @@
+"""Every implementation of attention is the textbook one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental.pallas import tpu as pltpu
+
+from vidjax.models import attention as attention_module
+from vidjax.models.attention import ATTENTION, Attention, attend, choose, first_and_previous, sinusoid_interleaved
+from vidjax.models.layers import Context
+
+
+def qkv(n, m, d=8, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [jax.random.normal(key, (2, s, 2, d), dtype) for key, s in zip(keys, (n, m, m))]
+
+
+def test_plain_is_the_definition():
+    q, k, v = qkv(3, 5)
+    w = np.exp(np.einsum("bnkd,bmkd->bknm", q, k) / np.sqrt(8))
+    expected = np.einsum("bknm,bmkd->bnkd", w / w.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(attend(q, k, v), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [None, 1, 200])
+def test_chunked_equals_plain_forward_and_backward(rows):
+    q, k, v = qkv(200, 40)
+    mask = None if rows is None else jax.random.bernoulli(jax.random.key(1), 0.7, (2, 1, rows, 40))
+
+    def route(name):
+        f = lambda *a: jnp.sin(ATTENTION[name](*a, mask)).sum()
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), route("plain"), route("chunked"))
+
+
+def test_tpu_kernel_equals_plain():
+    q, k, v = qkv(128, 256, d=16)
+    with pltpu.force_tpu_interpret_mode():
+        got = ATTENTION["tpu"](q, k, v)
+    np.testing.assert_allclose(got, ATTENTION["plain"](q, k, v), rtol=1e-4, atol=1e-5)
+
+
+def test_masked_tokens_do_not_exist():
+    q, k, v = qkv(3, 5)
+    mask = (jnp.arange(5) < 3)[None, None, None]
+    np.testing.assert_allclose(attend(q, k, v, mask), attend(q, k[:, :3], v[:, :3]), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(attend(q, k, v, mask & False)).all()  # an empty prompt
+
+
+def test_the_choice_falls_back_where_flash_cannot_go(monkeypatch):
+    monkeypatch.setattr(attention_module, "has_flash", lambda: True)
+    half = dict(dtype=jnp.bfloat16)
+    named = lambda n, m, backend, mask=None, **kw: choose(*qkv(n, m, **kw)[:2], mask, backend)
+    assert named(1024, 1024, "gpu", **half) == "cudnn"
+    assert named(1024, 1024, "gpu") == "chunked"  # fp32
+    assert named(1024, 1024, "gpu", d=12, **half) == "chunked"
+    assert named(1024, 77, "gpu", jnp.ones((2, 1, 1, 77), bool), **half) == "plain"
+    assert named(1024, 1024, "tpu") == "tpu"
+    assert named(1000, 1000, "tpu") == "chunked"
+    assert named(1024, 1024, "cpu") == "chunked"
+    assert named(64, 64, "cpu") == "plain"
+    monkeypatch.setattr(attention_module, "has_flash", lambda: False)
+    assert named(1024, 1024, "gpu", **half) == "chunked"
+
+
+def test_first_and_previous_frame():
+    a = jnp.arange(4)[None, :, None]
+    assert first_and_previous(a)[0].tolist() == [[0, 0], [0, 0], [0, 1], [0, 2]]
+
+
+def test_interleaved_positions():
+    """Vaswani et al. (2017), section 3.5."""
+    position, i = np.mgrid[:6, :4]
+    angle = position / 10_000 ** (2 * i / 8)
+    expected = np.stack([np.sin(angle), np.cos(angle)], -1).reshape(6, 8)
+    np.testing.assert_allclose(sinusoid_interleaved(6, 8), expected, atol=1e-5)
+
+
+def context(t, tokens=None, **more):
+    return Context(jnp.zeros((2, t, 1)), tokens, **more)
+
+
+def test_sparse_keys_are_attention_over_a_longer_frame():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+    sparse = Attention(8, 2, "first_and_previous", rngs=nnx.Rngs(0))
+    # Frame 0 sees itself twice, which is seeing itself once.
+    alone = Attention(8, 2, "frame", rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(sparse(x, context(3))[:, 0], alone(x, context(3))[:, 0], atol=1e-6)
+    # Frame 2 depends on frames 0, 1 and itself; frame 1 not on frame 2.
+    changed = sparse(x.at[:, 2].set(0.0), context(3))
+    np.testing.assert_array_equal(changed[:, :2], sparse(x, context(3))[:, :2])
+    assert not np.allclose(sparse(x.at[:, 1].set(0.0), context(3))[:, 2], sparse(x, context(3))[:, 2])
+
+
+def test_tokens_reach_every_frame_alike():
+    layer = Attention(8, 2, "tokens", kv_dim=6, rngs=nnx.Rngs(0))
+    tokens = jax.random.normal(jax.random.key(0), (2, 5, 6))
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4, 8))
+    one_by_one = [layer(x[:, i : i + 1], context(1, tokens)) for i in range(3)]
+    np.testing.assert_allclose(layer(x, context(3, tokens)), jnp.concatenate(one_by_one, 1), atol=1e-6)
+    mask = jnp.arange(5)[None] < jnp.array([[2], [2]])
+    short = layer(x, context(3, tokens[:, :2]))
+    np.testing.assert_allclose(layer(x, context(3, tokens, token_mask=mask)), short, atol=1e-6)

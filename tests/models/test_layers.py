@@ -1,0 +1,108 @@
+"""Norms against their definitions, sampling against indices, order and precision."""
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vidjax.models.layers import Context, GroupNorm, LayerNorm, Positions, ResBlock, Stage, Upsample, apart, sinusoid
+
+
+def context(b, t, **more):
+    return Context(jax.random.normal(jax.random.key(9), (b, t, 6)), **more)
+
+
+def video(*shape):
+    return jax.random.normal(jax.random.key(0), shape) * 2 + 1
+
+
+@pytest.mark.parametrize(
+    "over, pattern",
+    [
+        ("frame", "b t h w (g c) -> (b t g) (h w c)"),
+        ("clip", "b t h w (g c) -> (b g) (t h w c)"),
+        ("pixel", "b t h w (g c) -> (b h w g) (t c)"),
+    ],
+)
+def test_group_norm_statistics(over, pattern):
+    x = video(2, 3, 4, 5, 6)
+    y = GroupNorm(6, 2, eps=1e-5, over=over, rngs=nnx.Rngs(0))(x, context(2, 3))
+    rows, out = (np.asarray(einops.rearrange(a, pattern, g=2), np.float64) for a in (x, y))
+    expected = (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_group_norm_of_one_batch_axis_is_flax_s():
+    x = video(2, 1, 4, 5, 6)
+    expected = nnx.GroupNorm(6, 3, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0))(x[:, 0])
+    np.testing.assert_allclose(GroupNorm(6, 3, rngs=nnx.Rngs(0))(x, context(2, 1))[:, 0], expected, atol=1e-5)
+
+
+def test_norms_are_exact_far_from_zero():
+    """The variance is not a difference of large squares."""
+    x = video(1, 1, 4, 4, 8)
+    for norm in (GroupNorm(8, 2, rngs=nnx.Rngs(0)), LayerNorm(8, rngs=nnx.Rngs(0))):
+        np.testing.assert_allclose(norm(x + 1000, context(1, 1)), norm(x, context(1, 1)), atol=2e-3)
+
+
+def test_stage_keeps_its_order_through_split_and_merge():
+    scale = lambda a: nnx.Linear(1, 1, kernel_init=nnx.initializers.constant(a), rngs=nnx.Rngs(0))
+
+    class Layer(nnx.Module):
+        def __init__(self, a, b):
+            self.linear, self.b = scale(a), b
+
+        def __call__(self, x, ctx):
+            return self.linear(x) + self.b
+
+    stage = nnx.merge(*nnx.split(Stage(z=Layer(2.0, 0.0), a=Layer(1.0, 1.0))))
+    assert stage(jnp.ones((1, 1, 1)), context(1, 1)).item() == 3.0  # 2 x + 1, not 2 (x + 1)
+
+
+@pytest.mark.parametrize("height, width", [(6, 8), (5, 7), (6, 7)])
+def test_upsampling_takes_the_nearest(height, width):
+    layer = Upsample(2, rngs=nnx.Rngs(0))
+    x = video(1, 2, 3, 4, 2)
+    rows, cols = np.arange(height) * 3 // height, np.arange(width) * 4 // width
+    expected = layer.conv(x[:, :, rows][:, :, :, cols])
+    np.testing.assert_allclose(layer(x, context(1, 2, size=(height, width))), expected, atol=1e-5)
+
+
+def test_apart_is_a_call_for_the_video_and_one_for_each_still():
+    layer = GroupNorm(4, 2, over="clip", rngs=nnx.Rngs(0))
+    x, ctx = video(2, 5, 3, 3, 4), context(2, 5, images=2)
+    parts = [layer(part, context(2, part.shape[1])) for part in (x[:, :3], x[:, 3:4], x[:, 4:])]
+    np.testing.assert_allclose(apart(layer, x, ctx), jnp.concatenate(parts, 1), atol=1e-6)
+    np.testing.assert_allclose(layer(x, ctx), jnp.concatenate(parts, 1), atol=1e-6)
+
+
+def test_resblock_over_time_sees_the_other_frames_and_one_on_frames_does_not():
+    x, ctx = video(1, 3, 4, 4, 4), context(1, 3)
+    for kernel, over in (((3, 3), "frame"), ((3, 1, 1), "clip")):
+        block = ResBlock(4, 4, 6, kernel, over, groups=2, rngs=nnx.Rngs(0))
+        np.testing.assert_array_equal(block(x, ctx), x)  # at the start
+        block.conv2.kernel[...] = jax.random.normal(jax.random.key(1), block.conv2.kernel.shape)
+        changed = block(x.at[:, 2].add(video(4, 4, 4)), ctx)
+        same = np.allclose(changed[:, 0], block(x, ctx)[:, 0], atol=1e-6)
+        assert same == (over == "frame")
+
+
+def test_sinusoid():
+    t, dim = np.array([[0.0, 3.0], [999.0, 0.5]]), 8
+    angles = t[..., None] / 10_000 ** (np.arange(4) / 4)
+    expected = np.concatenate([np.cos(angles), np.sin(angles)], -1)
+    np.testing.assert_allclose(sinusoid(jnp.asarray(t, jnp.float32), dim), expected, atol=1e-4)
+
+
+def test_positions_tell_pixels_apart_and_start_at_nothing():
+    layer = Positions(8, rngs=nnx.Rngs(0))
+    x = jnp.zeros((1, 3, 5, 4, 8))
+    np.testing.assert_array_equal(layer(x, context(1, 3)), x)
+    layer.mlp.linear_2.kernel[...] = jax.random.normal(jax.random.key(0), (8, 8))
+    y = np.asarray(layer(x, context(1, 3)))
+    assert len(np.unique(y.reshape(-1, 8).round(4), axis=0)) == 60
+    # Another size keeps what it shares; a still is frame 0 of a clip of its own.
+    np.testing.assert_allclose(layer(x[:, :2, :3], context(1, 2)), y[:, :2, :3], atol=1e-6)
+    np.testing.assert_allclose(layer(x, context(1, 3, images=1))[:, 2], y[:, 0], atol=1e-6)

@@ -1,0 +1,84 @@
+"""Layers over time: relative positions by the sum, the identity at the start, where arrays are placed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vidjax.models.attention import Attention, attend
+from vidjax.models.layers import Context, ResBlock
+from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
+
+
+def test_relative_attention_is_the_sum_of_shaw_et_al():
+    """Equations 3 and 4 of Shaw et al. (2018), element by element, distances clipped to the reach."""
+    layer = RelativeAttention(4, 2, rngs=nnx.Rngs(0))
+    q, k, v = (np.asarray(jax.random.normal(jax.random.key(i), (1, 5, 1, 4))) for i in range(3))
+    rel_k, rel_v = np.asarray(layer.k[...]), np.asarray(layer.v[...])
+    expected = np.zeros((1, 5, 1, 4))
+    for i in range(5):
+        near = np.clip(np.arange(5) - i, -2, 2) + 2
+        e = np.array([q[0, i, 0] @ (k[0, j, 0] + rel_k[near[j]]) for j in range(5)]) / 2
+        a = np.exp(e) / np.exp(e).sum()
+        expected[0, i, 0] = sum(a[j] * (v[0, j, 0] + rel_v[near[j]]) for j in range(5))
+    np.testing.assert_allclose(layer(q, k, v), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_relative_attention_with_empty_tables_is_attention(transposed):
+    layer = RelativeAttention(4, 2, transposed, rngs=nnx.Rngs(0))
+    layer.k[...], layer.v[...] = jnp.zeros((5, 4)), jnp.zeros((5, 4))
+    q, k, v = (jax.random.normal(jax.random.key(i), (3, 6, 2, 4)) for i in range(3))
+    np.testing.assert_allclose(layer(q, k, v), attend(q, k, v), atol=1e-5)
+
+
+def context(t, **more):
+    return Context(jax.random.normal(jax.random.key(1), (2, t, 6)), **more)
+
+
+def temporal_layers():
+    rngs = nnx.Rngs(0)
+    return {
+        "attention": (Attention(8, 2, "time", relative=RelativeAttention(4, 2, rngs=rngs), rngs=rngs), (2, 5, 6, 8)),
+        "positions": (Attention(8, 2, "time", positions=True, rngs=rngs), (2, 5, 6, 8)),
+        "convs": (TemporalConvs(8, 2, rngs=rngs), (2, 5, 2, 3, 8)),
+        "resblock": (ResBlock(8, 8, 6, (3, 1, 1), "clip", groups=2, rngs=rngs), (2, 5, 2, 3, 8)),
+        "frame_positions": (FramePositions(8, rngs=rngs), (2, 5, 6, 8)),
+    }
+
+
+def filled(layer):
+    graph, params = nnx.split(layer)
+    leaves, tree = jax.tree.flatten(params)
+    leaves = [0.5 * jax.random.normal(jax.random.key(i), a.shape) for i, a in enumerate(leaves)]
+    return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
+
+
+@pytest.mark.parametrize("name", temporal_layers())
+def test_stills_see_only_themselves(name):
+    layer, shape = temporal_layers()[name]
+    layer, x = filled(layer), jax.random.normal(jax.random.key(0), shape)
+    ctx = context(5)
+    part = lambda a, b: layer(x[:, a:b], Context(ctx.emb[:, a:b]))
+    expected = jnp.concatenate([part(0, 3), part(3, 4), part(4, 5)], 1)
+    np.testing.assert_allclose(layer(x, Context(ctx.emb, images=2)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["attention", "convs", "resblock"])
+def test_temporal_layers_ask_for_pixels_and_give_frames_back(name):
+    layer, shape = temporal_layers()[name]
+    asked = []
+
+    def place(x, where):
+        asked.append((where, x.shape[:3]))
+        return x
+
+    layer(jnp.zeros(shape), context(5, place=place))
+    assert asked == [("pixels", shape[:3]), ("frames", shape[:3])]
+
+
+def test_blend():
+    layer = Blend(lambda x, ctx: -x, mix=0.0)
+    layer.mix_factor[...] = jnp.array([np.log(3.0)])  # 3/4 of x, 1/4 of -x
+    np.testing.assert_allclose(layer(jnp.ones((1, 2, 3, 4)), context(2)), 0.5, atol=1e-6)

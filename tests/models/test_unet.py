@@ -1,0 +1,181 @@
+"""One U-Net: the counts of its families, what a video model owes to its image model, and equal routes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vidjax.errors import InputError
+from vidjax.models.unet import REMAT, UNet, UNetConfig
+
+SKY = dict(
+    channels=(256, 512, 768, 1024),
+    blocks_per_level=3,
+    attention_levels=(False, True, True, True),
+    heads=4,
+    tokens_dim=None,
+    norm_over="clip",
+    scale_shift=True,
+    attention="plain",
+    block="lvdm",
+    reach=4,
+    transposed=True,
+)
+LVDM_TEXT = dict(block="lvdm_text", norm_over="clip", attention_norm_over="clip")
+SMALL = dict(
+    in_channels=3,
+    out_channels=3,
+    channels=(8, 16),
+    blocks_per_level=1,
+    attention_levels=(False, True),
+    groups=4,
+    heads=2,
+)
+
+
+def build(**config):
+    return UNet(UNetConfig(**config), rngs=nnx.Rngs(0))
+
+
+def shapes(**config):
+    state = nnx.state(nnx.eval_shape(lambda: build(**config)), nnx.Param)
+    return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+
+
+def count(tree):
+    return sum(math.prod(shape) for shape in tree.values())
+
+
+def filled(model, scale=0.3):
+    graph, params = nnx.split(model)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return graph, tree.unflatten(a + scale * jax.random.normal(key, a.shape) for key, a in zip(keys, leaves))
+
+
+def inputs(b=2, t=4, size=(6, 4), tokens=5):
+    keys = jax.random.split(jax.random.key(1), 4)
+    x = jax.random.normal(keys[0], (b, t, *size, 3))
+    times = jax.random.uniform(keys[1], (b, t), maxval=1000.0)
+    return x, times, jax.random.normal(keys[2], (b, tokens, 6)), jax.random.normal(keys[3], (b, 5))
+
+
+def test_counts_and_inflation():
+    """Stable Diffusion 1.5 and Tune-A-Video: image parameters are among the video's, the others are named temporal."""
+    image, video = shapes(), shapes(block="tuned")
+    assert count(image) == 859_520_964
+    assert count(video) == 909_120_004
+    assert image.items() <= video.items()
+    assert all("temp" in path for path in video.keys() - image.keys())
+
+
+@pytest.mark.parametrize("config, expected", [(SKY, 548_904_580), (LVDM_TEXT, 958_924_964)], ids=["sky", "text"])
+def test_counts_of_lvdm(config, expected):
+    assert count(shapes(**config)) == expected
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        dict(block=(("attn1", "frame"), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))),
+        dict(after_resnet="convs", after_attention=dict(heads=(2, 2), levels=(True, True)), stem_heads=(2, 4)),
+    ],
+    ids=["inside", "after"],
+)
+def test_an_inflated_model_is_the_image_model_frame_by_frame(video):
+    graph, params = filled(build(**SMALL, tokens_dim=6))
+    inflated = build(**SMALL, tokens_dim=6, **video)
+    leaves = dict(nnx.to_flat_state(nnx.state(inflated, nnx.Param)))
+    known = dict(nnx.to_flat_state(params))
+    assert known.keys() < leaves.keys()
+    for path, value in known.items():
+        leaves[path].set_value(value[...])
+    x, t, tokens, _ = inputs()
+    apply = jax.jit(lambda x, t, tokens: nnx.merge(graph, params)(x, t, tokens))
+    frames = apply(x.reshape(8, 1, *x.shape[2:]), t.reshape(8, 1), jnp.repeat(tokens, 4, 0))
+    whole = jax.jit(lambda *a: inflated(*a))(x, t, tokens)
+    np.testing.assert_allclose(whole, frames.reshape(x.shape), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        dict(block="lvdm_text", norm_over="clip", attention_norm_over="clip", positions=True),  # norms over the clip
+        dict(block="vdm", attention="plain", scale_shift=True),
+        dict(block="tuned", after_resnet="convs"),
+    ],
+    ids=["lvdm_text", "vdm", "tuned"],
+)
+def test_stills_beside_a_video_are_clips_of_their_own(video):
+    graph, params = filled(build(**SMALL, tokens_dim=6, **video))
+    x, t, tokens, _ = inputs(size=(5, 3))  # an odd map
+    apply = jax.jit(lambda x, t, images: nnx.merge(graph, params)(x, t, tokens, images=images), static_argnums=2)
+    joint = apply(x, t, 2)
+    still = lambda i: apply(x[:, i : i + 1], t[:, i : i + 1], 0)
+    apart = jnp.concatenate([apply(x[:, :2], t[:, :2], 0), still(2), still(3)], 1)
+    np.testing.assert_allclose(joint, apart, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(joint, apply(x, t, 0), atol=1e-2)
+
+
+def test_remat_and_placement_change_nothing():
+    config = dict(SMALL, tokens_dim=6, vector_dim=5, block="lvdm_text", positions=True)
+    graph, params = filled(build(**config))
+    x, t, tokens, vector = inputs()
+    mask = jnp.arange(5)[None] < jnp.array([[2], [5]])
+
+    def route(remat, place):
+        def loss(params):
+            out = nnx.merge(graph, params)(x, t, tokens, vector, token_mask=mask, remat=remat, place=place)
+            return jnp.square(out).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    plain = route("none", lambda x, where: x)
+    for remat in REMAT.keys() - {"none"}:
+        there_and_back = lambda x, where: x[:, ::-1][:, ::-1]
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), route(remat, there_and_back), plain
+        )
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(plain[1]))  # every parameter takes part
+
+
+def test_bfloat16_stays():
+    graph, params = filled(build(**SMALL, tokens_dim=6, vector_dim=5, block="lvdm_text", positions=True))
+    half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
+    x, t, tokens, vector = inputs()
+    out = jax.eval_shape(lambda p: nnx.merge(graph, p)(half(x), t, half(tokens), half(vector)), half(params))
+    assert out.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (dict(channels=(8, 18)), "channels=18 cannot be split into groups=4"),
+        (dict(heads=3), "channels=8 cannot be split into heads=3"),
+        (dict(heads=(2, 2, 2)), "one entry for each of the 2 channels"),
+        (dict(block="lvmd"), "'lvmd' is not known"),
+        (dict(block=(("attn1", "fame"),)), "kind 'fame'"),
+        (dict(block=(("ff", "ff"), ("ff", "ff"))), "twice"),
+        (dict(attention="linear"), "attention='linear'"),
+    ],
+)
+def test_numbers_that_do_not_fit(config, message):
+    with pytest.raises(InputError, match=message):
+        UNetConfig(**(SMALL | config))
+
+
+def test_conditions_that_the_model_lacks():
+    model = nnx.eval_shape(lambda: build(**SMALL, tokens_dim=6))
+    x, t, tokens, vector = inputs()
+    for args, more, message in [
+        ((None, None), {}, "without tokens"),
+        ((tokens[..., :4], None), {}, "tokens have 4 features"),
+        ((tokens, vector), {}, "vector have 5 features"),
+        ((tokens, None), dict(images=5), "images=5"),
+        ((tokens, None), dict(remat="some"), "remat='some'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            model(x, t, *args, **more)

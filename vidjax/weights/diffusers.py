@@ -1,0 +1,39 @@
+"""Names in checkpoints of `diffusers` to parameter paths here, one list of rules a family."""
+
+import re
+
+from vidjax.weights.convert import Rules
+
+
+def unet(blocks_per_level: int) -> Rules:
+    """Stable Diffusion's U-Net (UNet2DConditionModel), and what all others share.
+
+    The schedule is flat here: stage `level * (n + 1) + i`, the sampler in the level's last one.
+    """
+    n = blocks_per_level
+
+    def stage(m: re.Match) -> str:
+        i = n if m[3].endswith("sampler") else int(m[4])
+        return f"{m[1]}.{int(m[2]) * (n + 1) + i}.{m[3].replace('sampler', 'sample')}."
+
+    return [
+        (r"^(down|up)_blocks\.(\d+)\.(\w+)s\.(\d+)\.", stage),
+        (r"^mid_block\.(\w+)s\.(\d+)\.", r"mid.\2.\1."),
+        (r"\.transformer_blocks\.", ".blocks."),
+        (r"(blocks\.\d+\.(\w+\.layer\.)?)norm([12])\.", r"\1attn\3.norm."),
+        (r"(blocks\.\d+\.(\w+\.layer\.)?)norm3\.", r"\1ff.norm."),
+        (r"\.net\.0\.proj\.", ".proj_in."),
+        (r"\.net\.2\.", ".proj_out."),
+        (r"\.to_out\.0\.", ".to_out."),
+    ]
+
+
+# Before those of `unet`: what a family calls its own layers.
+TUNE_A_VIDEO: Rules = [(r"\.norm_temp\.", ".attn_temp.norm.")]
+ANIMATEDIFF: Rules = [(r"\.motion_modules\.", ".temporal_attentions.")]
+MODELSCOPE: Rules = [
+    (r"^transformer_in\.", "stem.temporal_in."),
+    (r"\.temp_attentions\.", ".temporal_attentions."),
+    (r"\.temp_convs\.(\d+)\.conv(\d)\.0\.", r".temporal_resnets.\1.norm\2."),
+    (r"\.temp_convs\.(\d+)\.conv(\d)\.[23]\.", r".temporal_resnets.\1.conv\2."),
+]
