@@ -18,8 +18,8 @@ Metrics = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """A step's random numbers, one set an example: so the loss depends neither on how a batch is split over devices nor on
-    how it is split over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
+    """A step's random numbers, one set an example: so the loss depends neither on how a batch is split over devices nor
+    over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
 
     keys: Key[Array, "b"]
     uniforms: Float[Array, "b"]
