@@ -59,6 +59,11 @@ class AutoencoderConfig:
         """Pixels a latent along (t, h, w)."""
         return tuple(prod(s) for s in zip(self.patch, *self.steps))
 
+    @property
+    def outer_kernel(self) -> Kernel:
+        """Of the convolutions next to the pixels: those on patches need not look at their neighbours."""
+        return self.kernels[0] if self.patch == (1, 1, 1) else (1, 1)
+
 
 PATCHES = AutoencoderConfig()
 LVDM = AutoencoderConfig(  # He et al. 2022
@@ -167,7 +172,8 @@ class Encoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         channels, kernel = config.channels, config.kernels[0]
         self.patch = config.patch
-        self.conv_in = Conv(config.in_channels * prod(config.patch), channels[0], kernel, mode=config.mode, rngs=rngs)
+        pixels = config.in_channels * prod(config.patch)
+        self.conv_in = Conv(pixels, channels[0], config.outer_kernel, mode=config.mode, rngs=rngs)
         self.down = nnx.List([])
         width = channels[0]
         for level, (dim, blocks) in enumerate(zip(channels, config.blocks)):
@@ -219,8 +225,8 @@ class Decoder(nnx.Module):
             self.up.append(Stage(**layers))
         norm_out = None if transposed else GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
         self.norm_out = nnx.data(norm_out)
-        features = config.in_channels * prod(config.patch)
-        self.conv_out = Conv(width, features, kernel, mode=config.mode, zero=config.linear, rngs=rngs)
+        pixels = config.in_channels * prod(config.patch)
+        self.conv_out = Conv(width, pixels, config.outer_kernel, mode=config.mode, zero=config.linear, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         ctx = timeless(z)

@@ -10,15 +10,16 @@ from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
 Strides = tuple[int, int, int]
+AnyArray = Array | np.ndarray
 
 
-def to_patches(x: Float[Array, "b t h w c"], strides: Strides) -> Float[Array, "b s i j p"]:
+def to_patches(x: Float[AnyArray, "b t h w c"], strides: Strides) -> Float[AnyArray, "b s i j p"]:
     """Space-time to depth: each (t, h, w) block of pixels becomes one vector of p = t h w c numbers."""
     t, h, w = strides
     return rearrange(x, "b (s t) (i h) (j w) c -> b s i j (t h w c)", t=t, h=h, w=w)
 
 
-def from_patches(x: Float[Array, "b s i j p"], strides: Strides) -> Float[Array, "b t h w c"]:
+def from_patches(x: Float[AnyArray, "b s i j p"], strides: Strides) -> Float[AnyArray, "b t h w c"]:
     """The inverse of `to_patches`."""
     t, h, w = strides
     return rearrange(x, "b s i j (t h w c) -> b (s t) (i h) (j w) c", t=t, h=h, w=w)
@@ -34,19 +35,19 @@ class PatchPCA:
     spread: Float[Array, "z"]
     strides: Strides = dataclasses.field(metadata={"static": True})
 
-    def encode(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b s i j z"]:
+    def encode(self, x: Float[AnyArray, "b t h w c"]) -> Float[Array, "b s i j z"]:
         return (to_patches(jnp.asarray(x), self.strides) - self.mean) @ self.basis
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         return from_patches(z @ self.basis.T + self.mean, self.strides)
 
-    def reconstruct(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+    def reconstruct(self, x: Float[AnyArray, "b t h w c"]) -> Float[Array, "b t h w c"]:
         """The baseline for autoencoders with as many latents."""
         return self.decode(self.encode(x))
 
 
 def patch_pca(
-    videos: Float[Array, "b t h w c"] | UInt8[np.ndarray, "b t h w c"], strides: Sequence[int], channels: int
+    videos: Float[AnyArray, "b t h w c"] | UInt8[AnyArray, "b t h w c"], strides: Sequence[int], channels: int
 ) -> PatchPCA:
     """The first `channels` principal components of all patches of `videos` (pixels in [-1, 1], or bytes).
 
