@@ -34,9 +34,7 @@ def show(workdir: Path) -> dict[str, Any]:
     dataset = recipe.dataset(workdir)
     began = time.perf_counter()
     prompts, names = what_to_ask(generator, dataset)
-    per_caption = [
-        np.stack([video[i] for video in repeated(generator, prompts)]) for i in range(len(prompts))
-    ]
+    per_caption = list(np.stack(repeated(generator, prompts), axis=1))
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     summary["samples"] = write_samples(workdir, names, per_caption, generator.defaults.fps)
     heldout = dataset.windows("heldout")
@@ -44,6 +42,7 @@ def show(workdir: Path) -> dict[str, Any]:
         summary |= reconstruction(workdir, generator, dataset, heldout)
         if generator.tokenize and len(per_caption) == len(heldout):
             summary |= likeness(per_caption, heldout, dataset.windows("train"))
+            beside_real(workdir, summary["samples"], per_caption, heldout, generator.defaults.fps)
     summary["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     summary["next"] = next_lines(workdir, names)
     settings.write_json(workdir / "summary.json", summary)
@@ -78,7 +77,7 @@ def write_samples(workdir: Path, names: Sequence[str], videos: Sequence[np.ndarr
     for i, (name, samples) in enumerate(zip(names, videos)):
         stem = f"{i:02d}-{slug(name)}"
         entry = {"caption": name, "png": f"samples/{stem}.png"}
-        contact_sheet(workdir / entry["png"], list(samples), labels=[name] * len(samples))
+        contact_sheet(workdir / entry["png"], list(samples[:, None]), labels=[name] * len(samples))
         if samples.shape[1] > 1:
             entry["mp4"] = f"samples/{stem}.mp4"
             write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)
@@ -101,9 +100,19 @@ def reconstruction(workdir: Path, generator: Generator, dataset: Dataset, heldou
     entries = []
     for name, original, ours in zip(dataset.clips, heldout, decoded):
         entries.append({"name": name, "png": f"reconstructions/{slug(name)}.png"})
-        contact_sheet(workdir / entries[-1]["png"], [original[0], ours[0]], labels=["held out", "reconstruction"])
+        contact_sheet(workdir / entries[-1]["png"], [original[:1], ours[:1]], labels=["held out", "reconstruction"])
     mean = lambda videos: float(np.mean([psnr(a, b).mean() for a, b in zip(videos, heldout)]))
     return {"autoencoder_psnr": mean(decoded), "pca_psnr": mean(linear), "reconstructions": entries}
+
+
+def beside_real(
+    workdir: Path, entries: Sequence[dict[str, str]], samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], fps: float
+) -> None:
+    """Beside each sample, in `clips/`, the held-out window of its own clip that is nearest to it."""
+    for entry, videos, clip in zip(entries, samples, heldout):
+        closest = [clip[psnr(clip, video[None]).argmax()] for video in videos]
+        entry["real"] = f"clips/{Path(entry['png']).stem}.mp4"
+        write_mp4(workdir / entry["real"], np.concatenate(closest, axis=2), fps)
 
 
 def likeness(samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> dict[str, Any]:
