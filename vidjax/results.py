@@ -15,8 +15,7 @@ import numpy as np
 from vidjax import __version__, recipe, settings
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
-from vidjax.data.video_io import contact_sheet, save_png, write_mp4
-from vidjax.errors import InputError
+from vidjax.data.video_io import contact_sheet, write_mp4
 from vidjax.generator import Generator
 from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr
@@ -26,7 +25,7 @@ UNCONDITIONAL = 8  # samples of a model without conditions
 
 
 def show(workdir: Path) -> dict[str, Any]:
-    """Samples and reconstructions into `workdir`, figures into summary.json, everything into report.html; prints a table."""
+    """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table."""
     from vidjax.report import write_report
 
     summary = {"device": device(), "versions": versions(), "seconds": seconds(workdir)}
@@ -69,7 +68,9 @@ def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndar
     return [generator(prompts, seed=seed) for seed in range(generator.defaults.per_caption)]
 
 
-def write_samples(workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float) -> list[dict[str, str]]:
+def write_samples(
+    workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float
+) -> list[dict[str, str]]:
     """An mp4 (images: none) and a contact sheet for each name."""
     folder = workdir / "samples"
     folder.mkdir(exist_ok=True)
@@ -85,8 +86,10 @@ def write_samples(workdir: Path, names: Sequence[str], videos: Sequence[np.ndarr
     return entries
 
 
-def reconstruction(workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]) -> dict[str, Any]:
-    """PSNR of the autoencoder and of a patch PCA with as many latents, on windows that nothing trained on, with pictures."""
+def reconstruction(
+    workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """PSNR of the autoencoder and of a patch PCA with as many latents, on windows that nothing trained on; pictures."""
     codec = generator.codec
     if codec is None:
         return {}
@@ -98,15 +101,20 @@ def reconstruction(workdir: Path, generator: Generator, dataset: Dataset, heldou
     folder = workdir / "reconstructions"
     folder.mkdir(exist_ok=True)
     entries = []
-    for name, original, ours in zip(dataset.clips, heldout, decoded):
-        entries.append({"name": name, "png": f"reconstructions/{slug(name)}.png"})
+    for i, (clip, original, ours) in enumerate(zip(dataset.clips, heldout, decoded)):
+        name = Path(clip).stem
+        entries.append({"name": name, "png": f"reconstructions/{i:02d}-{slug(name)}.png"})
         contact_sheet(workdir / entries[-1]["png"], [original[:1], ours[:1]], labels=["held out", "reconstruction"])
     mean = lambda videos: float(np.mean([psnr(a, b).mean() for a, b in zip(videos, heldout)]))
     return {"autoencoder_psnr": mean(decoded), "pca_psnr": mean(linear), "reconstructions": entries}
 
 
 def beside_real(
-    workdir: Path, entries: Sequence[dict[str, str]], samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], fps: float
+    workdir: Path,
+    entries: Sequence[dict[str, str]],
+    samples: Sequence[np.ndarray],
+    heldout: Sequence[np.ndarray],
+    fps: float,
 ) -> None:
     """Beside each sample, in `clips/`, the held-out window of its own clip that is nearest to it."""
     for entry, videos, clip in zip(entries, samples, heldout):
@@ -115,7 +123,9 @@ def beside_real(
         write_mp4(workdir / entry["real"], np.concatenate(closest, axis=2), fps)
 
 
-def likeness(samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> dict[str, Any]:
+def likeness(
+    samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], train: Sequence[np.ndarray]
+) -> dict[str, Any]:
     """Do the samples show the captioned clip, better than its mean picture does, and moving as much?"""
     return {
         "captions": len(samples),
@@ -138,12 +148,14 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"vidjax": __version__} | {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
+    return {"vidjax": __version__} | {
+        name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    }
 
 
 def next_lines(workdir: Path, names: Sequence[str]) -> list[str]:
     return [
-        f'python -m vidjax.sample --workdir {workdir} --prompt "{names[0]}" --num_steps 50 --seed 1 --out {workdir}/more',
+        f'python -m vidjax.sample --workdir {workdir} --prompt "{names[0]}" --num_steps 50 --seed 1',
         f"tensorboard --logdir {workdir}",
     ]
 
