@@ -28,6 +28,8 @@ def main() -> None:
         jax.distributed.initialize()
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     recipe.open_workdir(workdir, CONFIG.value)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
     names = [STAGE.value] if STAGE.value else recipe.stage_names(CONFIG.value)
     stages = [recipe.build(CONFIG.value, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
