@@ -21,6 +21,7 @@ from vidjax.models.patch_pca import PatchPCA, Strides, from_patches, to_patches
 class AutoencoderConfig:
     """Levels from fine to coarse; between two of them the map shrinks by `steps`. The defaults are the quick `PATCHES`.
 
+    blocks: residual blocks a level, the first of them brings the level's channels.
     patch: pixels (t, h, w) that become one position's features before the first level. linear: a linear path runs
     beside encoder and decoder and the network starts at zero: the whole is its linear path at first (see `start_at`).
     resample: "nearest" halves and doubles (h, w) as Stable Diffusion does; "transposed" is LVDM's, whose decoder has
@@ -178,13 +179,13 @@ class Encoder(nnx.Module):
         width = channels[0]
         for level, (dim, blocks) in enumerate(zip(channels, config.blocks)):
             layers = residuals(config, width, dim, blocks, rngs)
-            width = dim
+            width = dim if blocks else width
             if level < len(channels) - 1:
                 if config.resample == "transposed":
                     width = channels[level + 1]
                     layers["downsample"] = Shrink(dim, width, config.steps[level], rngs=rngs)
                 else:
-                    layers["downsample"] = Halve(dim, rngs=rngs)
+                    layers["downsample"] = Halve(width, rngs=rngs)
             self.down.append(Stage(**layers))
         self.mid = middle(config, width, rngs)
         self.norm_out = GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
@@ -215,13 +216,13 @@ class Decoder(nnx.Module):
         width = channels[0]
         for level, (dim, blocks) in enumerate(zip(channels, config.decoder_blocks[::-1])):
             layers = residuals(config, width, dim, blocks, rngs)
-            width = dim
+            width = dim if blocks else width
             if level < len(channels) - 1:
                 if transposed:
                     width = channels[level + 1]
                     layers["upsample"] = Stretch(dim, width, config.steps[-1 - level], rngs=rngs)
                 else:
-                    layers["upsample"] = Upsample(dim, rngs=rngs)
+                    layers["upsample"] = Upsample(width, rngs=rngs)
             self.up.append(Stage(**layers))
         norm_out = None if transposed else GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
         self.norm_out = nnx.data(norm_out)
