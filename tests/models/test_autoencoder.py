@@ -50,6 +50,13 @@ def test_parameter_counts_of_the_published_autoencoders():
     assert parameter_count(LVDM) == 19_446_759  # of the released code's modules
 
 
+def test_lvdm_scales_time_first_on_both_ways():
+    model = nnx.eval_shape(lambda: Autoencoder(LVDM, rngs=nnx.Rngs(0)))
+    published = [(2, 2, 2), (2, 2, 2), (1, 2, 2)]
+    assert [stage.downsample.conv.strides for stage in model.encoder.down[:3]] == published
+    assert [stage.upsample.conv.strides for stage in model.decoder.up[:3]] == published
+
+
 def test_patches_are_blocks_and_come_back():
     x = videos(1, 4, 6, 6, 3)
     patches = to_patches(x, (2, 3, 2))
@@ -139,5 +146,7 @@ def test_sizes_that_do_not_divide_name_those_that_do():
 def test_a_configuration_whose_levels_disagree_is_refused():
     with pytest.raises(InputError, match=r"blocks=\(1, 1\) has 2 levels, channels has 1"):
         AutoencoderConfig(blocks=(1, 1))
+    with pytest.raises(InputError, match="do not undo"):
+        dataclasses.replace(LVDM, decoder_steps=((1, 2, 2),) * 3)
     with pytest.raises(InputError, match="2 levels need 1"):
         AutoencoderConfig(channels=(8, 8), blocks=(1, 1), decoder_blocks=(1, 1))
