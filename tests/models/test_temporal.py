@@ -22,7 +22,7 @@ def test_relative_attention_is_the_sum_of_shaw_et_al():
         e = np.array([q[0, i, 0] @ (k[0, j, 0] + rel_k[near[j]]) for j in range(5)]) / 2
         a = np.exp(e) / np.exp(e).sum()
         expected[0, i, 0] = sum(a[j] * (v[0, j, 0] + rel_v[near[j]]) for j in range(5))
-    np.testing.assert_allclose(layer(q, k, v), expected, atol=1e-5)
+    np.testing.assert_allclose(layer(*map(jnp.asarray, (q, k, v))), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -50,19 +50,22 @@ def temporal_layers():
 
 def filled(layer):
     graph, params = nnx.split(layer)
-    leaves, tree = jax.tree.flatten(params)
-    leaves = [0.5 * jax.random.normal(jax.random.key(i), a.shape) for i, a in enumerate(leaves)]
-    return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
+    random = np.random.default_rng(0)
+    return nnx.merge(graph, jax.tree.map(lambda a: jnp.asarray(0.5 * random.standard_normal(a.shape, "f")), params))
 
 
 @pytest.mark.parametrize("name", temporal_layers())
 def test_stills_see_only_themselves(name):
     layer, shape = temporal_layers()[name]
     layer, x = filled(layer), jax.random.normal(jax.random.key(0), shape)
-    ctx = context(5)
-    part = lambda a, b: layer(x[:, a:b], Context(ctx.emb[:, a:b]))
-    expected = jnp.concatenate([part(0, 3), part(3, 4), part(4, 5)], 1)
-    np.testing.assert_allclose(layer(x, Context(ctx.emb, images=2)), expected, atol=1e-5)
+    emb = context(5).emb
+
+    @jax.jit
+    def routes(x):
+        parts = [layer(x[:, a:b], Context(emb[:, a:b])) for a, b in ((0, 3), (3, 4), (4, 5))]
+        return layer(x, Context(emb, images=2)), jnp.concatenate(parts, 1)
+
+    np.testing.assert_allclose(*routes(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["attention", "convs", "resblock"])
@@ -74,7 +77,7 @@ def test_temporal_layers_ask_for_pixels_and_give_frames_back(name):
         asked.append((where, x.shape[:3]))
         return x
 
-    layer(jnp.zeros(shape), context(5, place=place))
+    jax.eval_shape(lambda x: layer(x, context(5, place=place)), jax.ShapeDtypeStruct(shape, jnp.float32))
     assert asked == [("pixels", shape[:3]), ("frames", shape[:3])]
 
 

@@ -53,15 +53,15 @@ def patch_pca(
 
     Of all linear maps to so many numbers a patch these lose the least squared error (Eckart & Young 1936).
     """
-    total = tuple(strides)
+    t, h, w = strides
     mean, covariance, count = 0.0, 0.0, 0
     for video in videos:  # one at a time: a data set's patches need not fit in memory at once
         pixels = np.asarray(video, np.float64)
         pixels = pixels / 127.5 - 1 if video.dtype == np.uint8 else pixels
-        patches = to_patches(pixels[None], total).reshape(-1, np.prod(total) * pixels.shape[-1])
+        patches = to_patches(pixels[None], (t, h, w)).reshape(-1, t * h * w * pixels.shape[-1])
         mean, covariance, count = mean + patches.sum(0), covariance + patches.T @ patches, count + len(patches)
     mean = mean / count
     variance, basis = np.linalg.eigh(covariance / count - np.outer(mean, mean))
     strongest = slice(None, -channels - 1, -1)
     spread = np.sqrt(np.maximum(variance[strongest], 0))
-    return PatchPCA(*(jnp.asarray(a, jnp.float32) for a in (mean, basis[:, strongest], spread)), strides=total)
+    return PatchPCA(*(jnp.asarray(a, jnp.float32) for a in (mean, basis[:, strongest], spread)), strides=(t, h, w))
