@@ -1,7 +1,7 @@
 """DDPM on images (Ho et al. 2020), class-conditional with guidance: an image is a video of one frame.
 
-    python -m vidjax.main --config=configs/ddpm.py:mnist --config.data.path=FOLDER      also :cifar10; tfds keeps its data in FOLDER
-    python -m vidjax.main --config=configs/ddpm.py:fashion --config.data.path=FOLDER    IDX files, as Fashion-MNIST comes
+python -m vidjax.main --config=configs/ddpm.py:mnist      through tfds, which downloads it; also :cifar10
+python -m vidjax.main --config=configs/ddpm.py:fashion --config.data.path=FOLDER    IDX files, as Fashion-MNIST comes
 """
 
 from ml_collections import ConfigDict
@@ -12,9 +12,13 @@ def get_config(variant: str = "mnist") -> ConfigDict:
     images = dict(channels=(128, 256, 256, 256), attention_levels=(False, True, False, False), heads=4, groups=32)
     recipes = {
         "mnist": dict(data=dict(source="tfds", path="mnist", size=28), model=dict(in_channels=1, **digits), steps=1500),
-        "fashion": dict(data=dict(source="idx", path="data/fashion", size=28), model=dict(in_channels=1, **digits), steps=1500),
+        "fashion": dict(
+            data=dict(source="idx", path="data/fashion", size=28), model=dict(in_channels=1, **digits), steps=1500
+        ),
         "cifar10": dict(
-            data=dict(source="tfds", path="cifar10", size=32, flip=True), model=dict(in_channels=3, **images), steps=500_000
+            data=dict(source="tfds", path="cifar10", size=32, flip=True),
+            model=dict(in_channels=3, **images),
+            steps=500_000,
         ),
     }
     if variant not in recipes:

@@ -3,7 +3,7 @@
     python -m vidjax.main --config=configs/vdm.py             the shipped clips at 32x32: a demonstration on CPUs
     python -m vidjax.main --config=configs/vdm.py:ucf101      16 frames of 64x64, for a GPU or a pod
 
-Frames may be known: the model continues a clip and fills the gap between two frames as well as it makes one from nothing.
+Frames may be known: one model makes clips from nothing, continues them, and fills the gap between two frames.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,9 @@ def get_config(variant: str = "latent") -> ConfigDict:
     )
     latent = dict(
         data=dict(source="webvid", path="", frames=4, size=16, heldout=16, cache=True),
-        autoencoder=dict(patch=(2, 8, 8), latent_channels=8, channels=(16,), blocks=(1,), decoder_blocks=(1,), groups=4),
+        autoencoder=dict(
+            patch=(2, 8, 8), latent_channels=8, channels=(16,), blocks=(1,), decoder_blocks=(1,), groups=4
+        ),
         conditioning=dict(text=dict(dim=16, layers=1, heads=2, length=32, drop=0.1)),
         model=dict(block=(("attn2", "tokens"), ("attn_temp", "time")), positions=True, **unet),
         diffusion=diffusion,

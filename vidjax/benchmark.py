@@ -1,7 +1,7 @@
 """What a recipe costs on this machine: `python -m vidjax.benchmark --config=configs/lvdm.py --steps 10 --json FILE`.
 
-FLOPs are those of the network's forward pass, counted by XLA before it optimises, times 3 for a training step (rematerialised work
-is not counted, so MFU is comparable between policies).
+FLOPs are those of the network's forward pass, counted by XLA before it optimises, times 3 for a training step. Work
+done again under rematerialisation is not counted, so MFU is comparable between policies.
 """
 
 import dataclasses
@@ -25,7 +25,9 @@ from vidjax.train_state import abstract_parameters
 from vidjax.train_step import draws_at, make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
-STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of every stage; 0: count parameters and FLOPs only.", lower_bound=0)
+STEPS = flags.DEFINE_integer(
+    "steps", 10, "Timed steps of every stage; 0: count parameters and FLOPs only.", lower_bound=0
+)
 STAGE = flags.DEFINE_string("stage", None, "Only this stage.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "In place of the recipe's.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
@@ -76,7 +78,9 @@ def timed(stage: recipe.Stage) -> dict[str, float]:
     stage = dataclasses.replace(stage, loaded=lambda state, dataset: {})
     state = create_state(stage, mesh, dataset)
     options = stage.train
-    step = make_train_step(stage.objective, stage.optimizer, 0, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype)
+    step = make_train_step(
+        stage.objective, stage.optimizer, 0, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype
+    )
     batches = dataset.batches(options.batch_size)
     batch = sharding.put_batch(mesh, recipe.on_device(next(batches)))
     began = time.perf_counter()

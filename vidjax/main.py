@@ -1,4 +1,4 @@
-"""Train a recipe's stages one after the other, then show what they learned: `python -m vidjax.main --config=configs/lvdm.py`."""
+"""Train a recipe's stages in turn, then show what they learned: `python -m vidjax.main --config=configs/lvdm.py`."""
 
 from pathlib import Path
 
@@ -8,8 +8,12 @@ from ml_collections import config_flags
 from vidjax import cli
 from vidjax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; the same one resumes. Default: runs/<recipe>.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything is written; the same one resumes. Default: runs/<recipe>."
+)
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage.")
 MAX_STEPS = flags.DEFINE_integer("max_steps", None, "At most this many steps in every stage.", lower_bound=1)
 LOG_EVERY = flags.DEFINE_integer("log_every", None, "Log every that many steps.", lower_bound=1)

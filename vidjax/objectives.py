@@ -31,8 +31,9 @@ def diffusion(
 ) -> tuple[Float[Array, ""], Metrics]:
     """E ||prediction - target||^2 over noise and time (Ho et al. 2020, eq. 14), a condition dropped now and then.
 
-    With `frame_masks` (kind: weight) some frames are known: they come with noise up to the quantile `known_level` of the training
-    times, and do not count in the loss. Independent stills in `batch["images"]` follow the clip (Ho et al. 2022, section 3.1).
+    With `frame_masks` (kind: weight) some frames are known: they come with noise up to the quantile `known_level` of
+    the training times, and do not count in the loss. Independent stills in `batch["images"]` follow the clip (Ho et al.
+    2022, section 3.1).
     """
     times, posterior, noise, drop, masks, levels = draws.split(6)
     clip = batch["video"]

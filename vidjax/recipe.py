@@ -1,4 +1,4 @@
-"""From a config to the parts of one training stage. The only code that sees a whole config; everything bad in it fails here."""
+"""From a config to the parts of a training stage: the only code that sees a whole config, and where a bad one fails."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,7 +28,19 @@ from vidjax.train_state import Params, TrainState, abstract_parameters, paramete
 from vidjax.train_step import Objective, draws_at
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 
-SECTIONS = ("seed", "data", "autoencoder", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh", "train", "sample")
+SECTIONS = (
+    "seed",
+    "data",
+    "autoencoder",
+    "model",
+    "conditioning",
+    "diffusion",
+    "loss",
+    "optimizer",
+    "mesh",
+    "train",
+    "sample",
+)
 OF_A_STAGE = (*SECTIONS, "objective", "source")
 
 
@@ -138,7 +150,9 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
     schedule, prediction = process(section)
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
-        objective=settings.bind(objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction),
+        objective=settings.bind(
+            objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
+        ),
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith("codec."),
         loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
@@ -161,11 +175,13 @@ def tokenizer(section: Mapping[str, Any]) -> Callable[[str], np.ndarray] | None:
 
 
 def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) -> VideoModel:
-    """The network of a diffusion stage, at its random start; channels and widths that follow from other parts are filled in."""
+    """The network of a diffusion stage at its random start; widths that follow from other parts are filled in."""
     conditioning = dict(section.get("conditioning", {}))
     masked = section.get("loss", {}).get("frame_masks") is not None
     embedders = {
-        name: settings.construct(settings.choose(name, EMBEDDERS, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs)
+        name: settings.construct(
+            settings.choose(name, EMBEDDERS, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs
+        )
         for name, options in conditioning.items()
     }
     model = dict(section["model"])
@@ -200,7 +216,7 @@ def codec_parameters(section: Mapping[str, Any], workdir: Path, params: Params) 
 
 
 def check(stage: Stage) -> None:
-    """Whatever can be wrong with a stage before it runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
+    """All that can be wrong before a stage runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     batch = abstract_batch(stage.dataset(), stage.train.batch_size)

@@ -1,4 +1,4 @@
-"""From a config section to the arguments of the function or dataclass that owns its defaults: checked, once, at the boundary."""
+"""From a config section to the arguments of the function or dataclass that owns the defaults, checked."""
 
 import dataclasses
 import difflib
@@ -40,7 +40,7 @@ def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: 
 
 
 def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> Callable[..., T]:
-    """`function` with its keyword arguments from a config section, checked as by `construct`; positional ones stay open."""
+    """`function` with keyword arguments from a config section, checked as by `construct`; positional ones stay open."""
     section = plain(section or {})
     takes = {n: p for n, p in _parameters(function) if not _stays_open(function, p)}
     for key in section:
