@@ -36,14 +36,15 @@ JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 def main() -> None:
     if CONFIG.value is None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+    config = settings.plain(CONFIG.value)
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name in [STAGE.value] if STAGE.value else recipe.stage_names(CONFIG.value):
-            stage = recipe.build(CONFIG.value, name, Path(folder))
+        for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):
+            stage = recipe.build(config, name, Path(folder))
             if BATCH_SIZE.value:
                 train = dataclasses.replace(stage.train, batch_size=BATCH_SIZE.value, accumulate=1)
                 stage = dataclasses.replace(stage, train=train)
-            found = abstract(stage, CONFIG.value)
+            found = abstract(stage, config)
             if STEPS.value:
                 found |= timed(stage)
                 found |= rates(found)

@@ -25,22 +25,23 @@ def main() -> None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
     import jax
 
-    from vidjax import recipe, results
+    from vidjax import recipe, results, settings
     from vidjax.train import train
 
     if DISTRIBUTED.value:
         jax.distributed.initialize()
+    config = settings.plain(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    recipe.open_workdir(workdir, CONFIG.value)
+    recipe.open_workdir(workdir, config)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
-    names = [STAGE.value] if STAGE.value else recipe.stage_names(CONFIG.value)
-    stages = [recipe.build(CONFIG.value, name, workdir, MAX_STEPS.value) for name in names]
+    names = [STAGE.value] if STAGE.value else recipe.stage_names(config)
+    stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage)
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
-        train(recipe.build(CONFIG.value, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)
+        train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)
     if not STAGE.value:
         results.show(workdir)
 

@@ -108,7 +108,8 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         if key not in OF_A_STAGE:
             raise InputError(f"config.{key} does not exist{settings.near_match(key, OF_A_STAGE)}")
     train = settings.construct(TrainConfig, section["train"], "train")
-    if max_steps is not None:
+    optimizer = settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps)
+    if max_steps is not None:  # the learning rate follows the full length, so that a capped run can go on later
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
     kind = section.get("objective", name)
     make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
@@ -121,7 +122,7 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         mesh=section.get("mesh", {}),
         seed=section.get("seed", 0),
         data=settings.construct(DataConfig, section["data"], "data"),
-        optimizer=settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps),
+        optimizer=optimizer,
     )
 
 

@@ -37,7 +37,7 @@ def show(workdir: Path) -> dict[str, Any]:
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     summary["samples"] = write_samples(workdir, names, per_caption, generator.defaults.fps)
     heldout = dataset.windows("heldout")
-    if heldout:
+    if all(map(len, heldout)):
         summary |= reconstruction(workdir, generator, dataset, heldout)
         if generator.tokenize and len(per_caption) == len(heldout):
             summary |= likeness(per_caption, heldout, dataset.windows("train"))
@@ -69,18 +69,17 @@ def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndar
 
 
 def write_samples(
-    workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float
+    workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float, folder: str = "samples"
 ) -> list[dict[str, str]]:
-    """An mp4 (images: none) and a contact sheet for each name."""
-    folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
+    """An mp4 (images: none) and a contact sheet for each name, into a folder of `workdir`; paths are relative to that."""
+    (workdir / folder).mkdir(parents=True, exist_ok=True)
     entries = []
     for i, (name, samples) in enumerate(zip(names, videos)):
         stem = f"{i:02d}-{slug(name)}"
-        entry = {"caption": name, "png": f"samples/{stem}.png"}
+        entry = {"caption": name, "png": f"{folder}/{stem}.png"}
         contact_sheet(workdir / entry["png"], list(samples[:, None]), labels=[name] * len(samples))
         if samples.shape[1] > 1:
-            entry["mp4"] = f"samples/{stem}.mp4"
+            entry["mp4"] = f"{folder}/{stem}.mp4"
             write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)
         entries.append(entry)
     return entries

@@ -51,10 +51,10 @@ def main() -> None:
             progress=lambda n: bar.update(int(n) - bar.n),
             **options,
         )
-    folder = Path(OUT.value or Path(WORKDIR.value) / "more")
+    out = Path(OUT.value or Path(WORKDIR.value) / "more")
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    for entry in results.write_samples(folder, names, videos[:, None], generator.defaults.fps):
-        print(folder / entry.get("mp4", entry["png"]))
+    for entry in results.write_samples(out.parent, names, videos[:, None], generator.defaults.fps, out.name):
+        print(out.parent / entry.get("mp4", entry["png"]))
     print(f"{len(videos)} in {time.perf_counter() - began:.1f} s")
 
 
