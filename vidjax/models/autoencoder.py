@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -252,8 +252,10 @@ class Decoder(nnx.Module):
         return from_patches(self.conv_out(h), self.patch)
 
 
-def residuals(config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs) -> dict[str, ResBlock]:
-    options = dict(kernels=config.kernels, groups=config.groups, norm_over=config.norm_over, mode=config.mode)
+def residuals(config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs) -> dict[str, Any]:
+    options: dict[str, Any] = dict(
+        kernels=config.kernels, groups=config.groups, norm_over=config.norm_over, mode=config.mode
+    )
     return {f"resnet_{i}": ResBlock(cout if i else cin, cout, **options, rngs=rngs) for i in range(blocks)}
 
 

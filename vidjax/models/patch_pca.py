@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
 Strides = tuple[int, int, int]
-AnyArray = Array | np.ndarray
+AnyArray: Any = Array | np.ndarray
 
 
 def to_patches(x: Float[AnyArray, "b t h w c"], strides: Strides) -> Float[AnyArray, "b s i j p"]:
