@@ -68,6 +68,7 @@ def paper(data_set: str) -> dict:
             decoder_channels=(64, 128, 256, 4),
             decoder_blocks=(2, 2, 2, 0),
             steps=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+            decoder_steps=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
             patch=(1, 1, 1),
             kernels=((3, 3, 3), (3, 3, 3)),
             resample="transposed",
