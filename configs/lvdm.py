@@ -1,15 +1,20 @@
 """LVDM (He et al. 2022): a 3-D autoencoder, then latent diffusion of video.
 
-    python -m vidjax.main --config=configs/lvdm.py            eight shipped captioned clips, 64x64, two CPU cores, minutes
-    python -m vidjax.main --config=configs/lvdm.py:sky        the paper's recipe, 16 frames of 256x256: a GPU or a pod
-    also :ucf101 and :taichi
+python -m vidjax.main --config=configs/lvdm.py            eight shipped captioned clips, 64x64, two CPU cores, minutes
+python -m vidjax.main --config=configs/lvdm.py:sky        the paper's recipe, 16 frames of 256x256: a GPU or a pod
+also :ucf101 and :taichi
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "clips") -> ConfigDict:
-    recipes = {"clips": clips, "sky": lambda: paper("sky"), "ucf101": lambda: paper("ucf101"), "taichi": lambda: paper("taichi")}
+    recipes = {
+        "clips": clips,
+        "sky": lambda: paper("sky"),
+        "ucf101": lambda: paper("ucf101"),
+        "taichi": lambda: paper("taichi"),
+    }
     if variant not in recipes:
         raise ValueError(f"configs/lvdm.py has no variant {variant!r}: choose one of {', '.join(recipes)}")
     return ConfigDict(recipes[variant]())
@@ -20,7 +25,7 @@ def clips() -> dict:
     return dict(
         seed=0,
         data=dict(source="webvid", path="", frames=8, size=64, heldout=16, cache=True),
-        autoencoder=dict(),
+        autoencoder=dict(patch=(2, 8, 8), latent_channels=24, channels=(128,), blocks=(1,), decoder_blocks=(2,)),
         conditioning=dict(text=dict(dim=96, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(
             channels=(96, 192),
@@ -51,18 +56,32 @@ def clips() -> dict:
 
 
 def paper(data_set: str) -> dict:
-    """The released configuration; effective batches are those of 8 GPUs, split by `accumulate` where fewer are at hand."""
+    """The released configuration with the batches of 8 GPUs; raise `accumulate` where fewer are at hand."""
     batch, epochs_steps = (3, 200_000) if data_set == "sky" else (2, 300_000)
     return dict(
         seed=0,
         data=dict(source="folder", path=f"data/{data_set}", frames=16, size=256, stride=1, workers=8),
-        autoencoder=dict(),
+        autoencoder=dict(
+            latent_channels=4,
+            channels=(32, 64, 128, 256),
+            blocks=(0, 1, 1, 1),
+            decoder_channels=(64, 128, 256, 4),
+            decoder_blocks=(2, 2, 2, 0),
+            steps=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+            patch=(1, 1, 1),
+            kernels=((3, 3, 3), (3, 3, 3)),
+            resample="transposed",
+            linear=False,
+            norm_over="clip",
+            mode="edge",
+        ),
         conditioning=dict(),
         model=dict(
             channels=(256, 512, 768, 1024),
             blocks_per_level=3,
             attention_levels=(False, True, True, True),
             heads=(4, 4, 4, 4),
+            block="lvdm",
             attention="plain",
             scale_shift=True,
             norm_over="clip",
@@ -73,8 +92,12 @@ def paper(data_set: str) -> dict:
         stages=dict(
             autoencoder=dict(
                 objective="autoencoder",
-                train=dict(steps=200_000, batch_size=16, accumulate=2, dtype="bfloat16", log_every=50, save_every=2_000),
-                optimizer=dict(learning_rate=1.6e-5 if data_set == "taichi" else 3.6e-5, b1=0.5, b2=0.9, weight_decay=0.0),
+                train=dict(
+                    steps=200_000, batch_size=16, accumulate=2, dtype="bfloat16", log_every=50, save_every=2_000
+                ),
+                optimizer=dict(
+                    learning_rate=1.6e-5 if data_set == "taichi" else 3.6e-5, b1=0.5, b2=0.9, weight_decay=0.0
+                ),
                 loss=dict(distance="l1", kl_weight=0.0),
             ),
             diffusion=dict(

@@ -16,19 +16,23 @@ from vidjax.train_state import Params, TrainState
 class Checkpoints:
     """The checkpoints in one folder, as a context manager: leaving it waits for the last one to be on disk.
 
-    A checkpoint is three items: `state` (step, parameters, moments), `ema` (averaged parameters, what samplers read) and `meta`
-    (shapes by parameter path). The last `keep` stay, and one in every `keep_every` steps.
+    A checkpoint is three items: `state` (step, parameters, moments), `ema` (averaged parameters, for samplers) and
+    `meta` (shapes by parameter path). The last `keep` stay, and one in every `keep_every` steps.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, keep_every: int | None = None):
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -57,25 +61,25 @@ class Checkpoints:
         ema = saved.pop("ema")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(saved), ema=ocp.args.StandardRestore(ema))
         read = self._manager.restore(step, args=items)
-        return dataclasses.replace(state, **read.state, ema=read.ema)
+        return dataclasses.replace(state, **read["state"], ema=read["ema"])
 
     def restore_ema(self, params: Params) -> Params:
         """The averaged parameters alone."""
         step = self._check(params)
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(jax.tree.map(_target, params)))
-        return self._manager.restore(step, args=items).ema
+        return self._manager.restore(step, args=items)["ema"]
 
     def _check(self, params: Params) -> int:
         step = self.latest()
         if step is None:
             raise InputError(f"there is no complete checkpoint in {self.folder}: train that stage first")
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         there, here = meta["parameters"], shapes(params)
         for path in sorted(there.keys() | here.keys()):
             if there.get(path) != here.get(path):
                 raise InputError(
-                    f"the checkpoint in {self.folder} is of another model: {path} is {there.get(path, 'absent')} there and "
-                    f"{here.get(path, 'absent')} here; use the config it was trained with, or another --workdir"
+                    f"the checkpoint in {self.folder} is of another model: {path} is {there.get(path, 'absent')} there "
+                    f"and {here.get(path, 'absent')} here; use the config it was trained with, or another --workdir"
                 )
         return step
 

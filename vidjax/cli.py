@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from vidjax.errors import InputError
 
@@ -15,6 +15,8 @@ def start(program: Callable[[], None]) -> None:
     """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
 
     def checked(argv: list[str]) -> None:
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.WARNING)
         if len(argv) > 1:
             fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
         try:
@@ -31,7 +33,10 @@ def parse(argv: list[str]) -> list[str]:
         name, _, value = arg.partition("=")
         path = value.split(":")[0]
         if name in ("--config", "-config") and not Path(path).is_file():
-            fail(f"--config={value}: there is no file {path}; recipes are files such as configs/lvdm.py, with a variant configs/lvdm.py:sky")
+            fail(
+                f"--config={value}: there is no file {path}; recipes are files such as configs/lvdm.py, "
+                "with a variant configs/lvdm.py:sky"
+            )
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # how the config library says that an override names no key
@@ -39,7 +44,11 @@ def parse(argv: list[str]) -> list[str]:
         key = re.search(r"'(\w+)'", text)
         where = next((a.split("=")[0] for a in argv if key and a.startswith("--config.") and key[1] in a), "--config")
         near = re.search(r'Did you mean "(\w+)"', text)
-        hint = f"; did you mean {near[1]!r}?" if near else "; only keys that the recipe file lists can be set on the command line"
+        hint = (
+            f"; did you mean {near[1]!r}?"
+            if near
+            else "; only keys that the recipe file lists can be set on the command line"
+        )
         fail(f"{where}: the config has no key {key[1] if key else text!r}{hint}")
     except (flags.Error, InputError, ValueError) as error:
         fail(str(error))

@@ -16,7 +16,7 @@ from vidjax.settings import choose
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """Each part may be absent. `mask` is 1 where a frame of the noisy input is known (clean, or at a small noise level)."""
+    """Each part may be absent. `mask` is 1 where a frame of the noisy input is known: clean or nearly so."""
 
     vector: Float[Array, "b v"] | None = None
     tokens: Float[Array, "b m d"] | None = None
@@ -29,7 +29,9 @@ class TextEmbedder(nnx.Module):
 
     key = "tokens"
 
-    def __init__(self, *, dim: int, layers: int = 2, heads: int = 4, length: int = 64, drop: float = 0.1, rngs: nnx.Rngs):
+    def __init__(
+        self, *, dim: int, layers: int = 2, heads: int = 4, length: int = 64, drop: float = 0.1, rngs: nnx.Rngs
+    ):
         self.encoder = ByteTextEncoder(dim, layers, heads, length, rngs=rngs)
         self.drop, self.length, self.vector_dim, self.tokens_dim = drop, length, dim, dim
 
@@ -75,10 +77,14 @@ def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Array], keys: Key[
     return out
 
 
-def embed(embedders: Mapping[str, Any], batch: Mapping[str, Array], mask: Float[Array, "b t"] | None = None) -> Conditioning:
+def embed(
+    embedders: Mapping[str, Any], batch: Mapping[str, Array], mask: Float[Array, "b t"] | None = None
+) -> Conditioning:
     """Vectors of all embedders side by side, tokens one after the other."""
     parts = [e(batch[e.key]) for e in embedders.values()]
-    join = lambda name, axis: jnp.concatenate([p[name] for p in parts if name in p], axis) if any(name in p for p in parts) else None
+    join = lambda name, axis: (
+        jnp.concatenate([p[name] for p in parts if name in p], axis) if any(name in p for p in parts) else None
+    )
     return Conditioning(join("vector", -1), join("tokens", 1), join("token_mask", 1), mask)
 
 
@@ -97,7 +103,7 @@ FRAME_MASKS: dict[str, Callable[[Key[Array, ""], int], Array]] = {
 
 
 def sample_frame_masks(keys: Key[Array, "b"], frames: int, weights: Mapping[str, float]) -> Float[Array, "b t"]:
-    """One mask an example, its kind drawn with the given weights: one network learns all those tasks (LVDM, section 3.3)."""
+    """One mask an example, its kind drawn with these weights: one network learns all (He et al. 2022, section 3.3)."""
     kinds = [choose(name, FRAME_MASKS, "frame mask") for name in weights]
     logits = jnp.log(jnp.asarray(list(weights.values()), jnp.float32))
 

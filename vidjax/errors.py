@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """What is wrong, with which value, and what to do: one line. Programs print it without a traceback and exit with 1."""
+    """What is wrong, with which value, and what to do: one line. Programs print it alone and exit with 1."""

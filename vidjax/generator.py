@@ -38,7 +38,7 @@ class SampleConfig:
 
 
 class Generator:
-    """A trained model, ready to sample. Compiles once for each sampler and each size of the result, for any number of steps."""
+    """A trained model, ready to sample. Compiles once a sampler and size of the result, for any number of steps."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Generator:
         return self._model(self.params).embedder_names
 
     def latent_shape(self, frames: int | None = None, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
-        """[t, h, w, c] of what is diffused for a video of that length and size. Raises InputError if it does not fit."""
+        """[t, h, w, c] of what is diffused for a video of that size. Raises InputError if it does not fit."""
         t, h, w = frames or self.size[0], *(size or self.size[1:])
         video = jax.ShapeDtypeStruct((1, t, h, w, self.channels), jnp.uint8)
         return jax.eval_shape(lambda p, v: self._model(p).latents(v), self.params, video).shape[1:]
@@ -85,7 +85,7 @@ class Generator:
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """uint8 videos `[b, t, h, w, c]`, one a prompt: captions for a text model, class numbers (-1: none) for a class model.
+        """uint8 videos `[b, t, h, w, c]`, one a prompt: a caption, or for a class model a number (-1: none).
 
         `options` are fields of SampleConfig. Each prompt has its own noise: (seed, place in the list).
         """
@@ -118,7 +118,9 @@ class Generator:
         names = self._model(self.params).embedder_names
         batch: dict[str, Array] = {"size": jnp.zeros((len(prompts), 0))}
         if any(isinstance(p, str) and p for p in prompts) and "text" not in names:
-            raise InputError(f"prompt {prompts[0]!r}: this model does not read text; it knows {', '.join(names) or 'no conditions'}")
+            raise InputError(
+                f"prompt {prompts[0]!r}: this model does not read text; it knows {', '.join(names) or 'no conditions'}"
+            )
         if "text" in names:
             assert self.tokenize is not None
             batch["tokens"] = jnp.asarray(np.stack([self.tokenize(str(p)) for p in prompts]))
@@ -132,10 +134,21 @@ class Generator:
         denoise = model.denoiser(self.schedule, self.prediction, cond)
         if guided:
             null = model.denoiser(self.schedule, self.prediction, embed(model.embedders, nulls(model.embedders, batch)))
-            denoise = classifier_free(self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction)
+            denoise = classifier_free(
+                self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
+            )
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
         x = x * self.schedule.sigma(times[0])
-        return sample(denoise, self.schedule, x, times, num_steps, make_sampler(sampler, eta), keys[0], lambda done: self._progress(done))
+        return sample(
+            denoise,
+            self.schedule,
+            x,
+            times,
+            num_steps,
+            make_sampler(sampler, eta),
+            keys[0],
+            lambda done: self._progress(done),
+        )
 
 
 def make_sampler(name: str, eta: float = 0.0) -> Sampler:

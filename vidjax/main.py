@@ -1,4 +1,4 @@
-"""Train a recipe's stages one after the other, then show what they learned: `python -m vidjax.main --config=configs/lvdm.py`."""
+"""Train a recipe's stages in turn, then show what they learned: `python -m vidjax.main --config=configs/lvdm.py`."""
 
 from pathlib import Path
 
@@ -8,8 +8,12 @@ from ml_collections import config_flags
 from vidjax import cli
 from vidjax.errors import InputError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written; the same one resumes. Default: runs/<recipe>.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything is written; the same one resumes. Default: runs/<recipe>."
+)
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage.")
 MAX_STEPS = flags.DEFINE_integer("max_steps", None, "At most this many steps in every stage.", lower_bound=1)
 LOG_EVERY = flags.DEFINE_integer("log_every", None, "Log every that many steps.", lower_bound=1)
@@ -21,20 +25,23 @@ def main() -> None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
     import jax
 
-    from vidjax import recipe, results
+    from vidjax import recipe, results, settings
     from vidjax.train import train
 
     if DISTRIBUTED.value:
         jax.distributed.initialize()
+    config = settings.plain(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    recipe.open_workdir(workdir, CONFIG.value)
-    names = [STAGE.value] if STAGE.value else recipe.stage_names(CONFIG.value)
-    stages = [recipe.build(CONFIG.value, name, workdir, MAX_STEPS.value) for name in names]
+    recipe.open_workdir(workdir, config)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
+    names = [STAGE.value] if STAGE.value else recipe.stage_names(config)
+    stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage)
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
-        train(recipe.build(CONFIG.value, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)
+        train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)
     if not STAGE.value:
         results.show(workdir)
 

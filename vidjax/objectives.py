@@ -31,8 +31,9 @@ def diffusion(
 ) -> tuple[Float[Array, ""], Metrics]:
     """E ||prediction - target||^2 over noise and time (Ho et al. 2020, eq. 14), a condition dropped now and then.
 
-    With `frame_masks` (kind: weight) some frames are known: they come with noise up to the quantile `known_level` of the training
-    times, and do not count in the loss. Independent stills in `batch["images"]` follow the clip (Ho et al. 2022, section 3.1).
+    With `frame_masks` (kind: weight) some frames are known: they come with noise up to the quantile `known_level` of
+    the training times, and do not count in the loss. Independent stills in `batch["images"]` follow the clip (Ho et al.
+    2022, section 3.1).
     """
     times, posterior, noise, drop, masks, levels = draws.split(6)
     clip = batch["video"]
@@ -42,7 +43,8 @@ def diffusion(
     t = jnp.broadcast_to(schedule.sample_t(times.uniforms)[:, None], x0.shape[:2])
     mask = None
     if frame_masks is not None:
-        mask = sample_frame_masks(masks.keys, x0.shape[1], frame_masks)
+        mask = sample_frame_masks(masks.keys, x0.shape[1] - images, frame_masks)
+        mask = jnp.pad(mask, ((0, 0), (0, images)))
         t = jnp.where(mask > 0, schedule.sample_t(known_level * levels.uniforms)[:, None], t)
     eps = noise.normal(x0.shape[1:])
     xt = schedule.q_sample(x0, eps, t)

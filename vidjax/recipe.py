@@ -1,4 +1,4 @@
-"""From a config to the parts of one training stage. The only code that sees a whole config; everything bad in it fails here."""
+"""From a config to the parts of a training stage: the only code that sees a whole config, and where a bad one fails."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,7 +28,19 @@ from vidjax.train_state import Params, TrainState, abstract_parameters, paramete
 from vidjax.train_step import Objective, draws_at
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 
-SECTIONS = ("seed", "data", "autoencoder", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh", "train", "sample")
+SECTIONS = (
+    "seed",
+    "data",
+    "autoencoder",
+    "model",
+    "conditioning",
+    "diffusion",
+    "loss",
+    "optimizer",
+    "mesh",
+    "train",
+    "sample",
+)
 OF_A_STAGE = (*SECTIONS, "objective", "source")
 
 
@@ -96,7 +108,8 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         if key not in OF_A_STAGE:
             raise InputError(f"config.{key} does not exist{settings.near_match(key, OF_A_STAGE)}")
     train = settings.construct(TrainConfig, section["train"], "train")
-    if max_steps is not None:
+    optimizer = settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps)
+    if max_steps is not None:  # the learning rate follows the full length, so that a capped run can go on later
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
     kind = section.get("objective", name)
     make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
@@ -109,7 +122,7 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         mesh=section.get("mesh", {}),
         seed=section.get("seed", 0),
         data=settings.construct(DataConfig, section["data"], "data"),
-        optimizer=settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps),
+        optimizer=optimizer,
     )
 
 
@@ -138,7 +151,9 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
     schedule, prediction = process(section)
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
-        objective=settings.bind(objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction),
+        objective=settings.bind(
+            objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
+        ),
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith("codec."),
         loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
@@ -161,11 +176,13 @@ def tokenizer(section: Mapping[str, Any]) -> Callable[[str], np.ndarray] | None:
 
 
 def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) -> VideoModel:
-    """The network of a diffusion stage, at its random start; channels and widths that follow from other parts are filled in."""
+    """The network of a diffusion stage at its random start; widths that follow from other parts are filled in."""
     conditioning = dict(section.get("conditioning", {}))
     masked = section.get("loss", {}).get("frame_masks") is not None
     embedders = {
-        name: settings.construct(settings.choose(name, EMBEDDERS, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs)
+        name: settings.construct(
+            settings.choose(name, EMBEDDERS, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs
+        )
         for name, options in conditioning.items()
     }
     model = dict(section["model"])
@@ -200,7 +217,7 @@ def codec_parameters(section: Mapping[str, Any], workdir: Path, params: Params) 
 
 
 def check(stage: Stage) -> None:
-    """Whatever can be wrong with a stage before it runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
+    """All that can be wrong before a stage runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     batch = abstract_batch(stage.dataset(), stage.train.batch_size)
@@ -214,6 +231,19 @@ def abstract_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtyp
     """Shapes of what the device sees of a batch, read off the first one."""
     batch = next(dataset.batches(batch_size))
     return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in on_device(batch).items()}
+
+
+def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, from the config alone: the data need not be there."""
+    section = settings.stage_settings(config, stage.name)
+    size, data = stage.train.batch_size, stage.data
+    channels = section["model"].get("in_channels", 3)
+    shapes = {"video": ((size, data.frames, *data.hw, channels), np.uint8), "label": ((size,), np.int32)}
+    if data.images:
+        shapes["images"] = ((size, data.images, *data.hw, channels), np.uint8)
+    if stage.tokenize:
+        shapes["tokens"] = ((size, len(stage.tokenize(""))), np.int32)
+    return {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
 
 
 def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -252,14 +282,13 @@ def generator(workdir: Path) -> Generator:
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
         params = checkpoints.restore_ema(params)
     schedule, prediction = process(section)
-    size = stage.data.size if isinstance(stage.data.size, tuple) else (stage.data.size,) * 2
     return Generator(
         nnx.graphdef(model),
         {**params, **codec_parameters(section, workdir, frozen)},
         schedule,
         prediction,
         stage.tokenize,
-        (stage.data.frames, *size),
+        (stage.data.frames, *stage.data.hw),
         3 if model.codec else model.unet.config.out_channels,
         settings.construct(SampleConfig, section.get("sample"), "sample"),
     )

@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vidjax import recipe, settings
+from vidjax import __version__, recipe, settings
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
-from vidjax.data.video_io import contact_sheet, save_png, write_mp4
-from vidjax.errors import InputError
+from vidjax.data.video_io import contact_sheet, write_mp4
 from vidjax.generator import Generator
 from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr
@@ -26,7 +25,7 @@ UNCONDITIONAL = 8  # samples of a model without conditions
 
 
 def show(workdir: Path) -> dict[str, Any]:
-    """Samples and reconstructions into `workdir`, figures into summary.json, everything into report.html; prints a table."""
+    """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table."""
     from vidjax.report import write_report
 
     summary = {"device": device(), "versions": versions(), "seconds": seconds(workdir)}
@@ -34,16 +33,15 @@ def show(workdir: Path) -> dict[str, Any]:
     dataset = recipe.dataset(workdir)
     began = time.perf_counter()
     prompts, names = what_to_ask(generator, dataset)
-    per_caption = [
-        np.stack([video[i] for video in repeated(generator, prompts)]) for i in range(len(prompts))
-    ]
+    per_caption = list(np.stack(repeated(generator, prompts), axis=1))
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     summary["samples"] = write_samples(workdir, names, per_caption, generator.defaults.fps)
     heldout = dataset.windows("heldout")
-    if heldout:
+    if all(map(len, heldout)):
         summary |= reconstruction(workdir, generator, dataset, heldout)
         if generator.tokenize and len(per_caption) == len(heldout):
             summary |= likeness(per_caption, heldout, dataset.windows("train"))
+            beside_real(workdir, summary["samples"], per_caption, heldout, generator.defaults.fps)
     summary["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     summary["next"] = next_lines(workdir, names)
     settings.write_json(workdir / "summary.json", summary)
@@ -70,24 +68,27 @@ def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndar
     return [generator(prompts, seed=seed) for seed in range(generator.defaults.per_caption)]
 
 
-def write_samples(workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float) -> list[dict[str, str]]:
-    """An mp4 (images: none) and a contact sheet for each name."""
-    folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
+def write_samples(
+    workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float, folder: str = "samples"
+) -> list[dict[str, str]]:
+    """An mp4 (images: none) and a contact sheet for each name, into a folder of `workdir`; paths are relative to that."""
+    (workdir / folder).mkdir(parents=True, exist_ok=True)
     entries = []
     for i, (name, samples) in enumerate(zip(names, videos)):
         stem = f"{i:02d}-{slug(name)}"
-        entry = {"caption": name, "png": f"samples/{stem}.png"}
-        contact_sheet(workdir / entry["png"], list(samples), labels=[name] * len(samples))
+        entry = {"caption": name, "png": f"{folder}/{stem}.png"}
+        contact_sheet(workdir / entry["png"], list(samples[:, None]), labels=[name] * len(samples))
         if samples.shape[1] > 1:
-            entry["mp4"] = f"samples/{stem}.mp4"
+            entry["mp4"] = f"{folder}/{stem}.mp4"
             write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)
         entries.append(entry)
     return entries
 
 
-def reconstruction(workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]) -> dict[str, Any]:
-    """PSNR of the autoencoder and of a patch PCA with as many latents, on windows that nothing trained on, with pictures."""
+def reconstruction(
+    workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]
+) -> dict[str, Any]:
+    """PSNR of the autoencoder and of a patch PCA with as many latents, on windows that nothing trained on; pictures."""
     codec = generator.codec
     if codec is None:
         return {}
@@ -99,14 +100,31 @@ def reconstruction(workdir: Path, generator: Generator, dataset: Dataset, heldou
     folder = workdir / "reconstructions"
     folder.mkdir(exist_ok=True)
     entries = []
-    for name, original, ours in zip(dataset.clips, heldout, decoded):
-        entries.append({"name": name, "png": f"reconstructions/{slug(name)}.png"})
-        contact_sheet(workdir / entries[-1]["png"], [original[0], ours[0]], labels=["held out", "reconstruction"])
+    for i, (clip, original, ours) in enumerate(zip(dataset.clips, heldout, decoded)):
+        name = Path(clip).stem
+        entries.append({"name": name, "png": f"reconstructions/{i:02d}-{slug(name)}.png"})
+        contact_sheet(workdir / entries[-1]["png"], [original[:1], ours[:1]], labels=["held out", "reconstruction"])
     mean = lambda videos: float(np.mean([psnr(a, b).mean() for a, b in zip(videos, heldout)]))
     return {"autoencoder_psnr": mean(decoded), "pca_psnr": mean(linear), "reconstructions": entries}
 
 
-def likeness(samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], train: Sequence[np.ndarray]) -> dict[str, Any]:
+def beside_real(
+    workdir: Path,
+    entries: Sequence[dict[str, str]],
+    samples: Sequence[np.ndarray],
+    heldout: Sequence[np.ndarray],
+    fps: float,
+) -> None:
+    """Beside each sample, in `clips/`, the held-out window of its own clip that is nearest to it."""
+    for entry, videos, clip in zip(entries, samples, heldout):
+        closest = [clip[psnr(clip, video[None]).argmax()] for video in videos]
+        entry["real"] = f"clips/{Path(entry['png']).stem}.mp4"
+        write_mp4(workdir / entry["real"], np.concatenate(closest, axis=2), fps)
+
+
+def likeness(
+    samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], train: Sequence[np.ndarray]
+) -> dict[str, Any]:
     """Do the samples show the captioned clip, better than its mean picture does, and moving as much?"""
     return {
         "captions": len(samples),
@@ -129,13 +147,14 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("vidjax", "jax", "flax", "optax", "orbax-checkpoint", "grain")}
+    return {"vidjax": __version__} | {
+        name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    }
 
 
 def next_lines(workdir: Path, names: Sequence[str]) -> list[str]:
     return [
-        f'python -m vidjax.sample --workdir {workdir} --prompt "{names[0]}" --num_steps 50 --seed 1 --out {workdir}/more',
-        f"python -m vidjax.benchmark --config {workdir}/config.json --steps 10 --json {workdir}/benchmark.json",
+        f'python -m vidjax.sample --workdir {workdir} --prompt "{names[0]}" --num_steps 50 --seed 1',
         f"tensorboard --logdir {workdir}",
     ]
 

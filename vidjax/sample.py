@@ -32,19 +32,29 @@ def main() -> None:
 
     generator = recipe.generator(Path(WORKDIR.value))
     prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
-    options = {"sampler": SAMPLER.value, "num_steps": NUM_STEPS.value, "guidance_scale": GUIDANCE_SCALE.value, "eta": ETA.value}
+    options = {
+        "sampler": SAMPLER.value,
+        "num_steps": NUM_STEPS.value,
+        "guidance_scale": GUIDANCE_SCALE.value,
+        "eta": ETA.value,
+    }
     options = {name: value for name, value in options.items() if value is not None}
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
     began = time.perf_counter()
     steps = dataclasses.replace(generator.defaults, **options).num_steps
     with tqdm(total=steps, desc="sampling", unit="step", disable=None) as bar:
         videos = generator(
-            prompts, frames=FRAMES.value, size=size, seed=SEED.value, progress=lambda n: bar.update(int(n) - bar.n), **options
+            prompts,
+            frames=FRAMES.value,
+            size=size,
+            seed=SEED.value,
+            progress=lambda n: bar.update(int(n) - bar.n),
+            **options,
         )
-    folder = Path(OUT.value or Path(WORKDIR.value) / "more")
+    out = Path(OUT.value or Path(WORKDIR.value) / "more")
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    for entry in results.write_samples(folder, names, videos[:, None], generator.defaults.fps):
-        print(folder / entry.get("mp4", entry["png"]))
+    for entry in results.write_samples(out.parent, names, videos[:, None], generator.defaults.fps, out.name):
+        print(out.parent / entry.get("mp4", entry["png"]))
     print(f"{len(videos)} in {time.perf_counter() - began:.1f} s")
 
 

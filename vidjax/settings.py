@@ -1,4 +1,4 @@
-"""From a config section to the arguments of the function or dataclass that owns its defaults: checked, once, at the boundary."""
+"""From a config section to the arguments of the function or dataclass that owns the defaults, checked."""
 
 import dataclasses
 import difflib
@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,9 +40,9 @@ def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: 
 
 
 def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> Callable[..., T]:
-    """`function` with its keyword arguments from a config section, checked as by `construct`; positional ones stay open."""
+    """`function` with keyword arguments from a config section, checked as by `construct`; positional ones stay open."""
     section = plain(section or {})
-    takes = {n: p for n, p in inspect.signature(function).parameters.items() if not _stays_open(function, p)}
+    takes = {n: p for n, p in _parameters(function) if not _stays_open(function, p)}
     for key in section:
         if key in given:
             raise InputError(f"config.{where}.{key} follows from other settings; remove it from the config")
@@ -54,6 +54,12 @@ def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: s
     hints = typing.get_type_hints(function) if dataclasses.is_dataclass(function) else {}
     arguments = {key: _nested(value, hints.get(key), f"{where}.{key}") for key, value in section.items()}
     return functools.partial(function, **arguments, **given)
+
+
+def _parameters(function: Callable[..., Any]) -> Iterable[tuple[str, inspect.Parameter]]:
+    """A class is asked for its __init__: the metaclass of modules hides it."""
+    own = inspect.isclass(function) and not dataclasses.is_dataclass(function)
+    return inspect.signature(function.__init__ if own else function).parameters.items()
 
 
 def _stays_open(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:

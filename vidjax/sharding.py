@@ -21,7 +21,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) 
     Raises: InputError if the sizes do not fit the number of devices.
     """
     count = jax.device_count()
-    sizes = dict(zip(AXES, (data, fsdp, tensor, context)))
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor, context)))
     asked = ", ".join(f"{k}={v}" for k, v in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)

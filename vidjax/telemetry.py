@@ -35,8 +35,8 @@ def peak_flops() -> float | None:
 
 
 class Telemetry:
-    """Writes a stage's metrics, from the first process only: `metrics.jsonl` (one JSON a logged step), TensorBoard events,
-    and a bar on a terminal or a line elsewhere. On resume the entries after the restored step are dropped."""
+    """Writes a stage's metrics, from the first process only: `metrics.jsonl` (one JSON a logged step), TensorBoard
+    events, and a bar on a terminal or a line elsewhere. On resume the entries after the restored step are dropped."""
 
     def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0, flops: float | None = None):
         self.folder, self.stage, self.steps, self.flops = Path(folder), stage, steps, flops
@@ -57,7 +57,7 @@ class Telemetry:
         self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step") if sys.stderr.isatty() else None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Scalars of the step just done, with the rate since the last call. Raises InputError if the loss is not finite."""
+        """Scalars of the step just done and the rate since the last call. Raises InputError as `check_finite` does."""
         values = {key: float(value) for key, value in metrics.items()}
         (last, then), now = self._last, time.perf_counter()
         self._last = (step, now)
@@ -70,7 +70,7 @@ class Telemetry:
         check_finite(self.stage, step, values)
         if not self.lead:
             return
-        self._file.write(json.dumps({"step": step, **{k: round(v, 8) if k != "loss" else v for k, v in values.items()}}) + "\n")
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
         for key, value in values.items():
             self._board.add_scalar(key, value, step)
         shown = {"loss": f"{values['loss']:.4g}", "steps/s": f"{values.get('steps_per_second', math.nan):.3g}"}
@@ -85,14 +85,20 @@ class Telemetry:
         if not self.lead:
             return
         from PIL import Image
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto import summary_pb2
 
         strip = np.concatenate(list(videos), axis=2)
         frames = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in strip]
         gif = io.BytesIO()
         frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=max(1, round(1000 / fps)), loop=0)
-        picture = Summary.Image(height=strip.shape[1], width=strip.shape[2], colorspace=videos.shape[-1], encoded_image_string=gif.getvalue())
-        self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), step)
+        proto: Any = summary_pb2  # its classes are made at run time
+        height, width, colorspace = strip.shape[1:]
+        picture = proto.Summary.Image(
+            height=height, width=width, colorspace=colorspace, encoded_image_string=gif.getvalue()
+        )
+        value = proto.Summary.Value(tag=name, image=picture)
+        writer: Any = self._board.file_writer
+        writer.add_summary(proto.Summary(value=[value]), step)
 
     def close(self) -> None:
         if self.lead:
@@ -107,8 +113,8 @@ def check_finite(stage: str, step: int, metrics: Mapping[str, Any]) -> None:
     bad = [key for key in ("loss", "grad_norm") if key in metrics and not math.isfinite(float(metrics[key]))]
     if bad:
         raise InputError(
-            f"stage {stage}: the {' and the '.join(bad)} of step {step} is not finite; the last checkpoint is intact: lower "
-            f"config.optimizer.learning_rate or set config.train.dtype=float32, and start again with the same command"
+            f"stage {stage}: the {' and the '.join(bad)} of step {step} is not finite; the last checkpoint is intact: "
+            f"lower config.optimizer.learning_rate or set config.train.dtype=float32, and start again to go on"
         )
 
 

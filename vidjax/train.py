@@ -1,4 +1,4 @@
-"""Train one stage: create or restore, loop, finish. Everything random is a function of (seed, step), so a resumed run repeats itself."""
+"""Train one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
 
 import time
 from collections.abc import Mapping
@@ -21,14 +21,18 @@ from vidjax.train_step import make_train_step
 
 
 def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> TrainState:
-    """A fresh state, each array made where its sharding wants it; then what the stage loads in place of random numbers."""
-    make = lambda: TrainState.create(stage.init(nnx.Rngs(stage.seed)), stage.optimizer, stage.trainable)
+    """A fresh state, each array made where its sharding wants it; then what the stage loads over random numbers."""
+    # "rbg" numbers compile in half the time of the default ones.
+    rngs = lambda: nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))
+    make = lambda: TrainState.create(stage.init(rngs()), stage.optimizer, stage.trainable)
     shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
     state = jax.jit(make, out_shardings=shardings)()
     for path, value in stage.loaded(state, dataset).items():
         part = state.params if path in state.params else state.frozen
         if part[path].shape != value.shape:
-            raise InputError(f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model")
+            raise InputError(
+                f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model"
+            )
         part[path] = jax.device_put(value, part[path].sharding)
         if part is state.params:
             state.ema[path] = jax.device_put(jnp.copy(value), part[path].sharding)
@@ -38,8 +42,8 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
 def train(stage: Stage, log_every: int | None = None) -> None:
     """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
 
-    Ends with done.json: steps, seconds of this process, parameters. Raises InputError on bad input and on a loss that is
-    not finite.
+    Ends with done.json: steps, seconds of this process, parameters. Raises InputError on bad input and on a loss that
+    is not finite.
     """
     began, options = time.perf_counter(), stage.train
     mesh = sharding.make_mesh(**stage.mesh)
@@ -57,7 +61,12 @@ def train(stage: Stage, log_every: int | None = None) -> None:
             state = checkpoints.restore(state)
             print(f"{stage.name}: continues from step {start}", flush=True)
         step_fn = make_train_step(
-            stage.objective, stage.optimizer, stage.seed, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype
+            stage.objective,
+            stage.optimizer,
+            stage.seed,
+            ema=options.ema,
+            accumulate=options.accumulate,
+            dtype=options.dtype,
         )
         layout = jax.tree.map(lambda x: x.sharding, state)
         step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))

@@ -29,7 +29,9 @@ def abstract_parameters(model: nnx.Module) -> Params:
 
 def merge(graphdef: nnx.GraphDef, *params: Params) -> Any:
     """The model that `graphdef` describes, with these parameters."""
-    flat = {tuple(int(k) if k.isdigit() else k for k in path.split(".")): v for d in params for path, v in d.items()}
+    flat: Any = {
+        tuple(int(k) if k.isdigit() else k for k in path.split(".")): v for d in params for path, v in d.items()
+    }
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
@@ -37,7 +39,9 @@ def split(params: Params, trainable: Callable[[str], bool]) -> tuple[Params, Par
     """(trainable, frozen) by a predicate on paths; a predicate that matches nothing raises InputError."""
     chosen = {path: value for path, value in params.items() if trainable(path)}
     if not chosen:
-        raise InputError(f"no parameter is trainable: the filter matches none of {len(params)} paths, such as {min(params)}")
+        raise InputError(
+            f"no parameter is trainable: the filter matches none of {len(params)} paths, such as {min(params)}"
+        )
     return chosen, {path: value for path, value in params.items() if path not in chosen}
 
 
@@ -54,7 +58,9 @@ class TrainState:
     graphdef: Any = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def create(cls, model: nnx.Module, optimizer: optax.GradientTransformation, trainable=lambda path: True) -> "TrainState":
+    def create(
+        cls, model: nnx.Module, optimizer: optax.GradientTransformation, trainable=lambda path: True
+    ) -> "TrainState":
         params, frozen = split(parameters(model), trainable)
         return cls(
             step=jnp.zeros((), jnp.int32),

@@ -18,8 +18,8 @@ Metrics = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """A step's random numbers, one set an example: so the loss depends neither on how a batch is split over devices nor on
-    how it is split over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
+    """A step's random numbers, one set an example: so the loss depends neither on how a batch is split over devices nor
+    over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
 
     keys: Key[Array, "b"]
     uniforms: Float[Array, "b"]
@@ -82,10 +82,12 @@ def make_train_step(
         if accumulate == 1:
             return loss_and_grads(state, batch, draws)
         # Each device keeps its own examples: micro-batch m takes every k-th one.
-        micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (batch, draws))
-        first = jax.eval_shape(lambda: loss_and_grads(state, *jax.tree.map(lambda x: x[0], micro)))
+        whole = (batch, draws.keys, draws.uniforms)
+        micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole)
+        work = lambda batch, keys, uniforms: loss_and_grads(state, batch, Draws(keys, uniforms))
+        first = jax.eval_shape(lambda: work(*jax.tree.map(lambda x: x[0], micro)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        add = lambda total, part: (jax.tree.map(jnp.add, total, loss_and_grads(state, *part)), None)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, work(*part)), None)
         total, _ = jax.lax.scan(add, zeros, micro)
         return jax.tree.map(lambda x: x / accumulate, total)
 

@@ -1,4 +1,4 @@
-"""The whole network as one module: denoising U-Net, embedders of its conditions, and the frozen codec of its latents."""
+"""The whole network as one module: denoising U-Net, embedders of its conditions, frozen codec of its latents."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ Normal = Callable[[tuple[int, ...]], Array]  # shape an example -> standard norm
 
 
 class Codec(nnx.Module):
-    """An autoencoder with the shift and scale that make its latents zero-mean and of unit variance: z' = scale (z + shift)."""
+    """An autoencoder, and what makes its latents zero-mean and of unit variance: z' = scale (z + shift)."""
 
     def __init__(self, autoencoder: Any, shift: float = 0.0, scale: float = 1.0):
         self.autoencoder, self.shift, self.scale = autoencoder, shift, scale
@@ -43,12 +43,21 @@ def latent_statistics(autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "n t 
 
 
 class VideoModel(nnx.Module):
-    """Predicts what `prediction` of the schedule names, from noisy latents (pixels, if there is no codec) and conditions.
+    """Predicts what the objective asks of it, from noisy latents (pixels, if there is no codec) and conditions.
 
     With `masked`, the U-Net sees one channel more: 1 where a frame is known.
     """
 
-    def __init__(self, unet: UNetConfig, embedders: Mapping[str, Any], codec: Codec | None = None, *, masked=False, remat="none", rngs):
+    def __init__(
+        self,
+        unet: UNetConfig,
+        embedders: Mapping[str, Any],
+        codec: Codec | None = None,
+        *,
+        masked=False,
+        remat="none",
+        rngs,
+    ):
         self.unet = UNet(unet, rngs=rngs)
         self.embedder_names = tuple(embedders)
         for name, embedder in embedders.items():
@@ -80,7 +89,13 @@ class VideoModel(nnx.Module):
             mask = jnp.zeros(x.shape[:2]) if cond.mask is None else cond.mask
             x = jnp.concatenate([x, jnp.broadcast_to(mask[..., None, None, None], (*x.shape[:-1], 1))], -1)
         out = self.unet(
-            x.astype(self.dtype), t, cond.tokens, cond.vector, token_mask=cond.token_mask, images=images, remat=self.remat
+            x.astype(self.dtype),
+            t,
+            cond.tokens,
+            cond.vector,
+            token_mask=cond.token_mask,
+            images=images,
+            remat=self.remat,
         )
         return out.astype(jnp.float32)
 

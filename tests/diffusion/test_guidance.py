@@ -95,7 +95,7 @@ def test_network_sees_known_frames_at_their_own_level():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("schedule", [VP, schedules.edm(), schedules.flow()], ids=["vp", "edm", "flow"])
+@pytest.mark.parametrize("schedule", [VP, schedules.edm()], ids=["vp", "edm"])
 def test_every_sampler_ends_on_the_known_frames_guided_or_not(name, schedule):
     known = jax.random.normal(jax.random.key(7), X.shape)
     shown = known_frames(schedule, constant(0.5, schedule), known, MASK)

@@ -40,7 +40,7 @@ def runner(schedule, sampler):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("name, order", [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2), ("unipc", 2.5)])
+@pytest.mark.parametrize("name, order", [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2), ("unipc", 3)])
 @pytest.mark.parametrize("schedule", [VP, EDM, FLOW], ids=["vp", "edm", "flow"])
 def test_order_of_convergence(name, order, schedule):
     run, x = runner(schedule, SAMPLERS[name]()), jnp.linspace(-2, 2, 5)[None]
@@ -52,11 +52,11 @@ def test_order_of_convergence(name, order, schedule):
         errors.append(float(jnp.abs(found - exact).max()))
     measured = np.log2(errors[0] / errors[2]) / 2
     print(f"{name}: order {measured:.2f}, errors {errors}")
-    assert order - 0.3 < measured < order + 0.9, errors
+    assert order - 0.3 < measured < order + 0.7, errors
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("schedule", [VP, schedules.lvdm(zero_snr=True), EDM, FLOW], ids=["vp", "zero", "edm", "flow"])
+@pytest.mark.parametrize("schedule", [schedules.lvdm(zero_snr=True), EDM, FLOW], ids=["zero", "edm", "flow"])
 def test_point_mass_is_found(name, schedule):
     x = schedule.sigma(schedule.noisiest) * jax.random.normal(KEY, (2, 3, 4))
     times = schedule.timesteps(10)
@@ -121,7 +121,8 @@ def test_denoiser_is_asked_per_frame():
         return gaussian(VP)(xt, t)
 
     for name in SAMPLERS:
-        assert sample(denoise, VP, jnp.zeros((2, 3, 4, 4, 1)), VP.timesteps(2), 2, SAMPLERS[name](), KEY).shape[1] == 3
+        run = lambda x, make=SAMPLERS[name]: sample(denoise, VP, x, VP.timesteps(2), 2, make(), KEY)
+        jax.eval_shape(run, jnp.zeros((2, 3, 4, 4, 1)))
 
 
 def test_unknown_variance():

@@ -1,5 +1,8 @@
 """Step by step against `diffusers`, both sides asking one and the same network: the times, and every x on the way."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,45 +17,50 @@ diffusers = pytest.importorskip("diffusers")
 
 KIND = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETAS = {"beta_start": 0.0015, "beta_end": 0.0155, "beta_schedule": "scaled_linear"}
-KEY = jax.random.key(0)
+KEY, OTHER = jax.random.key(0), jax.random.key(1)
+SAMPLER = {name: make() for name, make in SAMPLERS.items()}
+DDPM = {"small": ddpm("small"), "large": ddpm("large")}
+DDIM, DDIM_INVERSE = ddim(), ddim_inverse()
 every_kind = pytest.mark.parametrize("kind", KIND)
 both_spacings = pytest.mark.parametrize("spacing", ["leading", "trailing"])
 
 
-def network(x, t):
-    """Smooth, nonlinear, and told the time; numpy in and out, for both sides."""
-    return 0.7 * np.sin(3 * x + 0.002 * t) + 0.2 * x
+def network(x, t, xp=np):
+    """Smooth, nonlinear, and told the time; numpy for their side, jnp for ours."""
+    return 0.7 * xp.sin(3 * x + 0.002 * t) + 0.2 * x
 
 
 def noise(shape=(1, 2, 3, 3, 2)):
     return np.random.default_rng().standard_normal(shape).astype(np.float32)
 
 
-def denoiser(schedule, kind, tell=None):
-    """Our side's denoiser; `tell` overrides the time that the network is told."""
+@functools.cache
+def stepper(sampler, schedule, kind, sign):
+    """One compiled step; `tell`, unless nan, is the time that the network is told instead of its own."""
 
-    def denoise(xt, t):
-        x, told = schedule.network_input(xt, t)
-        pred = network(np.asarray(x), float(told) if tell is None else tell)
-        return schedule.x0_eps(jnp.asarray(pred, jnp.float32), xt, t, kind)
+    def step(x, t, t_next, carry, key, tell):
+        def denoise(xt, t):
+            shown, told = schedule.network_input(xt, t)
+            pred = sign * network(shown, jnp.where(jnp.isnan(tell), told, tell), jnp)
+            return schedule.x0_eps(pred, xt, t, kind)
 
-    return denoise
+        return sampler.step(denoise, schedule, x, t, t_next, carry, key)
+
+    return jax.jit(step)
 
 
-def ours(sampler, schedule, kind, x, times, tell=None):
-    """Every x from times[0] on; without jit, so that the network stays numpy."""
-    x, path = jnp.asarray(x), []
+def ours(sampler, schedule, kind, x, times, tell=None, key=KEY, sign=1):
+    """Every x after times[0]."""
+    x, step, path = jnp.asarray(x), stepper(sampler, schedule, kind, sign), []
     carry = sampler.init(x)
-    for i, (t, t_next) in enumerate(zip(times[:-1], times[1:])):
-        with jax.disable_jit():
-            denoise = denoiser(schedule, kind, None if tell is None else tell[i])
-            x, carry = sampler.step(denoise, schedule, x, jnp.float32(t), jnp.float32(t_next), carry, KEY)
+    for i, (t, t_next) in enumerate(itertools.pairwise(np.float32(times))):
+        x, carry = step(x, t, t_next, carry, key, np.float32(np.nan if tell is None else tell[i]))
         path.append(np.asarray(x))
     return path
 
 
 def theirs(scheduler, x, **options):
-    """(the times told to the network, every x); `x` is in the scheduler's own coordinates."""
+    """Every x after the first, in the scheduler's own coordinates."""
     x, path = torch.tensor(np.asarray(x)), []
     for t in scheduler.timesteps:
         shown = scheduler.scale_model_input(x, t)
@@ -85,13 +93,13 @@ def test_ddim(kind, spacing, to_one, zero_snr):
     times = schedule.timesteps(20, spacing, offset=options["steps_offset"])
     np.testing.assert_array_equal(times[:-1], scheduler.timesteps)
     x = noise()
-    same(ours(ddim(), schedule, KIND[kind], x, times), theirs(scheduler, x))
+    same(ours(DDIM, schedule, KIND[kind], x, times), theirs(scheduler, x))
 
 
 @every_kind
 @pytest.mark.parametrize("eta", [0.4, 1.0])
 def test_ddim_with_noise(kind, eta):
-    """Ours, from the mean of theirs and the noise that our key draws, one step at a time."""
+    """Theirs is given the noise that our key draws."""
     scheduler = diffusers.DDIMScheduler(**BETAS, prediction_type=kind, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(20)
     schedule, x = schedules.lvdm(), noise()
@@ -113,21 +121,19 @@ def test_ddpm_mean_and_variance(kind, spacing, variance, steps):
     schedule, x = schedules.lvdm(), noise()
     times = schedule.timesteps(steps, spacing)
     np.testing.assert_array_equal(times[:-1], scheduler.timesteps)
-    z = np.asarray(jax.random.normal(KEY, x.shape))
+    draw = lambda key: np.asarray(jax.random.normal(key, x.shape))
     for i in (0, steps // 2, steps - 2):
+        pair, t = times[i : i + 2], int(times[i])
         pred = torch.tensor(network(x, times[i]), dtype=torch.float32)
-        torch_noise = torch.Generator().manual_seed(3)
-        their = scheduler.step(pred, int(times[i]), torch.tensor(x), generator=torch_noise).prev_sample.numpy()
-        their_z = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).numpy()
-        their_std = np.sqrt(float(scheduler._get_variance(int(times[i]))))
-        (found,) = ours(ddpm(variance), schedule, KIND[kind], x, times[i : i + 2])
-        denoise = denoiser(schedule, KIND[kind])
-        alone = lambda k: ddpm(variance).step(denoise, schedule, jnp.asarray(x), times[i], times[i + 1], (), k)[0]
-        std = (found - np.asarray(alone(jax.random.key(1)))) / (
-            z - np.asarray(jax.random.normal(jax.random.key(1), x.shape))
+        generator = lambda: torch.Generator().manual_seed(3)
+        their = scheduler.step(pred, t, torch.tensor(x), generator=generator()).prev_sample.numpy()
+        their_mean = (
+            their
+            - (std := float(scheduler._get_variance(t)) ** 0.5) * torch.randn(x.shape, generator=generator()).numpy()
         )
-        np.testing.assert_allclose(np.median(std), their_std, rtol=1e-3)
-        same([found - their_std * z], [their - their_std * their_z])
+        (first,), (second,) = (ours(DDPM[variance], schedule, KIND[kind], x, pair, key=key) for key in (KEY, OTHER))
+        np.testing.assert_allclose((first - second) / (draw(KEY) - draw(OTHER)), std, rtol=1e-3)
+        same([first - std * draw(KEY)], [their_mean])
 
 
 @both_spacings
@@ -141,13 +147,11 @@ def test_ddim_inverse(kind, spacing):
     schedule, x = schedules.lvdm(), noise()
     times = schedule.timesteps(20, spacing)[::-1]
     np.testing.assert_array_equal(times[1:], scheduler.timesteps)
-    # The first source lies below the table: clean for them as for us when the two spacings agree on it.
-    scheduler.initial_alpha_cumprod = torch.tensor(1.0)
     their = theirs(scheduler, x)
     if kind != "sample":  # at clean data an "x0" says nothing about eps: theirs is 0 / 0
-        same(ours(ddim(), schedule, KIND[kind], x, times, tell=times[1:]), their)
+        same(ours(DDIM, schedule, KIND[kind], x, times, tell=times[1:]), their)
     if kind == "epsilon":
-        same(ours(ddim_inverse(), schedule, "eps", x, times), their)
+        same(ours(DDIM_INVERSE, schedule, "eps", x, times), their)
 
 
 def ve(schedule, path, times):
@@ -165,7 +169,7 @@ def test_euler_and_heun(kind, spacing, name):
     schedule, x = schedules.lvdm(), noise()
     times = schedule.timesteps(20, spacing)
     np.testing.assert_array_equal(times[:-1], np.unique(scheduler.timesteps)[::-1])
-    path = ve(schedule, ours(SAMPLERS[name](), schedule, KIND[kind], x, times), times)
+    path = ve(schedule, ours(SAMPLER[name], schedule, KIND[kind], x, times), times)
     their = theirs(scheduler, x / float(schedule.alpha(times[0])))
     same(path, their if name == "euler" else [*their[1:-1:2], their[-1]])
 
@@ -178,8 +182,8 @@ def test_euler_karras_sigmas(kind):
     times = schedule.timesteps(12, "karras")
     np.testing.assert_allclose(jnp.exp(-schedule.logsnr(times[:-1]) / 2), scheduler.sigmas[:-1], rtol=1e-3)
     np.testing.assert_allclose(times[:-1], scheduler.timesteps, atol=0.1)  # theirs interpolates log sigma in t
-    path = ours(SAMPLERS["euler"](), schedule, KIND[kind], x, times, tell=scheduler.timesteps.numpy())
-    same(ve(schedule, path, times), theirs(scheduler, x / float(schedule.alpha(times[0]))), 2e-3)
+    path = ours(SAMPLER["euler"], schedule, KIND[kind], x, times, tell=scheduler.timesteps.numpy())
+    same(ve(schedule, path, times), theirs(scheduler, x / float(schedule.alpha(times[0]))))
 
 
 @every_kind
@@ -194,7 +198,7 @@ def test_multistep(kind, spacing, name, steps):
     times = np.append(scheduler.timesteps.numpy(), schedule.clean)  # their "leading" is not the one of DDIM
     if spacing == "trailing":
         np.testing.assert_array_equal(times, schedule.timesteps(steps, spacing))
-    same(ours(SAMPLERS[name](), schedule, KIND[kind], x, times), theirs(scheduler, x), 5e-4)
+    same(ours(SAMPLER[name], schedule, KIND[kind], x, times), theirs(scheduler, x))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -205,7 +209,7 @@ def test_flow(shift):
     times = schedule.timesteps(12)
     np.testing.assert_allclose(schedule.network_input(jnp.zeros(13), times)[1][:-1], scheduler.timesteps, rtol=1e-5)
     scheduler.scale_model_input = lambda x, t: x
-    same(ours(SAMPLERS["euler"](), schedule, "flow", x, times), theirs(scheduler, x))
+    same(ours(SAMPLER["euler"], schedule, "flow", x, times), theirs(scheduler, x))
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
@@ -220,15 +224,7 @@ def test_edm(kind, sigma_data):
     np.testing.assert_allclose(schedule.network_input(jnp.zeros(13), times)[1][:-1], scheduler.timesteps, rtol=1e-5)
     sign = -1 if kind == "epsilon" else 1
 
-    def denoise(xt, t):
-        shown, told = schedule.network_input(xt, t)
-        return schedule.x0_eps(jnp.asarray(sign * network(np.asarray(shown), float(told)), jnp.float32), xt, t, "v")
-
-    path, x_ours = [], jnp.asarray(x)
-    for t, t_next in zip(times[:-1], times[1:]):
-        x_ours, _ = ddim().step(denoise, schedule, x_ours, jnp.float32(t), jnp.float32(t_next), (), KEY)
-        path.append(np.asarray(x_ours))
-    same(path, theirs(scheduler, x))
+    same(ours(DDIM, schedule, "v", x, times, sign=sign), theirs(scheduler, x))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])

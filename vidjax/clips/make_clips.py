@@ -25,7 +25,7 @@ OPENCV = "https://github.com/opencv/opencv"
 
 @dataclass(frozen=True)
 class Cut:
-    """Frames first to last (not included); a square of `side` pixels, its centre led through `path`: {frame: (x, y)}."""
+    """Frames first to last (not included); a square of `side` pixels, its centre led through `path`."""
 
     name: str
     caption: str

@@ -1,11 +1,13 @@
-"""Batches as pure functions of (seed, step): order, windows and crops come from grain's index-seeded map, never from state."""
+"""Batches as pure functions of (seed, step): order, windows and crops are seeded by index, never kept as state."""
 
 import difflib
+import functools
 import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -38,7 +40,7 @@ class DataConfig:
     frames: int = 8
     size: int | tuple[int, int] = 64
     stride: int = 1
-    fps: float | None = None
+    fps: int | float | None = None
     window: str = "random"
     heldout: int = 0
     crop: str = "center"
@@ -52,7 +54,7 @@ class DataConfig:
         _one_of("source", self.source, SOURCES)
         _one_of("window", self.window, ("random", "start", "center"))
         _one_of("crop", self.crop, ("center", "random"))
-        if min(self.hw) < 1 or len(self.hw) != 2:
+        if (not isinstance(self.size, int) and len(self.size) != 2) or min(self.hw) < 1:
             raise InputError(f"data.size={self.size!r}: give one positive number or (height, width)")
         for name, least in (
             ("frames", 1),
@@ -68,9 +70,9 @@ class DataConfig:
             raise InputError(f"data.fps={self.fps}: must be positive, or None for every stride-th frame")
 
     @property
-    def hw(self) -> tuple[int, ...]:
+    def hw(self) -> tuple[int, int]:
         """(height, width)."""
-        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
 
 
 def _one_of(name: str, value: str, known) -> None:
@@ -121,8 +123,8 @@ class Dataset:
             raise InputError(
                 f"{len(self)} clips are too few for one batch of {batch_size}: add clips or make the batch smaller"
             )
-        examples = grain.MapDataset.range(len(self)).seed(self._seed).shuffle().repeat().random_map(self._example)
-        own = examples.batch(batch_size // process_count)
+        examples: Any = _shuffled(len(self), self._seed).random_map(self._example)
+        own: Any = examples.batch(batch_size // process_count)
         own = own.slice(slice(start_step * process_count + process_index, None, process_count))
         if not self._config.workers:
             return (own[i] for i in itertools.count())
@@ -134,8 +136,8 @@ class Dataset:
     def windows(self, split: str, per_clip: int | None = None, clips: Sequence[int] | None = None) -> list[np.ndarray]:
         """For each clip (of those numbered) its evaluation windows, uint8 [n, t, h, w, c], centre-cropped.
 
-        split "train" or "heldout" (the last `heldout` frames). They are evenly spaced: `per_clip` of them, by default as
-        many as do not overlap. A clip without a window there gives n = 0.
+        split "train" or "heldout" (the last `heldout` frames). They are evenly spaced: `per_clip` of them,
+        by default as many as do not overlap. A clip without a window there gives n = 0.
         """
         _one_of("split", split, ("train", "heldout"))
         return [self._clip_windows(i, split, per_clip) for i in (range(len(self)) if clips is None else clips)]
@@ -165,23 +167,21 @@ class Dataset:
         reason = None
         for index in range(min(len(self), SCAN)):
             try:
-                self._window(index, self._source[index], np.full(5, 0.5))
+                self._window(index, self._source[index], np.full(4, 0.5))
                 return
             except BrokenClip as error:
                 reason = reason or f"{self._source[index].name}: {error}"
         tried = min(len(self), SCAN)
-        raise InputError(
-            f"none of the {'first ' * (tried < len(self))}{tried} clips can be used (the first one: {reason}): check data.path"
-        )
+        which = f"{'first ' * (tried < len(self))}{tried}"
+        raise InputError(f"none of the {which} clips can be used (the first one: {reason}): check data.path")
 
-    def _example(self, index: int, rng: np.random.Generator) -> Batch:
+    def _example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One element of a batch; all its random numbers are drawn before anything is read."""
-        index = int(index)
-        u = rng.random(5)
-        others = [(int(rng.integers(len(self))), rng.random(5)) for _ in range(self._config.images)]
+        u = rng.random(4)
+        others = [(int(rng.integers(len(self))), rng.random(4)) for _ in range(self._config.images)]
         used, item, video = self._readable(index, self._window, u)
         substituted = used != index
-        example = {"video": video, "label": np.int32(item.label), "index": np.int32(used)}
+        example: dict[str, Any] = {"video": video, "label": np.int32(item.label), "index": np.int32(used)}
         if others:
             stills = [self._readable(i, self._still, v) for i, v in others]
             example["images"] = np.stack([still for *_, still in stills])
@@ -214,7 +214,7 @@ class Dataset:
         return (0, border) if split == "train" else (border, frames)
 
     def _window(self, index: int, item: Item, u: np.ndarray) -> np.ndarray:
-        """A training window [t, h, w, c]; u: five uniform numbers (place in time, crop down, crop right, mirror, unused)."""
+        """A training window [t, h, w, c]; u: uniform numbers (place in time, crop down, crop right, mirror)."""
         config = self._config
         with self._open(index, item) as video:
             step = transforms.frame_step(video.fps, config.stride, config.fps)
@@ -247,6 +247,23 @@ class Dataset:
                 cover = transforms.cover_size(video.height, video.width, self._config.hw)
                 self._cached[index] = ArrayVideo(video.read(range(video.frames), cover), video.fps)
         return self._cached[index]
+
+
+def _shuffled(size: int, seed: int) -> grain.MapDataset:
+    """0..size-1 in a new order every epoch, without end.
+
+    Below 2^16 grain's constant-memory shuffle takes milliseconds an element (it walks a 16-bit cycle until it is
+    in the range), so small sets get a permutation an epoch.
+    """
+    numbers = grain.MapDataset.range(size).seed(seed)
+    if size > 2**16:
+        return numbers.shuffle().repeat()
+
+    @functools.lru_cache(maxsize=4)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(size)
+
+    return numbers.repeat().map_with_index(lambda i, _: int(order(i // size)[i % size]))
 
 
 def make_dataset(config: DataConfig, *, seed: int, tokenize: Callable[[str], np.ndarray] | None = None) -> Dataset:

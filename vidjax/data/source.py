@@ -2,23 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
+from vidjax.data.video_io import ArrayVideo, Video
 
-
-class OpenClip(Protocol):
-    """An open clip, a context manager: its size, and frames at random."""
-
-    frames: int
-    fps: float
-    height: int
-    width: int
-    channels: int
-
-    def read(self, indices, size: tuple[int, int] | None = None) -> np.ndarray: ...
-    def __enter__(self): ...
-    def __exit__(self, *_): ...
+OpenClip = Video | ArrayVideo  # a context manager with frames, fps, height, width, channels and read(indices, size)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,9 +43,11 @@ def _must_exist(path: str, what: str) -> Path:
 
 
 def webvid(path: str = "", split: str = "train") -> Source:
-    """WebVid's layout: a CSV with columns videoid, page_dir, name (the caption), the files at page_dir/videoid.mp4 beside
-    it (or under `videos/` beside it). `path` is the CSV, or a folder with one CSV in it (or one whose name has `split` in
-    it); "" is the clips that ship with the package. Missing files are found out when they are read."""
+    """WebVid's layout: a CSV with columns videoid, page_dir, name (the caption), the files at page_dir/videoid.mp4.
+
+    The files lie beside the CSV, or under `videos/` beside it. `path` is the CSV, or a folder with one CSV (or one
+    whose name has `split`) in it; "" is the clips that ship with the package. Missing files show when they are read.
+    """
     table = _must_exist(path, "a WebVid CSV or its folder") if path else SHIPPED
     if table.is_dir():
         tables = sorted(table.glob("*.csv"))
@@ -65,9 +68,11 @@ def webvid(path: str = "", split: str = "train") -> Source:
 
 
 def folder(path: str, split: str = "") -> Source:
-    """All video files under a folder, sorted by path. A caption is, first found: NAME.txt beside the file; the file's entry
-    in captions.json in the folder ({file: caption}, or a list of {"file", "caption"}); the sub-folder's name. Sub-folders
-    (UCF-101's layout) are the classes."""
+    """All video files under a folder, sorted by path; sub-folders (UCF-101's layout) are the classes.
+
+    A caption is, first found: NAME.txt beside the file; the file's entry in captions.json in the folder
+    ({file: caption}, or a list of {"file", "caption"}); the sub-folder's name.
+    """
     root = _must_exist(path, "a folder of videos")
     if not root.is_dir():
         raise InputError(f"{path} is not a folder: set data.path to the folder, or data.source to 'clip'")
@@ -108,8 +113,10 @@ IDX_SPLITS = {"train": ("train", "train"), "test": ("t10k", "test")}
 
 
 def idx(path: str, split: str = "train") -> Source:
-    """MNIST's layout (Fashion-MNIST, KMNIST ...): `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` in a folder, `t10k-`
-    for split "test", with or without .gz. Images are clips of one frame with one channel; the caption is the class number."""
+    """MNIST's layout (also Fashion-MNIST): `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, plain or .gz.
+
+    Split "test" is `t10k-`. Images are clips of one frame with one channel; the caption is the class number.
+    """
     root = _must_exist(path, "a folder with IDX files")
     images, labels = (read_idx(_idx_file(root, split, kind)) for kind in ("images", "labels"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
@@ -120,7 +127,7 @@ def idx(path: str, split: str = "train") -> Source:
     def item(i: int) -> Item:
         return Item(f"{path}#{i}", str(labels[i]), int(labels[i]), lambda: ArrayVideo(images[i][None, :, :, None]))
 
-    return Source(len(images), item, int(labels.max(initial=-1)) + 1)
+    return Source(len(images), item, int(labels.max(initial=0)) + 1)
 
 
 def _idx_file(root: Path, split: str, kind: str) -> Path:
@@ -133,7 +140,7 @@ def _idx_file(root: Path, split: str, kind: str) -> Path:
 
 
 def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
-    """The array in an IDX file of bytes (LeCun's format: two zeros, type 8, number of axes, their sizes, then the data)."""
+    """The array in an IDX file of bytes (LeCun's format: two zeros, type 8, number of axes, sizes, data)."""
     try:
         with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
             data = file.read()
@@ -146,14 +153,16 @@ def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
 
 
 def tfds(path: str, split: str = "train") -> Source:
-    """A data set of tensorflow_datasets, read without TensorFlow: a name ("mnist", "cifar10"; prepared as ArrayRecord on first
-    use) or the folder of a prepared one. Uses its `video` feature (frames, or encoded bytes) or else `image`, and `label`,
-    `caption` or `text` where it has them."""
+    """A data set of tensorflow_datasets, read without TensorFlow.
+
+    `path` is a name ("mnist", "cifar10": prepared as ArrayRecord on first use) or the folder of a prepared one. Uses
+    its `video` feature (frames, or encoded bytes) or else `image`, and `label`, `caption` or `text` where it has them.
+    """
     import tensorflow_datasets as tfds
 
     try:
         if Path(path).is_dir():
-            builder = tfds.builder_from_directory(path)
+            builder: Any = tfds.builder_from_directory(path)
         else:
             builder = tfds.builder(path, file_format="array_record")
             builder.download_and_prepare()
@@ -166,7 +175,8 @@ def tfds(path: str, split: str = "train") -> Source:
         raise InputError(
             f"tfds data set {path!r} has neither 'video' nor 'image' among its features: {', '.join(features)}"
         )
-    names = list(getattr(features.get("label"), "names", None) or ())
+    label_feature = features["label"] if "label" in features else None  # noqa: SIM401 (a FeaturesDict has no get)
+    names = list(getattr(label_feature, "names", None) or ())
     text_key = next((key for key in ("caption", "text") if key in features), None)
 
     def item(i: int) -> Item:
@@ -175,7 +185,7 @@ def tfds(path: str, split: str = "train") -> Source:
         text = _text(record[text_key]) if text_key else names[label] if names and label >= 0 else ""
         return Item(f"{path}/{split}#{i}", text, label, lambda: _open_value(record[pixels]))
 
-    return Source(len(records), item, getattr(features.get("label"), "num_classes", None) or 0)
+    return Source(len(records), item, getattr(label_feature, "num_classes", None) or 0)
 
 
 def _text(value) -> str:
@@ -195,9 +205,11 @@ def _open_value(value) -> Video | ArrayVideo:
 
 
 def array_record(path: str, split: str = "train") -> Source:
-    """ArrayRecord files with encoded videos: one file, or a folder of *.array_record / *.array_record-00000-of-00010. A record
-    is one line of JSON ({"name", "text", "label"}, each may be left out), a newline, and the bytes of a video file: what
-    `write_array_record` writes. A folder that tfds prepared is read by `tfds`."""
+    """ArrayRecord files with encoded videos: one file, or a folder of *.array_record (-00000-of-00010).
+
+    A record is one line of JSON ({"name", "text", "label"}, each may be left out), a newline, and the bytes of a video
+    file: what `write_array_record` writes. A folder that tfds prepared is read by `tfds`.
+    """
     root = _must_exist(path, "an ArrayRecord file or a folder of them")
     if (root / "dataset_info.json").exists():
         return tfds(path, split)

@@ -23,7 +23,7 @@ def crop_at(
     return video[:, top : top + size[0], left : left + size[1]]
 
 
-def frame_step(clip_fps: float, stride: int, fps: float | None) -> float:
+def frame_step(clip_fps: int | float, stride: int, fps: int | float | None) -> float:
     """Source frames per frame of the window: `stride`, or what brings the clip to `fps` frames per second."""
     return clip_fps / fps if fps else float(stride)
 

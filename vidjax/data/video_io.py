@@ -1,4 +1,4 @@
-"""Video files in and out: only the frames asked for are decoded; what cannot be read raises BrokenClip with the reason."""
+"""Video files in and out: only the frames asked for are decoded; what cannot be read raises BrokenClip."""
 
 import bisect
 import io
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -41,9 +42,7 @@ class Video:
 
         self._file = file
         try:
-            self._container = av.open(
-                io.BytesIO(file) if isinstance(file, bytes) else str(file), metadata_errors="ignore"
-            )
+            self._container = _open(file)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise BrokenClip(_reason(file, error)) from error
         try:
@@ -125,10 +124,8 @@ class Video:
 
     def _scan_read(self, wanted: list[int], convert: "_Converter") -> dict[int, np.ndarray]:
         """Frames by decoding from the start and counting."""
-        import av
-
         needed, found = set(wanted), {}
-        with av.open(io.BytesIO(self._file) if isinstance(self._file, bytes) else str(self._file)) as container:
+        with _open(self._file) as container:
             for i, frame in enumerate(container.decode(video=0)):
                 if i in needed:
                     found[i] = convert(frame)
@@ -149,7 +146,7 @@ class Video:
 class ArrayVideo:
     """Frames already in memory, uint8 [t, h, w, c], read like a Video; an image is a clip of one frame."""
 
-    def __init__(self, frames: UInt8[np.ndarray, "t h w c"], fps: float = 1.0):
+    def __init__(self, frames: UInt8[np.ndarray, "t h w c"], fps: int | float = 1.0):
         self._frames, self.fps = frames, fps
         self.frames, self.height, self.width, self.channels = frames.shape
 
@@ -181,12 +178,13 @@ def read_frames(
 
 
 class _Converter:
-    """Decoded frame to RGB array of one size. One scaler serves the whole clip: setting one up costs as much as using it."""
+    """Decoded frame to RGB array of one size. One scaler serves the whole clip: setting it up is costly."""
 
     def __init__(self, size: tuple[int, int]):
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        self._size, self._scaler, self._first = size, VideoReformatter(), None
+        self._size, self._first = size, None
+        self._scaler, self._colours = VideoReformatter(), VideoReformatter()
         self._methods = {True: Interpolation.AREA, False: Interpolation.BICUBIC}
 
     def __call__(self, frame) -> np.ndarray:
@@ -194,10 +192,17 @@ class _Converter:
         if self._first not in (None, shape):
             raise BrokenClip(f"its size changes from {self._first[1]}x{self._first[0]} to {shape[1]}x{shape[0]}")
         self._first = shape
-        height, width = self._size
-        shrinks = height < shape[0] or width < shape[1]
-        scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=self._methods[shrinks])
-        return scaled.to_ndarray()
+        if self._size != shape:  # to all of the chroma first: straight to RGB would halve its width
+            method = self._methods[self._size[0] < shape[0] or self._size[1] < shape[1]]
+            frame = self._scaler.reformat(frame, self._size[1], self._size[0], "yuv444p", interpolation=method)
+        return self._colours.reformat(frame, format="rgb24").to_ndarray()
+
+
+def _open(file: str | Path | bytes) -> Any:
+    import av
+
+    source = io.BytesIO(file) if isinstance(file, bytes) else str(file)
+    return av.open(source, "r", metadata_errors="ignore")
 
 
 def _reason(file: str | Path | bytes, error: Exception) -> str:
@@ -217,7 +222,7 @@ def resize(video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int]) -> UInt8[
     from PIL import Image
 
     frames = [Image.fromarray(f.squeeze(-1) if f.shape[-1] == 1 else f) for f in video]
-    scaled = [np.asarray(f.resize(size[::-1], Image.Resampling.BICUBIC)) for f in frames]
+    scaled = [np.asarray(f.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for f in frames]
     return np.stack(scaled).reshape(len(video), *size, video.shape[-1])
 
 
@@ -228,7 +233,7 @@ class Mp4Writer:
     `crf` is x264's quality, 0 lossless to 51.
     """
 
-    def __init__(self, path: str | Path, fps: float, crf: float = 18):
+    def __init__(self, path: str | Path, fps: int | float, crf: int | float = 18):
         import av
 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +267,7 @@ class Mp4Writer:
         self.close()
 
 
-def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: float, crf: float = 18) -> None:
+def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18) -> None:
     """One clip, uint8 with 1 or 3 channels, as an H.264 mp4 that browsers play."""
     with Mp4Writer(path, fps, crf) as out:
         out.write(video)

@@ -81,8 +81,8 @@ def known_frames(
     def clamped(xt, t):
         here = _like(known, xt)
         seen = (jnp.where(here, shown, xt), jnp.where(known, level, t)) if show else (xt, t)
-        own = schedule.x0_eps(x0, xt, t, "x0")
-        return tuple(jnp.where(here, k, d) for k, d in zip(own, denoise(*seen)))
+        own, found = schedule.x0_eps(x0, xt, t, "x0"), denoise(*seen)
+        return jnp.where(here, own[0], found[0]), jnp.where(here, own[1], found[1])
 
     return clamped
 

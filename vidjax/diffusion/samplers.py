@@ -154,8 +154,8 @@ def dpmpp_2m() -> Sampler:
 
 
 def unipc() -> Sampler:
-    """UniPC-2 with B(h) = e^h - 1, Zhao et al. 2023 on x0: DPM-Solver++ (2M) whose every step is corrected as soon as x0
-    at its end is known, at no further evaluation.
+    """UniPC-2 with B(h) = e^h - 1, Zhao et al. 2023 on x0: DPM-Solver++ (2M) whose every step is corrected as soon as
+    x0 at its end is known, at no further evaluation.
 
     The carry is (x, x0, t) of the last step's start and (x0, t) of the one before.
     """

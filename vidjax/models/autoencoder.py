@@ -1,8 +1,9 @@
 """One KL autoencoder for images and videos; its configuration decides whose."""
 
 import dataclasses
+from collections.abc import Sequence
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,17 @@ from vidjax.models.layers import Context, GroupNorm, Over, Stage, Upsample, line
 from vidjax.models.patch_pca import PatchPCA, Strides, from_patches, to_patches
 
 
+def strides(steps: Sequence[Strides]) -> Strides:
+    """The product of steps along (t, h, w)."""
+    t, h, w = (prod(along) for along in zip(*steps))
+    return t, h, w
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
     """Levels from fine to coarse; between two of them the map shrinks by `steps`. The defaults are the quick `PATCHES`.
 
+    blocks: residual blocks a level, the first of them brings the level's channels.
     patch: pixels (t, h, w) that become one position's features before the first level. linear: a linear path runs
     beside encoder and decoder and the network starts at zero: the whole is its linear path at first (see `start_at`).
     resample: "nearest" halves and doubles (h, w) as Stable Diffusion does; "transposed" is LVDM's, whose decoder has
@@ -33,6 +41,7 @@ class AutoencoderConfig:
     decoder_channels: tuple[int, ...] | None = None  # as `channels`
     decoder_blocks: tuple[int, ...] = (3,)
     steps: tuple[Strides, ...] = ()
+    decoder_steps: tuple[Strides, ...] | None = None  # as `steps`
     patch: Strides = (2, 8, 8)
     kernels: tuple[Kernel, Kernel] = ((3, 3), (3, 1, 1))
     resample: Literal["nearest", "transposed"] = "nearest"
@@ -51,13 +60,21 @@ class AutoencoderConfig:
                 raise InputError(f"autoencoder.{name}={value} has {len(value)} levels, channels has {levels}")
         if len(self.steps) != levels - 1:
             raise InputError(f"autoencoder.steps={self.steps}: {levels} levels need {levels - 1} of them")
-        if self.resample == "nearest" and any(step != (1, 2, 2) for step in map(tuple, self.steps)):
+        backwards = self.steps if self.decoder_steps is None else self.decoder_steps
+        if len(backwards) != levels - 1 or strides((self.patch, *backwards)) != self.strides:
+            raise InputError(f"autoencoder.decoder_steps={backwards} do not undo steps={self.steps}")
+        if self.resample == "nearest" and any(tuple(step) != (1, 2, 2) for step in (*self.steps, *backwards)):
             raise InputError(f"autoencoder.steps={self.steps}: resample='nearest' takes (1, 2, 2) only")
 
     @property
     def strides(self) -> Strides:
         """Pixels a latent along (t, h, w)."""
-        return tuple(prod(s) for s in zip(self.patch, *self.steps))
+        return strides((self.patch, *self.steps))
+
+    @property
+    def outer_kernel(self) -> Kernel:
+        """Of the convolutions next to the pixels: those on patches need not look at their neighbours."""
+        return self.kernels[0] if self.patch == (1, 1, 1) else (1, 1)
 
 
 PATCHES = AutoencoderConfig()
@@ -68,6 +85,7 @@ LVDM = AutoencoderConfig(  # He et al. 2022
     decoder_channels=(64, 128, 256, 4),
     decoder_blocks=(2, 2, 2, 0),
     steps=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+    decoder_steps=((1, 2, 2), (2, 2, 2), (2, 2, 2)),  # time first on both ways
     patch=(1, 1, 1),
     kernels=((3, 3, 3), (3, 3, 3)),
     resample="transposed",
@@ -167,18 +185,19 @@ class Encoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         channels, kernel = config.channels, config.kernels[0]
         self.patch = config.patch
-        self.conv_in = Conv(config.in_channels * prod(config.patch), channels[0], kernel, mode=config.mode, rngs=rngs)
+        pixels = config.in_channels * prod(config.patch)
+        self.conv_in = Conv(pixels, channels[0], config.outer_kernel, mode=config.mode, rngs=rngs)
         self.down = nnx.List([])
         width = channels[0]
         for level, (dim, blocks) in enumerate(zip(channels, config.blocks)):
             layers = residuals(config, width, dim, blocks, rngs)
-            width = dim
+            width = dim if blocks else width
             if level < len(channels) - 1:
                 if config.resample == "transposed":
                     width = channels[level + 1]
                     layers["downsample"] = Shrink(dim, width, config.steps[level], rngs=rngs)
                 else:
-                    layers["downsample"] = Halve(dim, rngs=rngs)
+                    layers["downsample"] = Halve(width, rngs=rngs)
             self.down.append(Stage(**layers))
         self.mid = middle(config, width, rngs)
         self.norm_out = GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
@@ -201,6 +220,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         channels, kernel = (config.decoder_channels or config.channels)[::-1], config.kernels[0]
         transposed = config.resample == "transposed"
+        steps = (config.steps if config.decoder_steps is None else config.decoder_steps)[::-1]
         self.patch = config.patch
         conv_in = None if transposed else Conv(config.latent_channels, channels[0], kernel, mode=config.mode, rngs=rngs)
         self.conv_in = nnx.data(conv_in)
@@ -209,18 +229,18 @@ class Decoder(nnx.Module):
         width = channels[0]
         for level, (dim, blocks) in enumerate(zip(channels, config.decoder_blocks[::-1])):
             layers = residuals(config, width, dim, blocks, rngs)
-            width = dim
+            width = dim if blocks else width
             if level < len(channels) - 1:
                 if transposed:
                     width = channels[level + 1]
-                    layers["upsample"] = Stretch(dim, width, config.steps[-1 - level], rngs=rngs)
+                    layers["upsample"] = Stretch(dim, width, steps[level], rngs=rngs)
                 else:
-                    layers["upsample"] = Upsample(dim, rngs=rngs)
+                    layers["upsample"] = Upsample(width, rngs=rngs)
             self.up.append(Stage(**layers))
         norm_out = None if transposed else GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
         self.norm_out = nnx.data(norm_out)
-        features = config.in_channels * prod(config.patch)
-        self.conv_out = Conv(width, features, kernel, mode=config.mode, zero=config.linear, rngs=rngs)
+        pixels = config.in_channels * prod(config.patch)
+        self.conv_out = Conv(width, pixels, config.outer_kernel, mode=config.mode, zero=config.linear, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         ctx = timeless(z)
@@ -232,8 +252,10 @@ class Decoder(nnx.Module):
         return from_patches(self.conv_out(h), self.patch)
 
 
-def residuals(config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs) -> dict[str, ResBlock]:
-    options = dict(kernels=config.kernels, groups=config.groups, norm_over=config.norm_over, mode=config.mode)
+def residuals(config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs) -> dict[str, Any]:
+    options: dict[str, Any] = dict(
+        kernels=config.kernels, groups=config.groups, norm_over=config.norm_over, mode=config.mode
+    )
     return {f"resnet_{i}": ResBlock(cout if i else cin, cout, **options, rngs=rngs) for i in range(blocks)}
 
 

@@ -1,5 +1,6 @@
 """Convolution over the trailing spatial axes of anything, in the form that the machine at hand runs fastest."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from math import prod
@@ -74,11 +75,11 @@ def folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) ->
         return y.reshape(*y.shape[:2], *x.shape[2:4], -1)
     frames = _outputs(x.shape[1:], kernel.shape, strides, padding)[0]
     x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
-    total = None
+    planes = []
     for tap in range(kernel.shape[0]):
         plane = lax.slice_in_dim(x, tap, tap + (frames - 1) * strides[0] + 1, strides[0], axis=1)
-        y = folded(plane.reshape(-1, *plane.shape[2:]), kernel[tap], strides[1:], padding[1:])
-        total = y if total is None else total + y
+        planes.append(folded(plane.reshape(-1, *plane.shape[2:]), kernel[tap], strides[1:], padding[1:]))
+    total = functools.reduce(jnp.add, planes)
     return total.reshape(-1, frames, *total.shape[1:])
 
 
@@ -177,5 +178,5 @@ class ConvTranspose(nnx.Module):
 
 
 def _parameters(cin: int, cout: int, size: Sequence[int], zero: bool, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:
-    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
     return nnx.Param(init(rngs.params(), (*size, cin, cout))), nnx.Param(jnp.zeros(cout))

@@ -118,7 +118,7 @@ class LayerNorm(nnx.Module):
 
 
 def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> nnx.Linear:
-    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
+    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
     return nnx.Linear(cin, cout, use_bias=bias, kernel_init=init, rngs=rngs)
 
 

@@ -1,0 +1,226 @@
+"""A batch depends on (seed, step) alone, and a broken file costs one warning, a flag and a fixed substitute."""
+
+import itertools
+import logging
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from vidjax.data.pipeline import DataConfig, _shuffled, make_dataset
+from vidjax.data.shapes import draw
+from vidjax.data.video_io import read_frames, write_mp4
+from vidjax.errors import InputError
+
+FULL = DataConfig(size=32, frames=4, heldout=16, crop="random", flip=True, images=2, cache=True)
+
+
+def letters(text):
+    return np.frombuffer(text[:12].encode().ljust(12), np.uint8)
+
+
+def dataset(config=FULL, seed=3):
+    return make_dataset(config, seed=seed, tokenize=letters)
+
+
+def take(iterator, n):
+    return list(itertools.islice(iterator, n))
+
+
+def assert_same(got, want):
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_starting_in_the_middle_equals_skipping():
+    assert_same(take(dataset().batches(4, start_step=3), 3), take(dataset().batches(4), 6)[3:])
+
+
+def test_two_processes_together_equal_one():
+    parts = [take(dataset().batches(4, 1, p, 2), 3) for p in range(2)]
+    together = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)]
+    assert_same(together, take(dataset().batches(4, 1), 3))
+
+
+def test_workers_and_cache_change_nothing():
+    plain = take(dataset(DataConfig(size=32, frames=4, heldout=16, flip=True)).batches(8), 3)
+    for changed in ({"workers": 2}, {"cache": True}, {"workers": 3, "cache": True, "prefetch": 1}):
+        config = DataConfig(size=32, frames=4, heldout=16, flip=True, **changed)
+        assert_same(take(dataset(config).batches(8), 3), plain)
+
+
+def test_every_batch_of_all_clips_holds_each_once_in_changing_order():
+    orders = [tuple(batch["index"]) for batch in take(dataset().batches(8), 4)]
+    assert all(sorted(order) == list(range(8)) for order in orders) and len(set(orders)) == 4
+    assert orders != [tuple(batch["index"]) for batch in take(dataset(seed=4).batches(8), 4)]
+
+
+@pytest.mark.parametrize("size", [5, 70_000])
+def test_epochs_are_permutations_that_differ(size):
+    shuffled = _shuffled(size, 1)
+    first, second = ([int(shuffled[e * size + i]) for i in range(size)] for e in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(size)) and first != second
+
+
+def test_windows_show_the_frames_and_the_caption_of_their_clip():
+    data = dataset(DataConfig(size=96, frames=4, stride=2, heldout=16))
+    for batch in take(data.batches(4), 2):
+        for k, index in enumerate(batch["index"]):
+            clip = read_frames(data.clips[index])[:-16]
+            places = [s for s in range(len(clip) - 6) if np.array_equal(clip[s : s + 7 : 2], batch["video"][k])]
+            assert places
+            np.testing.assert_array_equal(batch["tokens"][k], letters(data.texts[index]))
+
+
+def test_target_rate_skips_frames():
+    """15 fps clips at 5 fps: every third frame; fixed window at the start."""
+    data = dataset(DataConfig(size=96, frames=4, fps=5.0, window="start"))
+    batch = next(data.batches(2))
+    for video, index in zip(batch["video"], batch["index"]):
+        np.testing.assert_array_equal(video, read_frames(data.clips[index], [0, 3, 6, 9]))
+
+
+def test_flip_mirrors_about_half():
+    plain = take(dataset(DataConfig(size=32, frames=2, cache=True)).batches(8), 8)
+    flipped = take(dataset(DataConfig(size=32, frames=2, cache=True, flip=True)).batches(8), 8)
+    mirrored = 0
+    for a, b in zip(plain, flipped):
+        for x, y in zip(a["video"], b["video"]):
+            assert np.array_equal(x, y) or np.array_equal(x[:, :, ::-1], y)
+            mirrored += not np.array_equal(x, y)
+    assert 16 <= mirrored <= 48
+
+
+def test_evaluation_windows_are_apart_from_training():
+    data = dataset(DataConfig(size=96, frames=8, heldout=16))
+    for clip, train, held in zip(data.clips, data.windows("train", 2), data.windows("heldout")):
+        whole = read_frames(clip)
+        np.testing.assert_array_equal(held, np.stack([whole[-16:-8], whole[-8:]]))
+        np.testing.assert_array_equal(train, np.stack([whole[:8], whole[-24:-16]]))
+
+
+def test_images_are_clips_of_one_frame():
+    data = make_dataset(DataConfig(source="shapes", frames=1, size=(32, 48), images=1), seed=0)
+    batch = next(data.batches(48))
+    assert batch["video"].shape == (48, 1, 32, 48, 3) and batch["images"].shape == (48, 1, 32, 48, 3)
+    assert data.num_classes == 3 and sorted(batch["label"]) == [0] * 16 + [1] * 16 + [2] * 16
+
+
+def _audio_only(path):
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+def _two_sizes(path):
+    parts = []
+    for size in (32, 64):
+        part = path.with_suffix(".ts")
+        with av.open(str(part), "w") as out:
+            stream = out.add_stream("libx264", rate=8)
+            stream.height = stream.width = size
+            for frame in draw("circle", "red", "up", frames=6, size=size):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            out.mux(stream.encode(None))
+        parts.append(part.read_bytes())
+        part.unlink()
+    path.write_bytes(b"".join(parts))
+
+
+def _cut(path, header_first):
+    """An mp4 that ends in the middle; its table of frames comes first (so it opens) or last (so it does not)."""
+    with av.open(str(path), "w", options={"movflags": "faststart"} if header_first else {}) as out:
+        stream = out.add_stream("libx264", rate=8, options={"crf": "10"})
+        stream.height = stream.width = 64
+        for frame in draw("circle", "red", "up", frames=32, size=64):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+
+
+BROKEN = {
+    "missing": (lambda path: None, "no such file"),
+    "truncated": (lambda path: _cut(path, False), "not a readable video"),
+    "truncated_after_header": (lambda path: _cut(path, True), "truncated"),
+    "zero_bytes": (lambda path: path.write_bytes(b""), "zero bytes"),
+    "audio_only": (_audio_only, "no video stream"),
+    "too_short": (lambda path: write_mp4(path, draw("circle", "red", "up", frames=3), 8), "too short"),
+    "variable_size": (_two_sizes, "size changes"),
+    "not_a_video": (lambda path: path.write_bytes(b"<html>404 not found</html>" * 50), "not a readable video"),
+}
+
+
+def make_folder(root, broken):
+    """Three good clips around the broken one, which is number 1."""
+    (root / "p").mkdir()
+    for name, colour in (("0", "red"), ("2", "blue"), ("3", "green")):
+        write_mp4(root / "p" / f"{name}.mp4", draw("square", colour, "left", frames=12), 8)
+    broken(root / "p" / "1.mp4")
+    (root / "clips.csv").write_text("videoid,page_dir,name\n" + "".join(f"{i},p,clip {i}\n" for i in range(4)))
+    return str(root)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_file_gives_way_to_the_next(tmp_path, caplog, kind):
+    make, reason = BROKEN[kind]
+    config = DataConfig(path=make_folder(tmp_path, make), size=32, frames=8)
+    data = make_dataset(config, seed=0)
+    with caplog.at_level(logging.WARNING):
+        batches = take(data.batches(4), 3)
+    for batch in batches:
+        assert sorted(batch["index"]) == [0, 2, 2, 3]
+        assert batch["substituted"].sum() == 1 and batch["index"][batch["substituted"]] == 2
+    warnings = [r.getMessage() for r in caplog.records]
+    assert len(warnings) == 1 and "1.mp4" in warnings[0] and reason in warnings[0]
+    assert list(data.broken) == [1]
+    assert_same(take(make_dataset(config, seed=0).batches(4, 2), 1), batches[2:])
+
+
+def test_broken_file_has_no_evaluation_windows(tmp_path):
+    data = make_dataset(DataConfig(path=make_folder(tmp_path, BROKEN["zero_bytes"][0]), size=32, frames=4), seed=0)
+    assert [len(w) for w in data.windows("train")] == [3, 0, 3, 3]
+
+
+def test_nothing_readable_is_said_at_once(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "b.mp4").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"none of the 2 clips.*a\.mp4: zero bytes"):
+        make_dataset(DataConfig(source="folder", path=str(tmp_path)), seed=0)
+
+
+def test_batches_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="8 clips are too few for one batch of 9"):
+        dataset().batches(9)
+    with pytest.raises(InputError, match="batch size 4 does not divide over 3 processes"):
+        dataset().batches(4, process_count=3)
+    with pytest.raises(InputError, match=r"none of the 8 clips can be used .*too short"):
+        dataset(DataConfig(frames=100))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"source": "webvids"}, "did you mean 'webvid'"),
+        ({"window": "middle"}, "choose from random, start, center"),
+        ({"size": 0}, "data.size=0"),
+        ({"stride": 0}, "data.stride=0: must be at least 1"),
+        ({"fps": -1.0}, "data.fps=-1.0"),
+    ],
+)
+def test_wrong_settings_are_named(wrong, message):
+    with pytest.raises(InputError, match=message):
+        DataConfig(**wrong)
+
+
+def test_importing_the_pipeline_imports_no_reader():
+    code = "import sys, vidjax.data.pipeline; print({'av', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,126 @@
+"""Reading by seeking equals decoding everything; writing then reading returns the pictures."""
+
+import itertools
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidjax.data.video_io import (
+    BrokenClip,
+    Mp4Writer,
+    Video,
+    contact_sheet,
+    probe,
+    read_frames,
+    resize,
+    save_png,
+    write_mp4,
+)
+
+
+def encode(path, frames, codec="libx264", rate=10, pts=None, options=None, **settings):
+    """Frames to a file by PyAV alone."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=rate, options=options or {})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = settings.get("pix_fmt", "yuv420p")
+        for i, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            if pts is not None:
+                picture.pts = pts[i]
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+
+
+def decode_all(path):
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+LAYOUTS = {
+    "b-frames.mp4": {"options": {"g": "12", "bf": "3"}},
+    "one-key-frame.mp4": {"options": {"g": "1000"}},
+    "open-gop.mkv": {"options": {"g": "8", "x264-params": "open-gop=1"}},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "mpeg.mpg": {"codec": "mpeg1video", "rate": 25},
+    "stream.ts": {"options": {"g": "10", "bf": "2"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "10", "cpu-used": "8", "deadline": "realtime"}},
+    "uneven-time.mp4": {
+        "pts": list(itertools.accumulate(1 + (i % 3) for i in range(40))),
+        "options": {"g": "9", "bf": "2"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_frames_by_number_equal_decoding_all(tmp_path, frames, name):
+    path = tmp_path / name
+    encode(path, frames, **LAYOUTS[name])
+    whole = decode_all(path)
+    with Video(path) as video:
+        assert video.frames == len(whole)
+        for numbers in ([0], [len(whole) - 1], [30, 7, 7, 19], range(11, 27), range(len(whole))):
+            np.testing.assert_array_equal(video.read(numbers), whole[list(numbers)])
+
+
+def test_bytes_read_like_the_file(mp4):
+    np.testing.assert_array_equal(read_frames(mp4.read_bytes(), [3, 31]), read_frames(mp4)[[3, 31]])
+
+
+def test_written_video_comes_back(mp4, frames):
+    info = probe(mp4)
+    assert (info.frames, info.fps, info.height, info.width) == (40, 10.0, 48, 64)
+    error = read_frames(mp4).astype(float) - frames
+    assert 10 * np.log10(255**2 / np.mean(error**2)) > 30
+
+
+@pytest.mark.parametrize("shape", [(3, 33, 47, 3), (3, 32, 47, 1), (1, 5, 6, 3)])
+def test_odd_sizes_and_grey_are_written(tmp_path, shape):
+    video = np.full(shape, 90, np.uint8)
+    write_mp4(tmp_path / "odd.mp4", video, 7.5)
+    back = read_frames(tmp_path / "odd.mp4")
+    assert back.shape == (shape[0], shape[1] + shape[1] % 2, shape[2] + shape[2] % 2, 3)
+    assert abs(back.astype(int) - 90).max() <= 2
+
+
+def test_writing_in_pieces_equals_writing_at_once(tmp_path, frames, mp4):
+    with Mp4Writer(tmp_path / "pieces.mp4", 10.0) as out:
+        for piece in np.array_split(frames, 5):
+            out.write(piece)
+    np.testing.assert_array_equal(read_frames(tmp_path / "pieces.mp4"), read_frames(mp4))
+
+
+def test_scaling_while_reading_is_an_area_mean(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = resize(rng.integers(0, 255, (2, 4, 4, 3), dtype=np.uint8), (64, 64))
+    encode(tmp_path / "big.mp4", smooth, options={"crf": "0"})
+    whole = read_frames(tmp_path / "big.mp4").astype(float)
+    mean = whole.reshape(2, 16, 4, 16, 4, 3).mean((2, 4))
+    assert (
+        np.abs(read_frames(tmp_path / "big.mp4", size=(16, 16)) - mean).mean() < 3
+    )  # chroma at half the width would make it 7
+
+
+def test_numbers_outside_the_clip_are_refused(mp4):
+    with Video(mp4) as video, pytest.raises(IndexError):
+        video.read([40])
+
+
+def test_size_that_changes_inside_a_file_is_broken(tmp_path, frames):
+    for i, part in enumerate((frames, resize(frames, (24, 32)))):
+        encode(tmp_path / f"{i}.ts", part)
+    (tmp_path / "both.ts").write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
+    with pytest.raises(BrokenClip, match="size changes"):
+        read_frames(tmp_path / "both.ts")
+
+
+def test_pictures_hold_the_pixels(tmp_path, frames):
+    save_png(tmp_path / "one.png", frames[0])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "one.png")), frames[0])
+    contact_sheet(tmp_path / "sheet.png", [[frames[:2], frames[5:7]], [frames[9:11]]])
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    np.testing.assert_array_equal(sheet[:48, :128], np.concatenate(list(frames[:2]), axis=1))
+    np.testing.assert_array_equal(sheet[:48, 132:260], np.concatenate(list(frames[5:7]), axis=1))
+    np.testing.assert_array_equal(sheet[52:100, :128], np.concatenate(list(frames[9:11]), axis=1))

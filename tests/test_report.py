@@ -1,0 +1,110 @@
+"""The page is self-contained, says what the files say and nothing else, and puts up with whatever is missing."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidjax.errors import InputError
+from vidjax.report import write_report
+
+EVIL = '<script>alert("x")</script>&"'
+
+
+class Page(HTMLParser):
+    """Tags, addresses and text of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.sources, self.text = [], [], ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "data", "poster", "xlink:href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def run(tmp_path):
+    workdir = tmp_path / "lvdm"
+    picture(workdir / "samples/a.png")
+    picture(workdir / "reconstructions/a.png")
+    (workdir / "samples/a.mp4").write_bytes(b"not really a film")
+    for stage, losses in {"autoencoder": np.geomspace(1, 1e-3, 30), "diffusion": [0.5, float("nan"), 0.25]}.items():
+        (workdir / stage).mkdir()
+        lines = [json.dumps({"step": i, "loss": loss, "grad_norm": 1.0}) for i, loss in enumerate(losses, 1)]
+        (workdir / stage / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 9, "lo')
+    (workdir / "config.json").write_text(
+        json.dumps({"data": {"source": EVIL}, "stages": {"diffusion": {"train": {"steps": 3}}}})
+    )
+    summary = {
+        "autoencoder_psnr": 28.14,
+        "pca_psnr": 26.8,
+        "retrieval": 7,
+        "captions": 8,
+        "motion_ratio": float("nan"),
+        "seconds": {"autoencoder": 30.1, EVIL: 341.0},
+        "samples": [{"caption": EVIL, "mp4": "samples/a.mp4", "png": "samples/a.png", "real": "../secret.png"}],
+        "reconstructions": [
+            {"name": "a", "png": "reconstructions/a.png"},
+            {"name": "b", "png": "reconstructions/b.png"},
+        ],
+        "next": [f'python -m vidjax.sample --prompt "{EVIL}"'],
+    }
+    picture(tmp_path / "secret.png")
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    return workdir
+
+
+def test_everything_is_inside_the_page(run):
+    page = Page(write_report(run))
+    assert "script" not in page.tags and "link" not in page.tags
+    outside = [source for source in page.sources if not source.startswith(("data:", "#"))]
+    assert not outside
+    inside = [base64.b64decode(source.split(",", 1)[1]) for source in page.sources if source.startswith("data:")]
+    assert (run / "samples/a.mp4").read_bytes() in inside
+    assert (
+        inside.count((run / "samples/a.png").read_bytes()) == 2
+    )  # the sheet and the reconstruction, not ../secret.png
+    assert Image.open(io.BytesIO(inside[-1])).size == (8, 8)
+
+
+def test_what_files_say_stays_text(run):
+    page = Page(write_report(run))
+    assert page.text.count(EVIL) == 4  # header, caption, timing, command; the config shows it as JSON
+    assert page.tags.count("svg") == 2
+
+
+def test_figures_stand_beside_what_they_are_held_against(run):
+    text = Page(write_report(run)).text
+    assert "28.1 dB" in text and "26.8 dB: PCA" in text and "7 of 8" in text and "5 min 41 s" in text
+    assert "Motion" not in text and "nan" not in text
+
+
+def test_missing_parts_are_left_out(run):
+    for name in ("summary.json", "config.json"):
+        (run / name).unlink()
+    page = Page(write_report(run))
+    assert "Curves" in page.text and "Samples" not in page.text and page.tags.count("svg") == 2
+    for path in run.rglob("*.jsonl"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"--workdir=.*lvdm holds no run"):
+        write_report(run)
+
+
+def test_a_run_with_settings_alone_has_a_page(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": {"source": "shapes", "frames": 8}}')
+    text = Page(write_report(tmp_path)).text
+    assert "config.data.frames" in text and "not finished" in text

@@ -1,0 +1,115 @@
+"""What a recipe costs on this machine: `python -m vidjax.benchmark --config=configs/lvdm.py --steps 10 --json FILE`.
+
+FLOPs are those of the network's forward pass, counted by XLA before it optimises, times 3 for a training step. Work
+done again under rematerialisation is not counted, so MFU is comparable between policies.
+"""
+
+import dataclasses
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from vidjax import cli, recipe, settings, sharding
+from vidjax.errors import InputError
+from vidjax.telemetry import peak_flops
+from vidjax.train_state import abstract_parameters
+from vidjax.train_step import draws_at, make_train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
+STEPS = flags.DEFINE_integer(
+    "steps", 10, "Timed steps of every stage; 0: count parameters and FLOPs only.", lower_bound=0
+)
+STAGE = flags.DEFINE_string("stage", None, "Only this stage.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "In place of the recipe's.", lower_bound=1)
+JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
+
+
+def main() -> None:
+    if CONFIG.value is None:
+        raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+    config = settings.plain(CONFIG.value)
+    figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):
+            stage = recipe.build(config, name, Path(folder))
+            if BATCH_SIZE.value:
+                train = dataclasses.replace(stage.train, batch_size=BATCH_SIZE.value, accumulate=1)
+                stage = dataclasses.replace(stage, train=train)
+            found = abstract(stage, config)
+            if STEPS.value:
+                found |= timed(stage)
+                found |= rates(found)
+            figures["stages"][name] = found
+            print(name, *(f"{key} {value:,.6g}" for key, value in found.items()), sep="\n  ")
+    if JSON.value:
+        settings.write_json(JSON.value, figures)
+
+
+def abstract(stage: recipe.Stage, config: Any) -> dict[str, float]:
+    """Parameters that train, and FLOPs a step, without running anything: the data need not be there."""
+    batch = recipe.example_batch(config, stage)
+    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    size = stage.train.batch_size
+
+    def forward(state, batch):
+        draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), size)
+        return stage.objective(nnx.merge(graphdef, state), batch, draws)[0]
+
+    flops = jax.jit(forward).lower(state, batch).cost_analysis()["flops"]
+    trained = {path: value for path, value in abstract_parameters(model).items() if stage.trainable(path)}
+    return {"parameters": sum(v.size for v in trained.values()), "batch_size": size, "tflop_per_step": 3 * flops / 1e12}
+
+
+def timed(stage: recipe.Stage) -> dict[str, float]:
+    """Compilation, the median step, memory, and how fast the data come by themselves."""
+    from vidjax.train import create_state
+
+    mesh = sharding.make_mesh(**stage.mesh)
+    dataset = stage.dataset()
+    stage = dataclasses.replace(stage, loaded=lambda state, dataset: {})
+    state = create_state(stage, mesh, dataset)
+    options = stage.train
+    step = make_train_step(
+        stage.objective, stage.optimizer, 0, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype
+    )
+    batches = dataset.batches(options.batch_size)
+    batch = sharding.put_batch(mesh, recipe.on_device(next(batches)))
+    began = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    figures = {"compile_seconds": time.perf_counter() - began}
+    seconds = []
+    for _ in range(STEPS.value + 1):
+        began = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - began)
+    figures["step_seconds"] = statistics.median(seconds[1:])
+    began = time.perf_counter()
+    for _ in range(STEPS.value):
+        next(batches)
+    figures["data_clips_per_second"] = STEPS.value * options.batch_size / (time.perf_counter() - began)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    figures["peak_memory_gb"] = peak / 2**30
+    return figures
+
+
+def rates(figures: dict[str, float]) -> dict[str, float]:
+    """TFLOP/s, and MFU where the device's peak is known."""
+    achieved = figures["tflop_per_step"] / figures["step_seconds"]
+    peak = peak_flops()
+    return {"tflop_per_second": achieved, **({"mfu": achieved * 1e12 / peak} if peak else {})}
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,341 @@
+"""One self-contained page about a run, from whatever is there: `python -m vidjax.report --workdir W`."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from vidjax.errors import InputError
+
+MEDIA = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
+PANELS = {  # curves, where a stage has them
+    "loss": "loss",
+    "psnr": "PSNR of the batch (dB)",
+    "grad_norm": "gradient norm",
+}
+PCA, MEAN = "{:.1f} dB: PCA of patches, as many latents", "{:.1f} dB: the mean of the clip's windows, no model"
+INK, ACCENT = "#010203", "#040506"  # stand for the page's colours
+
+
+def write_report(workdir: str | Path) -> Path:
+    """Write the page of a run and return its path. Parts that the run has not reached are left out.
+
+    Raises: InputError if the folder holds no run.
+    """
+    workdir = Path(workdir)
+    stages = {path.parent.name: _metrics(path) for path in sorted(workdir.glob("*/metrics.jsonl"), key=_age)}
+    config, summary = _json(workdir / "config.json"), _json(workdir / "summary.json")
+    if not (stages or config or summary):
+        raise InputError(f"--workdir={workdir} holds no run (no config.json, no summary.json): name the folder of one")
+    parts = [
+        _header(workdir, config, summary),
+        _section("Samples", _samples(workdir, summary), "Each caption's samples side by side."),
+        _section(
+            "How good they are", _figures(summary), "Measured on windows of the clips that no stage was trained on."
+        ),
+        _section(
+            "Reconstructions", _reconstructions(workdir, summary), "Held-out frames above, the autoencoder's below."
+        ),
+        _section("Curves", _curves(stages), "Thin: every logged step. Thick: its running mean."),
+        _section("Time", _timings(summary)),
+        _section("What ran", _versions(summary) + _config(config)),
+        _section("Next", _commands(summary)),
+    ]
+    title = escape(f"{workdir.resolve().name} · vidjax")
+    page = PAGE.replace("{title}", title).replace("{style}", STYLE).replace("{body}", "\n".join(filter(None, parts)))
+    path = workdir / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _header(workdir: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    total = sum(summary.get("seconds", {}).values())
+    facts = [
+        config.get("data", {}).get("source") and f"data: {config['data']['source']}",
+        summary.get("device"),
+        total and f"{_duration(total)} in all",
+        "peak_memory_gb" in summary and f"{summary['peak_memory_gb']:.1f} GB at most",
+        "" if summary else "not finished",
+    ]
+    line = " · ".join(str(fact) for fact in facts if fact)
+    return f"<header><h1>{escape(workdir.resolve().name)}</h1><p>{escape(line)}</p></header>"
+
+
+def _figures(summary: Mapping[str, Any]) -> str:
+    """What was measured, and what it is to be held against."""
+    captions = summary.get("captions")
+    of = f" of {captions}" if captions else ""
+    rows = [
+        ("Reconstruction of held-out windows, PSNR", "autoencoder_psnr", "{:.1f} dB", "pca_psnr", PCA),
+        ("Captions all of whose samples find their clip", "retrieval", "{:.0f}" + of, "", ""),
+        ("Samples to the nearest window of their clip, PSNR", "sample_psnr", "{:.1f} dB", "mean_window_psnr", MEAN),
+        ("Motion of the samples, that of the clips being 100%", "motion_ratio", "{:.0%}", "", "100%"),
+    ]
+    cells = []
+    for name, key, form, against, other in rows:
+        if _finite(summary.get(key)):
+            reference = other.format(summary[against]) if _finite(summary.get(against)) else "" if against else other
+            cells.append((name, form.format(summary[key]), reference))
+    return _table(("", "this run", "against"), cells)
+
+
+def _samples(workdir: Path, summary: Mapping[str, Any]) -> str:
+    """A card a caption: the samples moving, the nearest real windows if the run kept them, all frames on request."""
+    cards = []
+    for entry in summary.get("samples", []):
+        moving = _media(workdir, entry.get("mp4"))
+        sheet = _media(workdir, entry.get("png"))
+        real = _media(workdir, entry.get("real"))
+        if moving or sheet:
+            shown = (moving or sheet) + (f"<p class=note>the nearest real windows</p>{real}" if real else "")
+            more = (
+                f"<details><summary>all frames</summary><div class=scroll>{sheet}</div></details>"
+                if moving and sheet
+                else ""
+            )
+            cards.append(
+                f"<figure><figcaption>{escape(str(entry.get('caption', '')))}</figcaption>{shown}{more}</figure>"
+            )
+    return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
+
+
+def _reconstructions(workdir: Path, summary: Mapping[str, Any]) -> str:
+    figures = []
+    for entry in summary.get("reconstructions", []):
+        if picture := _media(workdir, entry.get("png")):
+            caption = escape(str(entry.get("name", "")))
+            figures.append(f"<figure><figcaption>{caption}</figcaption><div class=scroll>{picture}</div></figure>")
+    return f"<div class='cards wide'>{''.join(figures)}</div>" if figures else ""
+
+
+def _curves(stages: Mapping[str, list[dict[str, Any]]]) -> str:
+    drawn = [(name, _plot(name, entries)) for name, entries in stages.items() if entries]
+    return "".join(f"<h3>{escape(name)}</h3><div class=plot>{svg}</div>" for name, svg in drawn)
+
+
+def _plot(stage: str, entries: list[dict[str, Any]]) -> str:
+    """The stage's curves as one inline SVG in the colours of the page."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib.figure import Figure
+
+    shown = [key for key in PANELS if sum(_finite(entry.get(key)) for entry in entries) > 1] or ["loss"]
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": stage,
+        "font.size": 9,
+        "axes.linewidth": 0.6,
+        "font.family": "sans-serif",
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        figure.patch.set_alpha(0)
+        for axes, key in zip(figure.subplots(1, 3), [*shown, *[""] * (3 - len(shown))]):
+            if key:
+                _panel(axes, key, entries)
+            else:
+                axes.set_axis_off()
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor").replace(ACCENT, "var(--accent)")
+
+
+def _panel(axes: Any, key: str, entries: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    points = [(entry["step"], entry[key]) for entry in entries if _finite(entry.get(key))]
+    steps, values = zip(*points) if points else ((), ())
+    smooth = len(points) >= 20
+    axes.plot(
+        steps,
+        values,
+        color=ACCENT,
+        linewidth=0.8 if smooth else 1.6,
+        alpha=0.4 if smooth else 1,
+        marker="." if len(points) < 3 else "",
+    )
+    if smooth:
+        axes.plot(steps, list(_running_mean(values, len(values) // 20)), color=ACCENT, linewidth=1.8)
+    if values and key != "psnr" and min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 1000 * min(values) else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    axes.set_title(PANELS[key], loc="left", color=INK, fontsize=9)
+    axes.set_xlabel("step", color=INK)
+    axes.set_facecolor("none")
+    axes.tick_params(which="both", colors=INK, width=0.6)
+    axes.grid(True, color=INK, alpha=0.12, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+
+
+def _running_mean(values: Iterable[float], width: int) -> Iterable[float]:
+    """Exponential, its start corrected for the zero that it begins with."""
+    total, weight, keep = 0.0, 0.0, 1 - 1 / max(width, 2)
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + 1 - keep
+        yield total / weight
+
+
+def _timings(summary: Mapping[str, Any]) -> str:
+    times = {name: value for name, value in summary.get("seconds", {}).items() if _finite(value)}
+    longest = max(times.values(), default=0) or 1
+    bar = lambda value: f"<div class=bar style='width:{100 * value / longest:.1f}%'></div>"
+    rows = (
+        f"<tr><td>{escape(name)}<td class=n>{_duration(value)}<td class=fill>{bar(value)}"
+        for name, value in times.items()
+    )
+    return f"<table>{''.join(rows)}</table>" if times else ""
+
+
+def _versions(summary: Mapping[str, Any]) -> str:
+    versions = " · ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
+    return f"<p>{escape(versions)}</p>" if versions else ""
+
+
+def _config(config: Mapping[str, Any]) -> str:
+    rows = [(f"config.{path}", value) for path, value in _flat(config)]
+    return f"<details><summary>the whole config</summary>{_table(('key', 'value'), rows)}</details>" if rows else ""
+
+
+def _commands(summary: Mapping[str, Any]) -> str:
+    lines = "\n".join(map(str, summary.get("next", [])))
+    return f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    return f"<section><h2>{title}</h2>{f'<p class=note>{note}</p>' if note else ''}{body}</section>" if body else ""
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    line: Callable[[str, Iterable[Any]], str] = lambda tag, cells: "".join(
+        f"<{tag}>{escape(str(c))}</{tag}>" for c in cells
+    )
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return (
+        f"<div class=scroll><table><thead><tr>{line('th', head)}</tr></thead><tbody>{body}</tbody></table></div>"
+        if body
+        else ""
+    )
+
+
+def _media(workdir: Path, name: Any) -> str:
+    """The picture or video as an element with its bytes in it; nothing if it is missing or outside the run's folder."""
+    path = workdir / str(name or "")
+    inside = path.resolve().is_relative_to(workdir.resolve())
+    if not (name and inside and path.is_file() and path.suffix in MEDIA):
+        return ""
+    source = f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    if path.suffix == ".mp4":
+        return f'<video src="{source}" autoplay loop muted playsinline controls></video>'
+    return f'<img src="{source}" alt="{escape(path.stem)}">'
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of metrics.jsonl; a run that is still going may be writing the last."""
+    entries = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [entry for entry in entries if isinstance(entry, dict) and _finite(entry.get("step"))]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _flat(config: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(config, Mapping) and config:
+        for key, value in config.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    elif path:
+        yield path, json.dumps(config)
+
+
+def _age(path: Path) -> float:
+    """When the stage began: its folder's first file, near enough; stages are shown in their order."""
+    return min((child.stat().st_mtime for child in path.parent.iterdir()), default=0.0)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{style}</style></head>
+<body><main>
+{body}
+</main></body></html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d1f21; --quiet: #686d73; --line: #e2e4e7; --page: #fdfdfc; --card: #f5f5f3;
+  --accent: #2a5db0; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e5e6; --quiet: #9aa0a6; --line: #33373b; --page: #16181a;
+  --card: #1f2225; --accent: #7aa7ee; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
+  "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
+h1 { font-size: 1.75rem; font-weight: 600; letter-spacing: -.015em; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; font-weight: 600; margin: 3rem 0 .25rem; }
+h3 { font-size: .9rem; font-weight: 600; margin: 1.25rem 0 .25rem; }
+header p, .note { color: var(--quiet); margin: .15rem 0 .9rem; font-size: .9rem; }
+figure .note { margin: .5rem 0 .15rem; font-size: .8rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem;
+  align-items: start; }
+.cards.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
+figure { margin: 0; padding: .8rem; background: var(--card); border-radius: 8px; min-width: 0; }
+figcaption { font-size: .88rem; margin-bottom: .55rem; }
+figure img, figure video { display: block; width: 100%; height: auto; border-radius: 4px; }
+details { margin-top: .6rem; font-size: .88rem; }
+summary { cursor: pointer; color: var(--quiet); }
+.scroll { overflow-x: auto; }
+.cards:not(.wide) details .scroll img { width: auto; max-width: none; margin-top: .5rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { text-align: left; padding: .45rem 1rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--quiet); font-weight: 500; }
+td:nth-child(2) { white-space: nowrap; }
+td.n { width: 7rem; } td.fill { width: 60%; padding-right: 0; }
+.bar { height: .55rem; margin-top: .45rem; background: var(--accent); border-radius: 2px; }
+.plot svg { display: block; width: 100%; height: auto; color: var(--ink); }
+pre { overflow-x: auto; background: var(--card); padding: .9rem 1rem; border-radius: 8px; font-size: .85rem;
+  line-height: 1.7; }
+code, details td { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+details table { font-size: .8rem; } details td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; }
+"""
+
+
+def main() -> None:
+    if not WORKDIR.value:
+        raise InputError("--workdir is missing: name the folder of a run that vidjax.main has trained")
+    print(write_report(WORKDIR.value))
+
+
+if __name__ == "__main__":
+    from absl import flags
+
+    from vidjax import cli
+
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run that the page is about.")
+    cli.start(main)
