@@ -17,6 +17,7 @@ def normal(seed, *shape):
 CASES = {  # input, kernel, strides, padding
     "tiny map": ((3, 2, 4, 5, 6), (3, 3), 1, None),
     "tiny, strided": ((3, 5, 7, 6), (3, 3), 2, None),
+    "many channels": ((4, 6, 5, 64), (3, 3), 1, None),
     "large map": ((2, 13, 14, 3), (3, 3), 1, None),
     "large, strided, one-sided": ((1, 24, 22, 2), (3, 3), 2, [(0, 1), (0, 1)]),
     "pointwise": ((2, 5, 4, 3), (1, 1), 1, None),
@@ -32,7 +33,8 @@ CASES = {  # input, kernel, strides, padding
 @pytest.mark.parametrize("name", CASES)
 def test_folded_equals_plain_in_value_and_gradient(name):
     shape, size, strides, padding = CASES[name]
-    x, kernel = normal(0, *shape), normal(1, *size, shape[-1], 4)
+    x, kernel = normal(0, *shape), normal(1, *size, shape[-1], 64 if shape[-1] == 64 else 4)
+    kernel /= np.sqrt(kernel[..., 0].size)
     results = []
     for implementation in ("plain", "folded"):
 
