@@ -1,0 +1,94 @@
+"""Every recipe builds at full size without memory or data, and says what is wrong with it before anything runs."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from vidjax import recipe, settings
+from vidjax.errors import InputError
+from vidjax.train_state import abstract_parameters
+from vidjax.train_step import draws_at
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
+RECIPES += ["vdm:clips", "vdm:ucf101"]
+
+
+def config(name: str, folder: Path = ROOT / "configs") -> dict:
+    file, variant = name.split(":")
+    spec = importlib.util.spec_from_file_location(file, folder / f"{file}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return settings.plain(module.get_config(variant))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, tmp_path):
+    made = config(name)
+    for stage_name in recipe.stage_names(made):
+        stage = recipe.build(made, stage_name, tmp_path)
+        model = nnx.eval_shape(lambda stage=stage: stage.init(nnx.Rngs(0)))
+        graphdef, state = nnx.split(model)
+        batch = recipe.example_batch(made, stage)
+
+        def loss(state, batch, stage=stage, graphdef=graphdef):
+            draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
+            return stage.objective(nnx.merge(graphdef, state), batch, draws)[0]
+
+        assert jax.eval_shape(loss, state, batch).shape == ()
+        assert (tmp_path / stage_name).exists() is False  # building writes nothing
+        assert any(map(stage.trainable, abstract_parameters(model)))
+
+
+def test_the_sky_recipe_has_the_parameters_of_the_released_model(tmp_path):
+    stage = recipe.build(config("lvdm:sky"), "diffusion", tmp_path)
+    params = abstract_parameters(nnx.eval_shape(lambda: stage.init(nnx.Rngs(0))))
+    assert sum(v.size for path, v in params.items() if stage.trainable(path)) == 548_904_580
+
+
+def test_recipes_are_short():
+    assert all(len(path.read_text().splitlines()) <= 110 for path in (ROOT / "configs").glob("*.py"))
+
+
+def tiny(**sections) -> dict:
+    made = config("tiny:pixels", ROOT / "tests")
+    for section, values in sections.items():
+        made[section] = {**made.get(section, {}), **values}
+    return made
+
+
+@pytest.mark.parametrize(
+    "sections, says",
+    [
+        (dict(data=dict(sise=3)), "config.data.sise does not exist; did you mean 'size'"),
+        (dict(data=dict(source="webvid", path="/nowhere")), "/nowhere"),
+        (dict(model=dict(chanels=(16,))), "did you mean 'channels'"),
+        (dict(optimizer=dict(learning_rat=1.0)), "did you mean 'learning_rate'"),
+        (dict(diffusion=dict(schedule="cosin")), "did you mean 'cosine'"),
+        (dict(mesh=dict(data=3)), "3 devices, there are 1"),
+        (dict(loss=dict(weighting="min_snrr")), "did you mean 'min_snr'"),
+        (dict(wrong=dict()), "config.wrong does not exist"),
+    ],
+)
+def test_bad_input_fails_before_anything_is_compiled(sections, says, tmp_path):
+    with pytest.raises(InputError, match=says) as caught:
+        recipe.check(recipe.build(tiny(**sections), "diffusion", tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_the_strides_do_not_divide_is_refused(tmp_path):
+    made = config("tiny:latent", ROOT / "tests")
+    made["data"] = {**made["data"], "size": 20}
+    with pytest.raises(InputError, match="do not divide by the autoencoder's strides"):
+        recipe.check(recipe.build(made, "autoencoder", tmp_path))
+
+
+def test_stages_are_ordered_by_their_sources():
+    stages = {"b": {"source": "a"}, "c": {"source": "b"}, "a": {}}
+    assert recipe.stage_names({"stages": stages}) == ["a", "b", "c"]
+    with pytest.raises(InputError, match="circle"):
+        recipe.stage_names({"stages": {"a": {"source": "b"}, "b": {"source": "a"}}})
