@@ -28,7 +28,7 @@ def clips() -> dict:
         autoencoder=dict(patch=(2, 8, 8), latent_channels=24, channels=(128,), blocks=(1,), decoder_blocks=(2,)),
         conditioning=dict(text=dict(dim=96, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(
-            channels=(96, 192),
+            channels=(64, 128),
             blocks_per_level=1,
             attention_levels=(False, True),
             heads=(4, 4),
@@ -47,7 +47,7 @@ def clips() -> dict:
             diffusion=dict(
                 objective="diffusion",
                 source="autoencoder",
-                train=dict(steps=1200, batch_size=8, log_every=20, save_every=200, ema=0.995),
+                train=dict(steps=1000, batch_size=8, log_every=20, save_every=250, ema=0.99),
                 optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
             ),
         ),
@@ -68,6 +68,7 @@ def paper(data_set: str) -> dict:
             decoder_channels=(64, 128, 256, 4),
             decoder_blocks=(2, 2, 2, 0),
             steps=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+            decoder_steps=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
             patch=(1, 1, 1),
             kernels=((3, 3, 3), (3, 3, 3)),
             resample="transposed",
