@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from vidjax.errors import InputError
-from vidjax.models.unet import REMAT, UNet, UNetConfig
+from vidjax.models.unet import REMAT, Temporal, UNet, UNetConfig
 
 SKY = dict(
     channels=(256, 512, 768, 1024),
@@ -156,6 +156,15 @@ def test_bfloat16_stays():
     x, t, tokens, vector = inputs()
     out = jax.eval_shape(lambda p: nnx.merge(graph, p)(half(x), t, half(tokens), half(vector)), half(params))
     assert out.dtype == jnp.bfloat16
+
+
+def test_the_forms_of_a_config_file_are_the_written_out_ones():
+    short = UNetConfig(channels=[8, 16], attention_levels=True, heads=2, groups=4, block="spatial", tokens_dim=None,
+                       after_attention=dict(heads=[2, 2], levels=[True, False]))  # fmt: skip
+    long = UNetConfig(channels=(8, 16), attention_levels=(True, True), heads=(2, 2), groups=4, tokens_dim=None,
+                      block=(("attn1", "frame"), ("ff", "ff")),
+                      after_attention=Temporal((2, 2), (True, False)))  # fmt: skip
+    assert short == long and hash(short) == hash(long)
 
 
 @pytest.mark.parametrize(
