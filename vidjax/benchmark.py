@@ -5,6 +5,7 @@ done again under rematerialisation is not counted, so MFU is comparable between 
 """
 
 import dataclasses
+import math
 import resource
 import statistics
 import tempfile
@@ -13,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 from ml_collections import config_flags
 
 from vidjax import cli, recipe, settings, sharding
 from vidjax.errors import InputError
 from vidjax.telemetry import peak_flops
 from vidjax.train_state import abstract_parameters
-from vidjax.train_step import draws_at, make_train_step
+from vidjax.train_step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
 STEPS = flags.DEFINE_integer(
@@ -57,17 +56,14 @@ def main() -> None:
 def abstract(stage: recipe.Stage, config: Any) -> dict[str, float]:
     """Parameters that train, and FLOPs a step, without running anything: the data need not be there."""
     batch = recipe.example_batch(config, stage)
-    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    size = stage.train.batch_size
-
-    def forward(state, batch):
-        draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), size)
-        return stage.objective(nnx.merge(graphdef, state), batch, draws)[0]
-
+    forward, state = recipe.abstract_loss(stage)
     flops = jax.jit(forward).lower(state, batch).cost_analysis()["flops"]
-    trained = {path: value for path, value in abstract_parameters(model).items() if stage.trainable(path)}
-    return {"parameters": sum(v.size for v in trained.values()), "batch_size": size, "tflop_per_step": 3 * flops / 1e12}
+    trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
+    return {
+        "parameters": sum(math.prod(v.shape) for v in trained),
+        "batch_size": stage.train.batch_size,
+        "tflop_per_step": 3 * flops / 1e12,
+    }
 
 
 def timed(stage: recipe.Stage) -> dict[str, float]:

@@ -56,7 +56,7 @@ class Checkpoints:
 
         Raises: InputError if there is none or it was written by another model.
         """
-        step = self._check(state.params)
+        step = self.check(state.params)
         saved = jax.tree.map(_target, state.saved())
         ema = saved.pop("ema")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(saved), ema=ocp.args.StandardRestore(ema))
@@ -65,11 +65,12 @@ class Checkpoints:
 
     def restore_ema(self, params: Params) -> Params:
         """The averaged parameters alone."""
-        step = self._check(params)
+        step = self.check(params)
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(jax.tree.map(_target, params)))
         return self._manager.restore(step, args=items)["ema"]
 
-    def _check(self, params: Params) -> int:
+    def check(self, params: Params) -> int:
+        """The newest step. Raises InputError if there is none, or it holds other parameters than those."""
         step = self.latest()
         if step is None:
             raise InputError(f"there is no complete checkpoint in {self.folder}: train that stage first")

@@ -32,13 +32,14 @@ def main() -> None:
         jax.distributed.initialize()
     config = settings.plain(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    recipe.open_workdir(workdir, config)
+    recipe.open_workdir(workdir)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
     names = [STAGE.value] if STAGE.value else recipe.stage_names(config)
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage)
+    settings.write_json(workdir / "config.json", config)
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
         train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)

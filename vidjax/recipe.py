@@ -221,10 +221,33 @@ def check(stage: Stage) -> None:
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     batch = abstract_batch(stage.dataset(), stage.train.batch_size)
-    draws = jax.eval_shape(lambda: draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size))
-    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
-    jax.eval_shape(lambda s, b, d: stage.objective(nnx.merge(graphdef, s), b, d)[0], state, batch, draws)
+    loss, state = abstract_loss(stage)
+    jax.eval_shape(loss, state, batch)
+    if (stage.folder / "checkpoints").is_dir():
+        with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+            if checkpoints.latest() is not None:
+                checkpoints.check(split(abstract_parameters(state), stage.trainable)[0])
+
+
+class OneKey(nnx.Rngs):
+    """The same key for every parameter: where only shapes matter, counting keys is most of the time of a trace."""
+
+    def __init__(self):
+        pass
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
+    """`loss(parameters, batch)` of a stage, and the shapes of the parameters."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: stage.init(OneKey())))
+
+    def loss(state, batch):
+        draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
+        return stage.objective(nnx.merge(graphdef, state), batch, draws)[0]
+
+    return loss, state
 
 
 def abstract_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -251,11 +274,12 @@ def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: value for key, value in batch.items() if key not in ("index", "substituted")}
 
 
-def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder and keep the config in it. Raises InputError if that can't be."""
+def open_workdir(workdir: Path) -> None:
+    """Make the folder. Raises InputError if it can't be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        settings.write_json(workdir / "config.json", settings.plain(config))
+        (workdir / ".writable").touch()
+        (workdir / ".writable").unlink()
     except OSError as error:
         raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
 
@@ -277,7 +301,7 @@ def generator(workdir: Path) -> Generator:
     name = stage_names(config)[-1]
     stage = build(config, name, workdir)
     section = settings.stage_settings(config, name)
-    model = nnx.eval_shape(lambda: stage.init(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: stage.init(OneKey()))
     params, frozen = split(abstract_parameters(model), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
         params = checkpoints.restore_ema(params)

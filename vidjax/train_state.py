@@ -21,8 +21,8 @@ def parameters(model: nnx.Module) -> Params:
     return {".".join(map(str, path)): leaf[...] for path, leaf in flat}
 
 
-def abstract_parameters(model: nnx.Module) -> Params:
-    """Shapes and dtypes of an abstract model's parameters, by path."""
+def abstract_parameters(model: nnx.Module | nnx.State) -> Params:
+    """Shapes and dtypes of the parameters of an abstract model, or of its state, by path."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {".".join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat}
 

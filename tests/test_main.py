@@ -1,0 +1,176 @@
+"""The programs, run as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LATENT, PIXELS = f"--config={ROOT}/tests/tiny.py:latent", f"--config={ROOT}/tests/tiny.py:pixels"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """One compilation cache for all programs of this file."""
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "JAX_PLATFORMS": "cpu"}
+
+
+def program(name, *args, env, cwd=None):
+    command = [sys.executable, "-m", f"vidjax.{name}", *map(str, args)]
+    return subprocess.run(command, env={**env, "PYTHONPATH": str(ROOT)}, cwd=cwd, capture_output=True, text=True)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})  # no step twice
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, compiled):
+    """A run of all stages of the small latent recipe."""
+    workdir = tmp_path_factory.mktemp("run")
+    done = program("main", LATENT, f"--workdir={workdir}", env=compiled)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    workdir, said = trained
+    for stage in ("autoencoder", "diffusion"):
+        assert list(losses(workdir / stage)) == [1, 2, 3, 4, 5, 6]
+        assert (workdir / stage / "checkpoints" / "6").is_dir()
+    summary = json.loads((workdir / "summary.json").read_text())
+    keys = {"autoencoder_psnr", "pca_psnr", "retrieval", "sample_psnr", "mean_window_psnr", "motion_ratio"}
+    assert keys <= summary.keys()
+    assert summary["autoencoder_psnr"] > summary["pca_psnr"] - 0.2  # the linear path starts there
+    assert len(list((workdir / "samples").glob("*.mp4"))) == len(list((workdir / "samples").glob("*.png"))) == 8
+    assert (workdir / "report.html").stat().st_size > 10_000
+    assert "python -m vidjax.sample" in said
+
+
+def test_the_latents_of_the_second_stage_have_unit_variance(trained):
+    workdir, _ = trained
+    from vidjax import recipe
+    from vidjax.models.autoencoder import Autoencoder  # noqa: F401
+
+    generator, data = recipe.generator(workdir), recipe.dataset(workdir)
+    videos = np.concatenate(data.windows("train"))
+    import jax
+
+    model = generator._model(generator.params)
+    latents = np.asarray(jax.jit(model.latents)(videos))
+    assert abs(latents.mean()) < 1e-2
+    assert abs(latents.std() - 1) < 1e-2
+
+
+def test_started_again_a_finished_run_is_left_alone(trained, compiled):
+    workdir, _ = trained
+    before = losses(workdir / "diffusion")
+    again = program("main", LATENT, f"--workdir={workdir}", env=compiled)
+    assert again.returncode == 0, again.stderr
+    assert "autoencoder: finished" in again.stdout and "diffusion: finished" in again.stdout
+    assert losses(workdir / "diffusion") == before
+
+
+def test_sample_writes_videos_that_its_seed_decides(trained, compiled, tmp_path):
+    workdir, _ = trained
+    ask = ("sample", f"--workdir={workdir}", "--prompt=a tower", "--num_steps=4", "--sampler=dpmpp_2m")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = program(*ask, f"--seed={seed}", f"--out={tmp_path / name}", env=compiled)
+        assert done.returncode == 0, done.stderr
+    a, b, c = (next((tmp_path / name).glob("*.png")).read_bytes() for name in "abc")
+    assert a == b != c
+    assert next((tmp_path / "a").glob("*.mp4")).stat().st_size > 0
+
+
+def test_benchmark_counts_and_times(compiled, tmp_path):
+    done = program("benchmark", PIXELS, "--steps=2", f"--json={tmp_path / 'b.json'}", env=compiled)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "b.json").read_text())["stages"]["diffusion"]
+    assert all(figures[key] > 0 for key in ("step_seconds", "tflop_per_step", "parameters", "peak_memory_gb"))
+
+
+def test_killed_at_any_moment_the_same_command_gives_the_same_numbers(compiled, tmp_path):
+    flags = ("main", PIXELS, "--config.stages.diffusion.train.steps=12", "--stage=diffusion")
+    whole = program(*flags, f"--workdir={tmp_path / 'whole'}", env=compiled)
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "vidjax.main", *flags[1:], f"--workdir={killed}"]
+    metrics = killed / "diffusion" / "metrics.jsonl"
+    for least in (3, 8):  # checkpoints are being written every other step
+        process = subprocess.Popen(command, env={**compiled, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and metrics.read_text().count("\n") >= least:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = program(*flags, f"--workdir={killed}", env=compiled)
+    assert done.returncode == 0, done.stderr
+    assert losses(killed / "diffusion") == losses(tmp_path / "whole" / "diffusion")
+
+
+def test_eight_devices_train_as_one_does(compiled, tmp_path):
+    runs = {}
+    for name, flags, mesh in (
+        ("one", "", ()),
+        ("eight", "--xla_force_host_platform_device_count=8", ("--config.mesh.fsdp=2",)),
+    ):
+        env = {**compiled, "XLA_FLAGS": f"{compiled.get('XLA_FLAGS', '')} {flags}"}
+        done = program("main", PIXELS, f"--workdir={tmp_path / name}", "--stage=diffusion", *mesh, env=env)
+        assert done.returncode == 0, done.stderr
+        runs[name] = losses(tmp_path / name / "diffusion")
+    np.testing.assert_allclose(list(runs["one"].values()), list(runs["eight"].values()), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (("--config.data.sise=3",), "did you mean 'size'"),
+        (("--config.data.size=abc",), "abc"),
+        (("--config.mesh.data=3",), "3 devices"),
+        (("--config.stages.diffusion.train.batch_size=7", "--config.mesh.fsdp=2"), "devices"),
+        (("--stage=difusion",), "did you mean 'diffusion'"),
+        (("--config=configs/nothing.py",), "there is no file"),
+        (("--workdir=/proc/nothing",), "can't be written"),
+        (("--config.data.source=webvid", "--config.data.path=/nowhere"), "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_non_zero_exit(flags, says, compiled, tmp_path):
+    done = program("main", PIXELS, f"--workdir={tmp_path / 'w'}", *flags, env=compiled)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and says in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "w" / "diffusion").exists()  # nothing was trained or compiled
+
+
+def test_the_checkpoint_of_another_model_is_refused(trained, compiled, tmp_path):
+    workdir, _ = trained
+    flags = ("--config.stages.diffusion.train.steps=8", "--config.model.channels=(32,)", "--stage=diffusion")
+    done = program("main", LATENT, f"--workdir={workdir}", *flags, env=compiled)
+    assert done.returncode == 1
+    assert "is of another model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(compiled, tmp_path):
+    flags = ("--config.stages.diffusion.optimizer.learning_rate=1e30", "--stage=diffusion")
+    done = program("main", PIXELS, f"--workdir={tmp_path}", *flags, env=compiled)
+    assert done.returncode == 1
+    assert "is not finite" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_imports_no_library_that_it_does_not_use(compiled):
+    code = "import sys, vidjax, vidjax.main; print([m for m in ('jax', 'av', 'tensorflow', 'torch', 'transformers') if m in sys.modules])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], env={**compiled, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert out.stdout.strip() == "[]", out.stderr
