@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from vidjax import cli, recipe, settings, sharding
 from vidjax.errors import InputError
+from vidjax.models import convolution
 from vidjax.telemetry import peak_flops
 from vidjax.train_state import abstract_parameters
 from vidjax.train_step import make_train_step
@@ -57,7 +58,12 @@ def abstract(stage: recipe.Stage, config: Any) -> dict[str, float]:
     """Parameters that train, and FLOPs a step, without running anything: the data need not be there."""
     batch = recipe.example_batch(config, stage)
     forward, state = recipe.abstract_loss(stage)
-    flops = jax.jit(forward).lower(state, batch).cost_analysis()["flops"]
+    preferred = dict(convolution.PREFERRED)
+    convolution.PREFERRED.clear()  # count multiplications as everybody does, not those of a faster form
+    try:
+        flops = jax.jit(forward).lower(state, batch).cost_analysis()["flops"]
+    finally:
+        convolution.PREFERRED.update(preferred)
     trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
     return {
         "parameters": sum(math.prod(v.shape) for v in trained),

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 
 Pairs = tuple[tuple[int, int], ...]
 
+PREFERRED = {"cpu": "folded"}  # backend -> name in CONVOLUTIONS; "plain" elsewhere
+
 # On CPUs a convolution with at most this many output pixels a map is cheaper as one matrix product over its columns.
 TINY = 100
 # F(2x2, 3x3) of Lavin & Gray (2016, arXiv:1509.09308), equation 7: four outputs of a 3x3 kernel from 16 products, not
@@ -50,7 +52,7 @@ def convolve(
     elif mode != "zeros":
         raise ValueError(f"padding mode {mode!r}: expected 'zeros' or 'edge'")
     if implementation is None:
-        implementation = "folded" if jax.default_backend() == "cpu" else "plain"
+        implementation = PREFERRED.get(jax.default_backend(), "plain")
     y = CONVOLUTIONS[implementation](x, kernel.astype(x.dtype), steps, pads)
     return y.reshape(*batch, *y.shape[1:])
 
