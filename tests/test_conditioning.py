@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
 from vidjax.conditioning import FRAME_MASKS, LabelEmbedder, TextEmbedder, dropped, embed, nulls, sample_frame_masks
 from vidjax.errors import InputError
 from vidjax.models.text_encoder import byte_ids

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+
 from vidjax import recipe, settings
 from vidjax.errors import InputError
 from vidjax.train_state import abstract_parameters

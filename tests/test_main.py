@@ -58,7 +58,6 @@ def test_a_run_leaves_what_it_promises(trained):
 def test_the_latents_of_the_second_stage_have_unit_variance(trained):
     workdir, _ = trained
     from vidjax import recipe
-    from vidjax.models.autoencoder import Autoencoder  # noqa: F401
 
     generator, data = recipe.generator(workdir), recipe.dataset(workdir)
     videos = np.concatenate(data.windows("train"))
@@ -169,7 +168,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(compiled, tmp_path):
 
 
 def test_help_imports_no_library_that_it_does_not_use(compiled):
-    code = "import sys, vidjax, vidjax.main; print([m for m in ('jax', 'av', 'tensorflow', 'torch', 'transformers') if m in sys.modules])"
+    unused = ("jax", "av", "tensorflow", "torch", "transformers")
+    code = f"import sys, vidjax, vidjax.main; print([m for m in {unused} if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, "-c", code], env={**compiled, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )

@@ -41,6 +41,7 @@ SECTIONS = (
     "train",
     "sample",
 )
+MEASURED = 256  # clips from which the statistics of latents and patches come
 OF_A_STAGE = (*SECTIONS, "objective", "source")
 
 
@@ -132,11 +133,20 @@ def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> St
     def principal(state: TrainState, dataset: Dataset) -> Params:
         """The linear path starts at the principal components of the training patches."""
         model = state.model(state.params)
-        model.start_at(patch_pca(np.concatenate(dataset.windows("train")), config.strides, config.latent_channels))
+        model.start_at(
+            patch_pca(
+                np.concatenate(dataset.windows("train", clips=dataset.sample_of(MEASURED))),
+                config.strides,
+                config.latent_channels,
+            )
+        )
         return parameters(model)
 
     def finish(model: Any, dataset: Dataset) -> None:
-        settings.write_json(common["folder"] / "latents.json", latent_statistics(model, dataset.windows("train")))
+        settings.write_json(
+            common["folder"] / "latents.json",
+            latent_statistics(model, dataset.windows("train", clips=dataset.sample_of(MEASURED))),
+        )
 
     return Stage(
         init=lambda rngs: Autoencoder(config, rngs=rngs),

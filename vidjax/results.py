@@ -22,6 +22,7 @@ from vidjax.metrics.reconstruction import psnr
 from vidjax.models.patch_pca import patch_pca
 
 UNCONDITIONAL = 8  # samples of a model without conditions
+SMALL = 64  # clips of a data set that is evaluated whole
 EVERY = 1000  # windows a clip: all there are, for small data sets
 
 
@@ -37,8 +38,8 @@ def show(workdir: Path) -> dict[str, Any]:
     per_caption = list(np.stack(repeated(generator, prompts), axis=1))
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     summary["samples"] = write_samples(workdir, names, per_caption, generator.defaults.fps)
-    heldout = dataset.windows("heldout")
-    if all(map(len, heldout)):
+    heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
+    if heldout and all(map(len, heldout)):
         summary |= reconstruction(workdir, generator, dataset, heldout)
         if generator.tokenize and len(per_caption) == len(heldout):
             summary |= likeness(per_caption, heldout, dataset.windows("train", per_clip=EVERY))
@@ -72,7 +73,7 @@ def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndar
 def write_samples(
     workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float, folder: str = "samples"
 ) -> list[dict[str, str]]:
-    """An mp4 (images: none) and a contact sheet for each name, into a folder of `workdir`; paths are relative to that."""
+    """An mp4 (images: none) and a contact sheet a name, into a folder of `workdir`; paths are relative to that."""
     (workdir / folder).mkdir(parents=True, exist_ok=True)
     entries = []
     for i, (name, samples) in enumerate(zip(names, videos)):
@@ -128,8 +129,8 @@ def likeness(
 ) -> dict[str, Any]:
     """Do the samples show the captioned clip, better than its mean picture does, and moving as much?
 
-    Against the held-out windows; `_all`: against all windows of the clips. `train_window_psnr` is what the training windows
-    themselves would score as samples, the most that learning them by heart can give.
+    Against the held-out windows; `_all`: against all windows of the clips. `train_window_psnr` is what the training
+    windows themselves would score as samples, the most that learning them by heart can give.
     """
     every = [np.concatenate(pair) for pair in zip(heldout, train)]
     return {

@@ -99,6 +99,15 @@ class Dataset:
         return len(self._source)
 
     @property
+    def heldout(self) -> int:
+        """Frames at the end of every clip that are not trained on."""
+        return self._config.heldout
+
+    def sample_of(self, most: int) -> list[int]:
+        """Numbers of at most so many clips, evenly spread: what is measured must not read a whole large data set."""
+        return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)).tolist()
+
+    @property
     def clips(self) -> list[str]:
         """Names of all clips; reads every record of a record file."""
         return [self._source[i].name for i in range(len(self))]

@@ -1,0 +1,58 @@
+"""Class-conditional samples judged by a classifier of real images, for every sampler and number of network evaluations.
+
+    pip install scikit-learn
+    python tests/benchmarks/samplers.py --workdir=runs/ddpm-fashion --data=FOLDER --json=FILE
+
+The classifier, a support vector machine on pixels, learns from 10,000 real training images; its accuracy on real test
+images is written beside the share of samples in which it sees the class that was asked for.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from sklearn.svm import SVC
+
+from vidjax import recipe
+from vidjax.data.sources import read_idx
+from vidjax.diffusion.samplers import SAMPLERS
+
+EVALUATIONS = (5, 10, 20, 50)
+
+
+def read(folder: Path, split: str, kind: str) -> np.ndarray:
+    return np.asarray(read_idx(next(folder.glob(f"{split}-{kind}-*ubyte*"))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for flag in ("workdir", "data", "json"):
+        parser.add_argument(f"--{flag}", required=True, type=Path)
+    parser.add_argument("--per_class", type=int, default=20)
+    args = parser.parse_args()
+    flat = lambda images: images.reshape(len(images), -1).astype(np.float32) / 255
+    real = {
+        kind: (flat(read(args.data, kind, "images")), read(args.data, kind, "labels")) for kind in ("train", "t10k")
+    }
+    classifier = SVC(C=10).fit(*(a[:10_000] for a in real["train"]))
+    accuracy = classifier.score(*(a[:2_000] for a in real["t10k"]))
+    generator = recipe.generator(args.workdir)
+    labels = [label for label in range(10) for _ in range(args.per_class)]
+    table = {}
+    for sampler in SAMPLERS:
+        for evaluations in EVALUATIONS:
+            steps = evaluations // 2 if sampler == "heun" else evaluations  # Heun asks twice a step
+            began = time.perf_counter()
+            images = generator(labels, sampler=sampler, num_steps=steps, seed=0)[:, 0, :, :, 0]
+            share = float((classifier.predict(flat(images)) == labels).mean())
+            table.setdefault(sampler, {})[evaluations] = share
+            print(f"{sampler:<10} {evaluations:>3} {share:.3f}  {time.perf_counter() - began:.1f} s", flush=True)
+    figures = {"classifier_on_real_images": accuracy, "samples": len(labels), "recognised": table}
+    args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"the classifier on real test images: {accuracy:.3f}")
+
+
+if __name__ == "__main__":
+    main()
