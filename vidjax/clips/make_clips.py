@@ -50,9 +50,9 @@ CUTS = (
     Cut("bunny", "a fat grey rabbit stretches its arms in front of a hill", BUNNY, 44, 102, 640, {0: (410, 350)}),
     Cut("face", "a close-up of the face of a yawning grey rabbit", BUNNY, 56, 102, 330, {0: (470, 165)}),
     Cut("woman", "a blonde woman in a black coat walks over a green lawn", "vtest.avi", 640, 704, 150, WALK),
-    Cut("man", "a man in a black suit stands waiting on grey asphalt", "vtest.avi", 546, 602, 116, {0: (655, 362)}),
+    Cut("office", "green light in the windows of an office block", "cityCC0.mpg", 24, 84, 180, {0: (390, 150)}),
     Cut("tower", "a white skyscraper against a dark blue night sky", "cityCC0.mpg", 118, 190, 400, {0: (420, 205)}),
-    Cut("box", "a hand turns a yellow box over a white table", "box.mp4", 345, 411, 380, {0: (420, 190)}),
+    Cut("box", "a hand tilts a yellow box over a white table", "box.mp4", 8, 72, 380, {0: (420, 190)}),
     Cut("flask", "a hand holds a black flask in front of a white wall", "cup.mp4", 0, 40, 320, {0: (400, 240)}),
     Cut("tree", "a green tree stirs in the wind", "tree.avi", 0, 52, 200, {0: (150, 130)}),
 )
