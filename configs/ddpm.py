@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "mnist") -> ConfigDict:
-    digits = dict(channels=(32, 64), attention_levels=(False, True), heads=2, groups=8)
+    digits = dict(patch=2, channels=(64, 64), attention_levels=(False, True), heads=2, groups=8)
     images = dict(channels=(128, 256, 256, 256), attention_levels=(False, True, False, False), heads=4, groups=32)
     recipes = {
         "mnist": dict(data=dict(source="tfds", path="mnist", size=28), model=dict(in_channels=1, **digits), steps=1500),
@@ -38,7 +38,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
                     objective="diffusion",
                     train=dict(
                         steps=recipe["steps"],
-                        batch_size=128 if large else 64,
+                        batch_size=128 if large else 32,
                         ema=0.9999 if large else 0.995,
                         log_every=50,
                         save_every=5_000 if large else 500,

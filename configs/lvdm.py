@@ -5,7 +5,11 @@ python -m vidjax.main --config=configs/lvdm.py:sky        the paper's recipe, 16
 also :ucf101 and :taichi
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from vidjax.models.autoencoder import LVDM
 
 
 def get_config(variant: str = "clips") -> ConfigDict:
@@ -47,7 +51,7 @@ def clips() -> dict:
             diffusion=dict(
                 objective="diffusion",
                 source="autoencoder",
-                train=dict(steps=1300, batch_size=8, log_every=20, save_every=250, ema=0.99),
+                train=dict(steps=1300, batch_size=8, log_every=20, save_every=250, sample_every=650, ema=0.99),
                 optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
             ),
         ),
@@ -61,21 +65,7 @@ def paper(data_set: str) -> dict:
     return dict(
         seed=0,
         data=dict(source="folder", path=f"data/{data_set}", frames=16, size=256, stride=1, workers=8),
-        autoencoder=dict(
-            latent_channels=4,
-            channels=(32, 64, 128, 256),
-            blocks=(0, 1, 1, 1),
-            decoder_channels=(64, 128, 256, 4),
-            decoder_blocks=(2, 2, 2, 0),
-            steps=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
-            decoder_steps=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
-            patch=(1, 1, 1),
-            kernels=((3, 3, 3), (3, 3, 3)),
-            resample="transposed",
-            linear=False,
-            norm_over="clip",
-            mode="edge",
-        ),
+        autoencoder=dataclasses.asdict(LVDM),
         conditioning=dict(),
         model=dict(
             channels=(256, 512, 768, 1024),
@@ -112,6 +102,7 @@ def paper(data_set: str) -> dict:
                     remat="full",
                     log_every=50,
                     save_every=2_000,
+                    sample_every=20_000,
                 ),
                 optimizer=dict(learning_rate=6e-5),
                 loss=dict(distance="l1"),

@@ -1,6 +1,7 @@
 """Every recipe builds at full size without memory or data, and says what is wrong with it before anything runs."""
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from vidjax import recipe, settings
 from vidjax.errors import InputError
+from vidjax.train import train
 from vidjax.train_state import abstract_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +39,39 @@ def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, tm
         if name == "lvdm:sky" and stage_name == "diffusion":  # the released model's count
             assert sum(math.prod(v.shape) for v in trained) == 548_904_580
     assert not list(tmp_path.iterdir())  # building writes nothing
+
+
+# What makes a copy of a recipe small enough to train inside a test: everything else stays as the recipe has it.
+SMALL = {
+    "lvdm:clips": dict(data=dict(size=16), autoencoder=dict(channels=(32,)), model=dict(channels=(32, 32))),
+    "lvdm:sky": dict(
+        data=dict(source="shapes", path="", frames=8, size=16),
+        autoencoder=dict(channels=(32, 32, 32, 32), decoder_channels=(32, 32, 32, 4), decoder_blocks=(1, 0, 0, 0)),
+        model=dict(channels=(32, 32)),
+    ),
+    "ddpm:fashion": dict(data=dict(source="shapes", path="", size=8), model=dict(in_channels=3, channels=(16, 16))),
+    "ddpm:cifar10": dict(data=dict(source="shapes", path="", size=8), model=dict(channels=(32, 32))),
+    "vdm:clips": dict(data=dict(size=8), model=dict(channels=(32, 32))),
+    "vdm:ucf101": dict(data=dict(source="shapes", path="", frames=4, size=8, images=2), model=dict(channels=(32, 32))),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_copy_of_every_recipe_trains_two_steps(name, tmp_path):
+    made = config(name)
+    for section, values in SMALL[name].items():
+        made[section] = {**made[section], **values}
+    made["data"] = {**made["data"], "workers": 0}
+    made["model"] = {**made["model"], "blocks_per_level": 1, "attention_levels": (False, True), "heads": 2}
+    for stage in made["stages"].values():
+        stage["train"] = {**stage["train"], "batch_size": 4, "accumulate": 2, "log_every": 1}
+    for stage_name in recipe.stage_names(made):
+        stage = recipe.build(made, stage_name, tmp_path, max_steps=2)
+        recipe.check(stage)
+        train(stage)
+        lines = (tmp_path / stage_name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2]
+        assert all(math.isfinite(json.loads(line)["loss"]) for line in lines)
 
 
 def tiny(**sections) -> dict:

@@ -46,6 +46,9 @@ def test_a_run_leaves_what_it_promises(trained):
     for stage in ("autoencoder", "diffusion"):
         assert list(losses(workdir / stage)) == [1, 2, 3, 4, 5, 6]
         assert (workdir / stage / "checkpoints" / "6").is_dir()
+        assert "Total" in (workdir / stage / "parameters.txt").read_text()
+        events = b"".join(path.read_bytes() for path in (workdir / stage / "tensorboard").iterdir())
+        assert events.count(b"GIF89a") == 2  # every third of six steps
     summary = json.loads((workdir / "summary.json").read_text())
     keys = {"autoencoder_psnr", "pca_psnr", "retrieval", "sample_psnr", "mean_window_psnr", "motion_ratio"}
     assert keys <= summary.keys()

@@ -1,7 +1,7 @@
 """What a recipe costs on this machine: `python -m vidjax.benchmark --config=configs/lvdm.py --steps 10 --json FILE`.
 
-FLOPs are those of the network's forward pass, counted by XLA before it optimises, times 3 for a training step. Work
-done again under rematerialisation is not counted, so MFU is comparable between policies.
+FLOPs are those of matrix products and convolutions: three times the forward pass of what trains, once that of what is
+frozen. Work done again under rematerialisation is not counted, so MFU is comparable between policies.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from ml_collections import config_flags
 
 from vidjax import cli, recipe, settings, sharding
 from vidjax.errors import InputError
-from vidjax.models import convolution
 from vidjax.telemetry import peak_flops
 from vidjax.train_state import abstract_parameters
 from vidjax.train_step import make_train_step
@@ -57,18 +56,12 @@ def main() -> None:
 def abstract(stage: recipe.Stage, config: Any) -> dict[str, float]:
     """Parameters that train, and FLOPs a step, without running anything: the data need not be there."""
     batch = recipe.example_batch(config, stage)
-    forward, state = recipe.abstract_loss(stage)
-    preferred = dict(convolution.PREFERRED)
-    convolution.PREFERRED.clear()  # count multiplications as everybody does, not those of a faster form
-    try:
-        flops = jax.jit(forward).lower(state, batch).cost_analysis()["flops"]
-    finally:
-        convolution.PREFERRED.update(preferred)
+    _, state = recipe.abstract_loss(stage)
     trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
     return {
         "parameters": sum(math.prod(v.shape) for v in trained),
         "batch_size": stage.train.batch_size,
-        "tflop_per_step": 3 * flops / 1e12,
+        "tflop_per_step": recipe.step_flops(stage, batch) / 1e12,
     }
 
 

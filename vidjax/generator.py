@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vidjax.conditioning import embed, nulls
+from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
 from vidjax.diffusion.samplers import SAMPLERS, Sampler, sample
@@ -20,6 +21,7 @@ from vidjax.settings import choose, construct
 from vidjax.train_state import Params, merge
 from vidjax.video_model import Codec, VideoModel
 
+UNCONDITIONAL = 8  # samples of a model without conditions
 CAPACITY = 1000  # steps that one compiled sampler serves
 
 
@@ -149,6 +151,17 @@ class Generator:
             keys[0],
             lambda done: self._progress(done),
         )
+
+
+def what_to_ask(generator: Generator, dataset: Dataset) -> tuple[list[str | int], list[str]]:
+    """Every caption of a small data set, every class, or a few unconditional samples; with a name each."""
+    conditions = generator.embedder_names
+    if "text" in conditions:
+        texts = list(dict.fromkeys(dataset.texts))[:16]
+        return list(texts), texts
+    if "label" in conditions:
+        return list(range(dataset.num_classes)), [f"class {i}" for i in range(dataset.num_classes)]
+    return [-1] * UNCONDITIONAL, [f"sample {i}" for i in range(UNCONDITIONAL)]
 
 
 def make_sampler(name: str, eta: float = 0.0) -> Sampler:

@@ -62,8 +62,7 @@ def autoencoder(
     """Reconstruction + kl_weight KL(q(z|x) || N(0, 1)), both a mean over elements (Kingma & Welling 2014)."""
     x = to_unit(batch["video"])
     posterior = model.encode(x)
-    z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * draws.normal(posterior.mean.shape[1:])
-    residual = model.decode(z).astype(jnp.float32) - x
+    residual = model.decode(posterior.sample(draws.normal(posterior.mean.shape[1:]))).astype(jnp.float32) - x
     error = choose(distance, DISTANCES, "distance")(residual).mean()
     kl = posterior.kl().mean() / posterior.mean[0].size
     psnr = 10 * jnp.log10(4 / jnp.square(residual).mean((1, 2, 3, 4))).mean()

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from vidjax import objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import EMBEDDERS
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
+from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError
-from vidjax.generator import Generator, SampleConfig
+from vidjax.flops import count_flops
+from vidjax.generator import Generator, SampleConfig, what_to_ask
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.text_encoder import byte_ids
@@ -42,6 +44,7 @@ SECTIONS = (
     "sample",
 )
 MEASURED = 256  # clips from which the statistics of latents and patches come
+PREVIEWED = 4  # videos that training shows
 OF_A_STAGE = (*SECTIONS, "objective", "source")
 
 
@@ -59,6 +62,7 @@ class TrainConfig:
     save_every: int = 1000
     keep: int = 2
     keep_every: int | None = None
+    sample_every: int | None = None  # videos into TensorBoard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,9 @@ class Stage:
     trainable: Callable[[str], bool] = lambda path: True
     loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
     finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
+    preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at
+    fps: float = 15.0
+    untrained: Callable[[Any, Any], Any] | None = None  # (model, batch): the forward pass that no gradient comes to
 
     def dataset(self) -> Dataset:
         return make_dataset(self.data, seed=self.seed, tokenize=self.tokenize)
@@ -124,6 +131,7 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         seed=section.get("seed", 0),
         data=settings.construct(DataConfig, section["data"], "data"),
         optimizer=optimizer,
+        fps=settings.construct(SampleConfig, section.get("sample"), "sample").fps,
     )
 
 
@@ -148,10 +156,21 @@ def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> St
             latent_statistics(model, dataset.windows("train", clips=dataset.sample_of(MEASURED))),
         )
 
+    @jax.jit
+    def beside(state: TrainState, video: jax.Array) -> jax.Array:
+        model = state.model()
+        return jnp.concatenate([video, to_uint8(model.decode(model.encode(to_unit(video)).mode))], 2)
+
+    def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
+        """Some clips, each above its reconstruction."""
+        clips = dataset.windows("train", per_clip=1, clips=range(min(PREVIEWED, len(dataset))))
+        return np.asarray(beside(state, np.concatenate(clips)))
+
     return Stage(
         init=lambda rngs: Autoencoder(config, rngs=rngs),
         objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
         finish=finish,
+        preview=preview,
         **({"loaded": principal} if config.linear else {}),
         **common,
     )
@@ -159,6 +178,16 @@ def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> St
 
 def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
     schedule, prediction = process(section)
+
+    @cache
+    def sampler(graphdef: nnx.GraphDef) -> Generator:
+        return _generator(section, common["data"], graphdef, {})
+
+    def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
+        generator = sampler(state.graphdef)
+        generator.params = {**state.ema, **state.frozen}
+        return generator(what_to_ask(generator, dataset)[0])[:PREVIEWED]
+
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
         objective=settings.bind(
@@ -167,6 +196,8 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith("codec."),
         loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
+        preview=preview,
+        untrained=lambda model, batch: model.latents(batch["video"]),
         **common,
     )
 
@@ -260,6 +291,18 @@ def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
     return loss, state
 
 
+def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
+    """FLOPs of a training step on a batch of these shapes: three times the forward pass of what trains, once that of
+    what does not (a frozen encoder). Work done again under rematerialisation does not count."""
+    loss, state = abstract_loss(stage)
+    total = count_flops(loss, state, batch)
+    if stage.untrained is None:
+        return 3 * total
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: stage.init(OneKey())))
+    once = count_flops(lambda state, batch: stage.untrained(nnx.merge(graphdef, state), batch), state, batch)
+    return 3 * (total - once) + once
+
+
 def abstract_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the device sees of a batch, read off the first one."""
     batch = next(dataset.batches(batch_size))
@@ -315,14 +358,19 @@ def generator(workdir: Path) -> Generator:
     params, frozen = split(abstract_parameters(model), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
         params = checkpoints.restore_ema(params)
+    params = {**params, **codec_parameters(section, workdir, frozen)}
+    return _generator(section, stage.data, nnx.graphdef(model), params)
+
+
+def _generator(section: Mapping[str, Any], data: DataConfig, graphdef: nnx.GraphDef, params: Params) -> Generator:
     schedule, prediction = process(section)
     return Generator(
-        nnx.graphdef(model),
-        {**params, **codec_parameters(section, workdir, frozen)},
+        graphdef,
+        params,
         schedule,
         prediction,
-        stage.tokenize,
-        (stage.data.frames, *stage.data.hw),
-        3 if model.codec else model.unet.config.out_channels,
+        tokenizer(section),
+        (data.frames, *data.hw),
+        3 if section.get("source") else section["model"].get("in_channels", 3),
         settings.construct(SampleConfig, section.get("sample"), "sample"),
     )

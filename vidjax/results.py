@@ -16,12 +16,11 @@ from vidjax import __version__, recipe, settings
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_io import contact_sheet, write_mp4
-from vidjax.generator import Generator
+from vidjax.generator import Generator, what_to_ask
 from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr
 from vidjax.models.patch_pca import patch_pca
 
-UNCONDITIONAL = 8  # samples of a model without conditions
 SMALL = 64  # clips of a data set that is evaluated whole
 EVERY = 1000  # windows a clip: all there are, for small data sets
 
@@ -30,7 +29,7 @@ def show(workdir: Path) -> dict[str, Any]:
     """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table."""
     from vidjax.report import write_report
 
-    summary = {"device": device(), "versions": versions(), "seconds": seconds(workdir)}
+    summary = {"device": device(), "versions": versions(), "seconds": left_by_stages(workdir, "seconds")}
     generator = recipe.generator(workdir)
     dataset = recipe.dataset(workdir)
     began = time.perf_counter()
@@ -44,7 +43,8 @@ def show(workdir: Path) -> dict[str, Any]:
         if generator.tokenize and len(per_caption) == len(heldout):
             summary |= likeness(per_caption, heldout, dataset.windows("train", per_clip=EVERY))
             beside_real(workdir, summary["samples"], per_caption, heldout, generator.defaults.fps)
-    summary["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    here = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    summary["peak_memory_gb"] = max(here, *left_by_stages(workdir, "peak_memory_gb").values())
     summary["next"] = next_lines(workdir, names)
     settings.write_json(workdir / "summary.json", summary)
     page = write_report(workdir)
@@ -53,17 +53,6 @@ def show(workdir: Path) -> dict[str, Any]:
     for line in summary["next"]:
         print("  " + line)
     return summary
-
-
-def what_to_ask(generator: Generator, dataset: Dataset) -> tuple[list[str | int], list[str]]:
-    """Every caption of a small data set, every class, or a few unconditional samples; with a name each."""
-    conditions = generator.embedder_names
-    if "text" in conditions:
-        texts = list(dict.fromkeys(dataset.texts))[:16]
-        return list(texts), texts
-    if "label" in conditions:
-        return list(range(dataset.num_classes)), [f"class {i}" for i in range(dataset.num_classes)]
-    return [-1] * UNCONDITIONAL, [f"sample {i}" for i in range(UNCONDITIONAL)]
 
 
 def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
@@ -145,10 +134,9 @@ def likeness(
     }
 
 
-def seconds(workdir: Path) -> dict[str, float]:
-    """Wall time by stage, as the stages left it."""
-    stages = [path.parent for path in sorted(workdir.glob("*/done.json"))]
-    return {stage.name: json.loads((stage / "done.json").read_text())["seconds"] for stage in stages}
+def left_by_stages(workdir: Path, figure: str) -> dict[str, float]:
+    """A figure of done.json by stage."""
+    return {path.parent.name: json.loads(path.read_text())[figure] for path in sorted(workdir.glob("*/done.json"))}
 
 
 def device() -> str:

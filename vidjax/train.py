@@ -1,5 +1,6 @@
 """Train one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
 
+import resource
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.parameter_overview import get_parameter_overview
 from flax import nnx
 
 from vidjax import sharding
 from vidjax.checkpoint import Checkpoints
 from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
-from vidjax.recipe import Stage, on_device
+from vidjax.recipe import Stage, abstract_batch, on_device, step_flops
 from vidjax.settings import write_json
 from vidjax.telemetry import Telemetry, check_finite
 from vidjax.train_state import TrainState
@@ -42,7 +44,7 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
 def train(stage: Stage, log_every: int | None = None) -> None:
     """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
 
-    Ends with done.json: steps, seconds of this process, parameters. Raises InputError on bad input and on a loss that
+    Ends with done.json: steps, seconds and peak memory of this process, parameters. Raises InputError on bad input and on a loss that
     is not finite.
     """
     began, options = time.perf_counter(), stage.train
@@ -70,7 +72,9 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         )
         layout = jax.tree.map(lambda x: x.sharding, state)
         step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
-        telemetry = Telemetry(stage.folder, stage.name, options.steps, start)
+        overview(stage, state)
+        flops = step_flops(stage, abstract_batch(dataset, options.batch_size))
+        telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)
         batches = dataset.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
         for step in range(start + 1, options.steps + 1):
@@ -83,10 +87,28 @@ def train(stage: Stage, log_every: int | None = None) -> None:
             if step % options.save_every == 0 or last:
                 check_finite(stage.name, step, metrics)
                 checkpoints.save(state)
+            if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
+                telemetry.videos("samples", step, stage.preview(state, dataset), stage.fps)
         telemetry.close()
         stage.finish(state.model(), dataset)
     seconds = round(time.perf_counter() - began, 1)
-    write_json(done, {"steps": options.steps, "seconds": seconds, "parameters": count(state.params)})
+    memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    figures = {"steps": options.steps, "seconds": seconds, "parameters": count(state.params), "peak_memory_gb": memory}
+    write_json(done, figures)
+
+
+def overview(stage: Stage, state: TrainState) -> None:
+    """One line on what trains; the table of all parameters goes to parameters.txt."""
+    frozen = count(state.frozen)
+    print(
+        f"{stage.name}: {count(state.params):,} parameters train" + (f", {frozen:,} are frozen" if frozen else ""),
+        flush=True,
+    )
+    if jax.process_index() == 0:
+        table = lambda params: get_parameter_overview(params, include_stats=False) if params else "none"
+        (stage.folder / "parameters.txt").write_text(
+            f"trained\n{table(state.params)}\n\nfrozen\n{table(state.frozen)}\n"
+        )
 
 
 def count(params: Mapping[str, Any]) -> int:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array
 
 from vidjax.errors import InputError
 
@@ -50,7 +49,7 @@ def split(params: Params, trainable: Callable[[str], bool]) -> tuple[Params, Par
 class TrainState:
     """`params` train; `frozen` are only read, and have neither moments nor average; `ema` averages `params`."""
 
-    step: Array
+    step: Any  # an int32 array, or its shape
     params: Params
     frozen: Params
     opt_state: Any

@@ -26,9 +26,7 @@ class Codec(nnx.Module):
     def encode(self, x: Float[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
         """Latents of videos in [-1, 1]: the posterior's mean, or with `normal` a sample of it."""
         posterior = self.autoencoder.encode(x)
-        z = posterior.mean
-        if normal is not None:
-            z = z + jnp.exp(0.5 * posterior.logvar) * normal(z.shape[1:])
+        z = posterior.mode if normal is None else posterior.sample(normal(posterior.mean.shape[1:]))
         return self.scale * (z + self.shift)
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:

@@ -128,7 +128,7 @@ def test_kl_and_samples_of_the_posterior():
         for m, s in zip(np.ravel(mean), np.ravel(jnp.exp(0.5 * logvar)))
     ]
     np.testing.assert_allclose(q.kl(), np.reshape(element, (2, -1)).sum(1), rtol=1e-4)
-    samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
+    samples = jax.vmap(q.sample)(jax.random.normal(jax.random.key(0), (20_000, *mean.shape)))
     np.testing.assert_allclose(samples.mean(0), mean, atol=0.05)
     np.testing.assert_allclose(samples.var(0), jnp.exp(logvar), rtol=0.1)
     np.testing.assert_array_equal(q.mode, mean)

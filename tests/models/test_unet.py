@@ -150,6 +150,20 @@ def test_remat_and_placement_change_nothing():
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(plain[1]))  # every parameter takes part
 
 
+def test_patches_are_what_the_inner_network_sees():
+    x, t, *_ = inputs(size=(6, 4))
+    patched = build(**TINY | dict(patch=2, tokens_dim=None))
+    graph, params = filled(patched)
+    inner, _ = nnx.split(build(**TINY | dict(in_channels=12, out_channels=12, tokens_dim=None)))
+    blocks = x.reshape(2, 4, 3, 2, 2, 2, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(2, 4, 3, 2, 12)
+    ours = nnx.merge(graph, params)(x, t)
+    theirs = nnx.merge(inner, params)(blocks, t)
+    theirs = theirs.reshape(2, 4, 3, 2, 2, 2, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(x.shape)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="patches of 2"):
+        patched(x[:, :, :5], t)
+
+
 def test_bfloat16_stays():
     graph, params = filled(build(**TINY, tokens_dim=6, vector_dim=5, block="lvdm_text", positions=True))
     half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)

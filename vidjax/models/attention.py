@@ -66,6 +66,7 @@ def tpu_flash(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     return flash.flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes).swapaxes(1, 2)
 
 
+PREFERRED: dict[str, str] = {}  # backend -> name in ATTENTION, in place of what `choose` says
 ATTENTION: dict[str, Callable] = {"plain": plain, "chunked": chunked, "cudnn": cudnn_flash, "tpu": tpu_flash}
 
 
@@ -101,7 +102,8 @@ def attend(
 
     `implementation` is a name in `ATTENTION`, by default what `choose` says; they are equal up to rounding.
     """
-    return ATTENTION[implementation or choose(q, k, mask)](q, k, v, mask)
+    implementation = implementation or PREFERRED.get(jax.default_backend()) or choose(q, k, mask)
+    return ATTENTION[implementation](q, k, v, mask)
 
 
 def sinusoid_interleaved(n: int, dim: int) -> Float[Array, "n {dim}"]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
 from vidjax.models.attention import Attention, OnTokens
@@ -118,8 +118,9 @@ class Posterior:
     def mode(self) -> Float[Array, "b s i j z"]:
         return self.mean
 
-    def sample(self, key: Key[Array, ""]) -> Float[Array, "b s i j z"]:
-        return self.mean + jnp.exp(0.5 * self.logvar) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+    def sample(self, noise: Float[Array, "b s i j z"]) -> Float[Array, "b s i j z"]:
+        """mean + std noise, with standard normal noise (Kingma & Welling 2014, section 2.4)."""
+        return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Float[Array, "b"]:
         """KL(q || N(0, 1)) of each example in nats, summed over elements (Kingma & Welling 2014, appendix B)."""

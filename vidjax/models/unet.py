@@ -25,6 +25,7 @@ from vidjax.models.layers import (
     sinusoid,
     stay,
 )
+from vidjax.models.patch_pca import from_patches, to_patches
 from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
 
 Block = tuple[tuple[str, str], ...]
@@ -72,6 +73,7 @@ class UNetConfig:
     # Size.
     in_channels: int = 4
     out_channels: int = 4
+    patch: int = 1  # pixels (height and width) that become one position's features (Hoogeboom et al. 2023)
     channels: Sequence[int] = (320, 640, 1280, 1280)
     blocks_per_level: int = 2
     # Attention: sublayers in order, at which levels, with how many heads.
@@ -253,7 +255,8 @@ class UNet(nnx.Module):
         self.config = config
         self.time_embedding = MLP(channels[0], emb, emb, rngs=rngs)
         self.add_embedding = nnx.data(MLP(config.vector_dim, emb, emb, rngs=rngs) if config.vector_dim else None)
-        self.conv_in = Conv(config.in_channels, channels[0], rngs=rngs)
+        self.patch = (1, config.patch, config.patch)
+        self.conv_in = Conv(config.in_channels * config.patch**2, channels[0], rngs=rngs)
         stem = {}
         if config.positions:
             stem["positions"] = Positions(channels[0], rngs=rngs)
@@ -288,7 +291,7 @@ class UNet(nnx.Module):
                 self.up.append(at(level, cin + skips.pop(), channels[level], **more))
                 cin = channels[level]
         self.conv_norm_out = GroupNorm(cin, config.groups, over=config.norm_over, rngs=rngs)
-        self.conv_out = Conv(cin, config.out_channels, zero=True, rngs=rngs)
+        self.conv_out = Conv(cin, config.out_channels * config.patch**2, zero=True, rngs=rngs)
 
     def __call__(
         self,
@@ -319,7 +322,7 @@ class UNet(nnx.Module):
             call = call if remat == "none" else jax.checkpoint(call, policy=REMAT[remat])
             return call((x, *skip), ctx)
 
-        skips = [run(self.stem, self.conv_in(x))]
+        skips = [run(self.stem, self.conv_in(to_patches(x, self.patch)))]
         for layers in self.down:
             skips.append(run(layers, skips[-1]))
         x = skips[-1]
@@ -329,7 +332,7 @@ class UNet(nnx.Module):
             skip = skips.pop()
             size = skips[-1].shape[2:4] if skips else None
             x = run(layers, x, skip, ctx=dataclasses.replace(ctx, size=size))
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x, ctx)))
+        return from_patches(self.conv_out(jax.nn.silu(self.conv_norm_out(x, ctx))), self.patch)
 
     def check_inputs(self, x, tokens, vector, images, remat) -> None:
         config = self.config
@@ -340,5 +343,7 @@ class UNet(nnx.Module):
                 raise InputError(f"{name} have {value.shape[-1]} features, the U-Net was built with {name}_dim={dim}")
         if not 0 <= images <= x.shape[1]:
             raise InputError(f"images={images} stills cannot be among {x.shape[1]} frames")
+        if any(size % config.patch for size in x.shape[2:4]):
+            raise InputError(f"maps of {x.shape[2]}x{x.shape[3]} do not divide into the U-Net's patches of {config.patch}")
         if remat not in REMAT:
             raise InputError(f"remat={remat!r} is not known; choose one of {', '.join(REMAT)}")

@@ -1,0 +1,65 @@
+"""How many floating-point operations a function takes, read off its jaxpr: matrix products and convolutions alone.
+
+Nothing is compiled or run, a scan counts as often as it turns, and attention and convolutions count in their textbook
+form whatever the machine's faster one is: so a figure is the same on every device and MFU is comparable.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from vidjax.models import attention, convolution
+
+
+def count_flops(function: Callable[..., Any], *args: Any) -> float:
+    """FLOPs of `function(*args)`, a multiplication and an addition each; arguments may be shapes."""
+    with textbook():
+        return _count(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
+
+
+@contextlib.contextmanager
+def textbook() -> Iterator[None]:
+    """Layers traced inside take the plain form of attention and convolution."""
+    backend = jax.default_backend()
+    before = [(table, dict(table)) for table in (attention.PREFERRED, convolution.PREFERRED)]
+    for table, _ in before:
+        table[backend] = "plain"
+    try:
+        yield
+    finally:
+        for table, entries in before:
+            table.clear()
+            table.update(entries)
+
+
+def _count(jaxpr: Any) -> float:
+    return 0.0 + sum(_turns(equation) * (_own(equation) + sum(map(_count, _inner(equation)))) for equation in jaxpr.eqns)
+
+
+def _turns(equation: Any) -> int:
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
+
+
+def _inner(equation: Any) -> list[Any]:
+    """The jaxprs that an equation calls; of a condition's branches the dearest."""
+    found = []
+    for value in equation.params.values():
+        items = value if isinstance(value, tuple | list) else (value,)
+        found += [getattr(item, "jaxpr", item) for item in items if hasattr(getattr(item, "jaxpr", item), "eqns")]
+    return [max(found, key=_count)] if equation.primitive.name == "cond" else found
+
+
+def _own(equation: Any) -> float:
+    match equation.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            return 2.0 * math.prod(out) * math.prod(left[i] for i in contracted)
+        case "conv_general_dilated":
+            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            spec = equation.params["dimension_numbers"].rhs_spec  # (out features, in features, *space)
+            return 2.0 * math.prod(out) * math.prod(kernel) / kernel[spec[0]]
+    return 0.0
