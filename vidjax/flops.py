@@ -36,7 +36,9 @@ def textbook() -> Iterator[None]:
 
 
 def _count(jaxpr: Any) -> float:
-    return 0.0 + sum(_turns(equation) * (_own(equation) + sum(map(_count, _inner(equation)))) for equation in jaxpr.eqns)
+    return 0.0 + sum(
+        _turns(equation) * (_own(equation) + sum(map(_count, _inner(equation)))) for equation in jaxpr.eqns
+    )
 
 
 def _turns(equation: Any) -> int:

@@ -44,8 +44,8 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
 def train(stage: Stage, log_every: int | None = None) -> None:
     """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
 
-    Ends with done.json: steps, seconds and peak memory of this process, parameters. Raises InputError on bad input and on a loss that
-    is not finite.
+    Ends with done.json: steps, parameters, seconds and peak memory of this process. Raises InputError on bad input and
+    on a loss that is not finite.
     """
     began, options = time.perf_counter(), stage.train
     mesh = sharding.make_mesh(**stage.mesh)

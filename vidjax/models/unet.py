@@ -344,6 +344,8 @@ class UNet(nnx.Module):
         if not 0 <= images <= x.shape[1]:
             raise InputError(f"images={images} stills cannot be among {x.shape[1]} frames")
         if any(size % config.patch for size in x.shape[2:4]):
-            raise InputError(f"maps of {x.shape[2]}x{x.shape[3]} do not divide into the U-Net's patches of {config.patch}")
+            raise InputError(
+                f"maps of {x.shape[2]}x{x.shape[3]} do not divide into the U-Net's patches of {config.patch}"
+            )
         if remat not in REMAT:
             raise InputError(f"remat={remat!r} is not known; choose one of {', '.join(REMAT)}")
