@@ -1,4 +1,4 @@
-"""Low-rank adapters: the base at the start, one answer merged or not, sums of several, and errors that name the path."""
+"""Low-rank adapters: the base at the start, one answer merged or not, sums of several, errors that name the path."""
 
 import jax
 import jax.numpy as jnp
