@@ -11,7 +11,7 @@ from vidjax.models.lora import add_lora
 from vidjax.settings import choose, construct
 
 ATTENTION = r"\.to_(q|k|v|out)$"
-# Zhao et al. 2023 (MotionDirector), section 4: where text acts, in cross-attention, the appearance is left alone.
+# Zhao et al. 2023 (MotionDirector): where text acts, in cross-attention, the appearance is left alone.
 APPEARANCE = r"^(?!.*temp).*(\.attn1\.to_(q|k|v|out)|\.ff\.proj_(in|out))$"
 MOTION = r"temp.*(\.to_(q|k|v|out)|\.ff\.proj_(in|out))$"
 
