@@ -1,5 +1,6 @@
 """Objectives in closed form: models whose loss is known, and the equality of micro-batches with the whole batch."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from vidjax import objectives
 from vidjax.data.transforms import to_unit
 from vidjax.diffusion.schedule import cosine, flow
+from vidjax.errors import InputError
 from vidjax.train_step import draws_at
 
 SCHEDULES = {"cosine": cosine(steps=None), "flow": flow()}
@@ -107,3 +109,94 @@ def test_the_autoencoder_pays_for_what_it_loses_and_for_its_bits():
     assert np.isclose(float(metrics["reconstruction"]), 0.1, rtol=1e-4)
     assert np.isclose(float(metrics["psnr"]), 20 * np.log10(2 / 0.1), rtol=1e-4)
     assert np.isclose(float(loss), 0.1 + 0.5 * float(kl[0]) / 24, rtol=1e-4)
+
+
+def moving(count=64, frames=4):
+    video = np.random.default_rng(1).integers(0, 256, (count, frames, 4, 4, 3), dtype=np.uint8)
+    return {"video": jnp.asarray(video)}
+
+
+def off_by(offset, x0=None, **options):
+    """The loss of a model that knows the data, but for `offset` [t]."""
+    x0 = to_unit(batch()["video"]) if x0 is None else x0
+    model = predictor(lambda x, cond: x0 + jnp.asarray(offset)[:, None, None, None])
+    return objectives.diffusion(model, batch(), draws(), schedule=SCHEDULES["cosine"], prediction="x0", **options)[0]
+
+
+def test_debiasing_forgives_what_is_wrong_in_all_frames_alike():
+    offset = np.full(4, 0.3)
+    only_debiased = lambda beta: off_by(offset, debiased=1.0, anchor=beta) - off_by(offset)
+    for beta in (0.0, 1.0, 3.0):
+        expected = (np.sqrt(beta**2 + 1) - beta) ** 2 * 0.3**2  # phi of a constant e is (sqrt(b^2 + 1) - b) e
+        assert np.isclose(float(only_debiased(beta)), expected, rtol=1e-4)
+
+
+def test_the_anchor_is_a_random_unknown_frame_of_the_same_clip():
+    residual = jax.random.normal(jax.random.key(2), (64, 5, 2, 2, 3))
+    unknown = jnp.ones((64, 5)).at[:, 1].set(0)
+    found = objectives.debias(draws(), residual, unknown, 1, 0.5)
+    np.testing.assert_array_equal(found[:, 4], 0)  # the still
+    each = jnp.sqrt(1.25) * residual[:, None, :4] - 0.5 * residual[:, :4, None]  # [b, anchor, t, h, w, c]
+    wrong = np.abs(each - found[:, None, :4]).max((2, 3, 4, 5))
+    assert wrong.min(1).max() < 1e-6
+    assert set(wrong.argmin(1)) == {0, 2, 3}
+
+
+def test_an_anchor_is_never_a_known_frame():
+    def predict(x, cond):
+        return jnp.where(cond.mask[..., None, None, None] > 0, 1e3, to_unit(batch()["video"]))
+
+    options = dict(schedule=SCHEDULES["cosine"], prediction="x0", frame_masks={"prediction": 1.0}, debiased=1.0)
+    assert float(objectives.diffusion(predictor(predict), batch(), draws(), **options)[0]) == 0
+
+
+def test_own_frames_ride_along_as_stills():
+    """A model that reads its frames off the noisy ones at hardly any noise sees a permutation of the clip after it."""
+    seen = {}
+
+    def look(x, cond):
+        seen["x"] = x
+        return x
+
+    options = dict(schedule=flow(shift=1e-7), prediction="x0", own_images=4)
+    objectives.diffusion(predictor(look), moving(), draws(), **options)
+    clip, stills = to_unit(moving()["video"]), np.asarray(seen["x"][:, 4:])
+    distance = np.abs(stills[:, :, None] - np.asarray(clip)[:, None]).max((3, 4, 5))
+    order = distance.argmin(2)
+    assert distance.min(2).max() < 1e-3
+    assert (np.sort(order, 1) == np.arange(4)).all() and len(np.unique(order, axis=0)) > 10
+    with pytest.raises(InputError, match="own_images=5 frames cannot be taken from clips of 4"):
+        objectives.diffusion(predictor(look), moving(), draws(), **options | dict(own_images=5))
+
+
+def test_stills_have_their_share_of_the_loss():
+    images = batch()["video"][:, :2]
+    x0 = jnp.concatenate([to_unit(batch()["video"]), to_unit(images)], 1)
+    model = predictor(lambda x, cond: x0 + jnp.array([0.1] * 4 + [0.4] * 2)[:, None, None, None])
+    options = dict(schedule=SCHEDULES["cosine"], prediction="x0")
+    loss = lambda **more: float(
+        objectives.diffusion(model, {**batch(), "images": images}, draws(), **options, **more)[0]
+    )
+    for share in (0.0, 0.35, 1.0):
+        assert np.isclose(loss(image_share=share), (1 - share) * 0.1**2 + share * 0.4**2, rtol=1e-4)
+    assert np.isclose(loss(), (4 * 0.1**2 + 2 * 0.4**2) / 6, rtol=1e-4)
+    assert np.isclose(loss(debiased=1.0), loss() + 4 * 0.1**2 * (np.sqrt(2) - 1) ** 2 / 6, rtol=1e-4)
+
+
+def gain_loss(objective, batch, draws, gain):
+    """Of a linear model: the prediction is `gain` times the noisy video."""
+    return objective(predictor(lambda x, cond: gain * x), batch, draws)[0]
+
+
+def test_prior_preservation_adds_the_loss_of_the_class():
+    plain = partial(objectives.diffusion, schedule=SCHEDULES["cosine"])
+    (own, other), gain = draws().split(2), jnp.float32(0.7)
+    both = {**batch(), "prior": moving()}
+    value = jax.value_and_grad(gain_loss, argnums=3)
+    instance, prior = value(plain, batch(), own, gain), value(plain, moving(), other, gain)
+    np.testing.assert_array_equal(value(objectives.with_prior(plain, 0.0), both, draws(), gain), instance)
+    for weight in (1.0, 2.5):
+        found = value(objectives.with_prior(plain, weight), both, draws(), gain)
+        np.testing.assert_allclose(found, [i + weight * p for i, p in zip(instance, prior)], rtol=1e-5)
+    with pytest.raises(InputError, match=r"in 'prior'; batches have \['video'\]"):
+        objectives.with_prior(plain)(None, batch(), draws())

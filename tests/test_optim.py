@@ -46,8 +46,10 @@ def test_decay_leaves_biases_norms_and_tables_alone():
         "norm.scale": (4,),
         "tokens.embedding": (9, 4),
         "scale.kernel": (4,),
+        "to_q.lora_down": (4, 2),
     }
-    assert decays({k: jnp.zeros(v) for k, v in shapes.items()}) == {k: k == "conv.kernel" for k in shapes}
+    decayed = {k for k, yes in decays({k: jnp.zeros(v) for k, v in shapes.items()}).items() if yes}
+    assert decayed == {"conv.kernel", "to_q.lora_down"}
 
 
 def test_schedules_are_their_formulas():

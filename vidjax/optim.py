@@ -19,8 +19,10 @@ def learning_rate_schedule(peak: float, name: str, warmup: int, steps: int) -> o
 
 
 def decays(params: dict[str, jax.Array]) -> dict[str, bool]:
-    """Weight decay shrinks matrices and kernels; biases, norms, tables of embeddings and positions stay out."""
-    return {path: value.ndim > 1 and path.endswith("kernel") for path, value in params.items()}
+    """Weight decay shrinks matrices, kernels and adapters; biases, norms, embeddings and positions stay out."""
+    return {
+        path: value.ndim > 1 and path.endswith(("kernel", "lora_down", "lora_up")) for path, value in params.items()
+    }
 
 
 def make_optimizer(

@@ -35,9 +35,9 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
             raise InputError(
                 f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model"
             )
-        part[path] = jax.device_put(value, part[path].sharding)
+        part[path] = jax.device_put(value.astype(part[path].dtype), part[path].sharding)
         if part is state.params:
-            state.ema[path] = jax.device_put(jnp.copy(value), part[path].sharding)
+            state.ema[path] = jax.device_put(jnp.copy(part[path]), part[path].sharding)
     return state
 
 

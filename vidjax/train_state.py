@@ -26,6 +26,11 @@ def abstract_parameters(model: nnx.Module | nnx.State) -> Params:
     return {".".join(map(str, path)): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flat}
 
 
+def cast(tree: Any, dtype: jnp.dtype) -> Any:
+    """Floating-point leaves to `dtype`, the rest as they are."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
 def merge(graphdef: nnx.GraphDef, *params: Params) -> Any:
     """The model that `graphdef` describes, with these parameters."""
     flat: Any = {
@@ -58,9 +63,17 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, model: nnx.Module, optimizer: optax.GradientTransformation, trainable=lambda path: True
+        cls,
+        model: nnx.Module,
+        optimizer: optax.GradientTransformation,
+        trainable=lambda path: True,
+        *,
+        frozen_dtype: str | None = None,
     ) -> "TrainState":
+        """The state at step 0. `frozen_dtype`, such as "bfloat16", is what the frozen part is kept in."""
         params, frozen = split(parameters(model), trainable)
+        if frozen_dtype is not None:
+            frozen = cast(frozen, jnp.dtype(frozen_dtype))
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -71,8 +84,8 @@ class TrainState:
         )
 
     def model(self, params: Params | None = None) -> Any:
-        """The model with the averaged parameters, or with those given in their place."""
-        return merge(self.graphdef, self.ema if params is None else params, self.frozen)
+        """The model with the averaged parameters, or with those given in their place, all in fp32."""
+        return merge(self.graphdef, self.ema if params is None else params, cast(self.frozen, jnp.dtype("float32")))
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds: everything but the frozen part, which lives elsewhere."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from vidjax.train_state import TrainState, merge
+from vidjax.train_state import TrainState, cast, merge
 
 Batch = dict[str, Any]
 Metrics = dict[str, Any]
@@ -43,11 +43,6 @@ def draws_at(seed_key: Key[Array, ""], step: Array, batch_size: int) -> Draws:
 
 
 Objective = Callable[[Any, Batch, Draws], tuple[Float[Array, ""], Metrics]]
-
-
-def cast(tree: Any, dtype: jnp.dtype) -> Any:
-    """Floating-point leaves to `dtype`, the rest as they are."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def ema_decay(decay: float, step: Array) -> Array:

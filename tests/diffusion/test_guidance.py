@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vidjax.diffusion import schedule as schedules
-from vidjax.diffusion.guidance import classifier_free, known_frames, threshold
+from vidjax.diffusion.guidance import classifier_free, keep, known_frames, regions, threshold
 from vidjax.diffusion.samplers import SAMPLERS, sample
+from vidjax.errors import InputError
 
 VP = schedules.lvdm()
 KEY = jax.random.key(0)
@@ -105,3 +106,65 @@ def test_every_sampler_ends_on_the_known_frames_guided_or_not(name, schedule):
     found = sample(clamped, schedule, x, schedule.timesteps(4), 4, SAMPLERS[name](), KEY)
     np.testing.assert_array_equal(found[MASK > 0.5], known[MASK > 0.5])
     assert float(jnp.abs(found - known)[MASK < 0.5].max()) > 0.1
+
+
+BOX = jnp.zeros((3, 4, 4)).at[1:, :2, 1:3].set(1)  # pixels of the last two frames
+EDITS = {"frames": jnp.array([0.0, 1.0, 0.0]), "box": BOX, "box_each": jnp.stack([BOX, 1 - BOX])}
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "unipc"])
+def test_an_edit_stays_inside_its_mask_bit_for_bit(name, sampler):
+    source = jax.random.normal(jax.random.key(7), X.shape)
+    edited = keep(VP, constant(0.5), source, EDITS[name])
+    found = sample(edited, VP, X, VP.timesteps(4), 4, SAMPLERS[sampler](), KEY)
+    mask = EDITS[name] if EDITS[name].ndim == 4 else EDITS[name][None]
+    inside = np.broadcast_to(mask.reshape(*mask.shape, *(1,) * (5 - mask.ndim)), X.shape) > 0.5
+    np.testing.assert_array_equal(found[~inside], source[~inside])
+    assert np.abs(np.asarray(found - source))[inside].min() > 0
+    if name == "frames" and sampler == "ddim":  # what works on pixels one by one does not notice the mask
+        free = sample(constant(0.5), VP, X, VP.timesteps(4), 4, SAMPLERS[sampler](), KEY)
+        np.testing.assert_allclose(found[inside], free[inside], atol=1e-6)
+
+
+def test_what_is_kept_follows_the_noise_of_its_own_trajectory():
+    """On the way, kept pixels are those of q_sample: the network sees one noise level."""
+    source, eps = jnp.full_like(X, 0.3), jax.random.normal(jax.random.key(5), X.shape)
+    x0, noise = keep(VP, constant(0.5), source, BOX)(VP.q_sample(source, eps, T), T)
+    outside = np.broadcast_to((BOX == 0)[None, ..., None], X.shape)
+    np.testing.assert_array_equal(x0[outside], source[outside])
+    np.testing.assert_allclose(noise[outside], eps[outside], atol=1e-5)
+
+
+def test_only_frames_known_whole_are_shown_as_known():
+    asked = []
+
+    def record(xt, t):
+        asked.append((xt, t))
+        return constant(0.5)(xt, t)
+
+    mask = jnp.ones((2, 3, 4, 4)).at[:, 1, 0].set(0).at[:, 2].set(0)
+    known_frames(VP, record, jnp.full_like(X, 0.3), mask, level=20.0)(X, T)
+    (xt, t) = asked[0]
+    np.testing.assert_array_equal(t, jnp.broadcast_to(jnp.array([20.0, 500.0, 500.0]), (2, 3)))
+    np.testing.assert_array_equal(xt[:, 0], np.float32(0.3))
+    np.testing.assert_array_equal(xt[:, 1:], X[:, 1:])
+
+
+def test_regions():
+    left = jnp.zeros((3, 4, 4)).at[:, :, :2].set(1)
+    one, two = constant(0.5), constant(-0.2)
+    x0, eps = regions([one, two], [left, 1 - left])(X, T)
+    for part, own, other in zip((x0, eps), one(X, T), two(X, T)):
+        np.testing.assert_array_equal(part[:, :, :, :2], own[:, :, :, :2])
+        np.testing.assert_array_equal(part[:, :, :, 2:], other[:, :, :, 2:])
+    # Weights are relative, so a pair stays one of x0 and eps; where no mask is, the first answers.
+    x0, eps = regions([one, two], [3 * left, left])(X, T)
+    consistent(x0, eps, X, T)
+    expected = jnp.where(left[None, ..., None] > 0, 0.75 * one(X, T)[0] + 0.25 * two(X, T)[0], one(X, T)[0])
+    np.testing.assert_allclose(x0, expected, atol=1e-6)
+    np.testing.assert_allclose(regions([one, one], [left, 1 + left])(X, T), one(X, T), atol=1e-6)
+    frames = regions([one, two], [jnp.array([1.0, 0, 0]), jnp.array([0, 1.0, 1])])(X, T)[0]
+    np.testing.assert_array_equal(frames, jnp.concatenate([one(X, T)[0][:, :1], two(X, T)[0][:, 1:]], 1))
+    with pytest.raises(InputError, match="2 denoisers come with 1 masks"):
+        regions([one, two], [left])

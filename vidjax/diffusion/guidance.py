@@ -1,5 +1,7 @@
 """Wrappers: each takes a denoiser `(xt, t [b, t]) -> (x0, eps)` and returns one, so that they compose."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -7,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from vidjax.diffusion.samplers import Denoiser
 from vidjax.diffusion.schedule import Schedule
+from vidjax.errors import InputError
 
 
 def classifier_free(
@@ -62,7 +65,7 @@ def known_frames(
     schedule: Schedule,
     denoise: Denoiser,
     x0: Float[Array, "b t *rest"],
-    mask: Bool[Array, "b t"] | Float[Array, "b t"],
+    mask: Bool[Array, "b t *pixels"] | Float[Array, "b t *pixels"],
     *,
     level: ArrayLike | None = None,
     eps: Float[Array, "b t *rest"] | None = None,
@@ -72,19 +75,59 @@ def known_frames(
 
     The network sees them at the time `level` (default `schedule.clean`), noised with `eps` if given, and the others at
     t. With `show=False` it sees them at t like the others: clamping alone. To guide against a branch that must not see
-    the frames, wrap the conditional one, guide, and wrap the result again with `show=False`.
+    the frames, wrap the conditional one, guide, and wrap the result again with `show=False`. A mask `[b, t, h, w]` is
+    of pixels: frames that are known in part are clamped there, and seen at t.
     """
     known = mask > 0.5
+    whole = known.all(tuple(range(2, known.ndim)))
     level = jnp.asarray(schedule.clean if level is None else level, jnp.float32)
-    shown = x0 if eps is None else schedule.q_sample(x0, eps, jnp.broadcast_to(level, mask.shape))
+    shown = x0 if eps is None else schedule.q_sample(x0, eps, jnp.broadcast_to(level, whole.shape))
 
     def clamped(xt, t):
         here = _like(known, xt)
-        seen = (jnp.where(here, shown, xt), jnp.where(known, level, t)) if show else (xt, t)
+        seen = (jnp.where(_like(whole, xt), shown, xt), jnp.where(whole, level, t)) if show else (xt, t)
         own, found = schedule.x0_eps(x0, xt, t, "x0"), denoise(*seen)
         return jnp.where(here, own[0], found[0]), jnp.where(here, own[1], found[1])
 
     return clamped
+
+
+def keep(
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: Float[Array, "b t h w c"],
+    mask: Bool[Array, "*s"] | Float[Array, "*s"],
+) -> Denoiser:
+    """An edit that stays inside `mask`, 1 where it may go: everywhere else sampling ends on `x0` bit for bit.
+
+    The mask is `[t]` (a range of frames) or `[t, h, w]`, with the batch in front or without. The network sees all of xt
+    at t, so that it need not have been trained with known frames.
+    """
+    batched = mask if mask.ndim in (2, 4) else jnp.broadcast_to(mask, (x0.shape[0], *mask.shape))
+    return known_frames(schedule, denoise, x0, batched <= 0.5, show=False)
+
+
+def regions(denoisers: Sequence[Denoiser], masks: Sequence[Float[Array, "*s"]]) -> Denoiser:
+    """Each denoiser answers in its region: their mean weighted by `masks` (MultiDiffusion, Bar-Tal et al. 2023, eq. 5).
+
+    One mask a denoiser, `[t]` or `[t, h, w]`, with the batch in front or without; they are divided by their sum, and
+    where all are 0 the first denoiser answers, the background's. One subject each, they do not mix (VideoMage).
+    Raises InputError if their numbers differ.
+    """
+    if len(denoisers) != len(masks):
+        raise InputError(f"{len(denoisers)} denoisers come with {len(masks)} masks; give one mask a denoiser")
+    masks = [m if m.ndim in (2, 4) else m[None] for m in masks]
+
+    def blended(xt, t):
+        weights = [jnp.broadcast_to(_like(m, xt), (*xt.shape[:-1], 1)) for m in masks]
+        total = sum(weights)
+        weights[0] = jnp.where(total > 0, weights[0], 1)
+        total = jnp.where(total > 0, total, 1)
+        answers = [denoise(xt, t) for denoise in denoisers]
+        x0, eps = (sum(w / total * part for w, part in zip(weights, parts)) for parts in zip(*answers))
+        return x0, eps
+
+    return blended
 
 
 def _like(w, x):

@@ -1,0 +1,107 @@
+"""Ways to tune a trained model: surgery on it, and a filter on parameter paths that says what trains."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from vidjax.models.lora import add_lora
+from vidjax.settings import choose, construct
+
+ATTENTION = r"\.to_(q|k|v|out)$"
+# Zhao et al. 2023 (MotionDirector): where text acts, in cross-attention, the appearance is left alone.
+APPEARANCE = r"^(?!.*temp).*(\.attn1\.to_(q|k|v|out)|\.ff\.proj_(in|out))$"
+MOTION = r"temp.*(\.to_(q|k|v|out)|\.ff\.proj_(in|out))$"
+
+
+class Strategy(NamedTuple):
+    """`surgery(model, rngs)` changes the model in place before its parameters are loaded or split; then
+    `trainable(path)` chooses among them."""
+
+    surgery: Callable[[nnx.Module, nnx.Rngs], Any]
+    trainable: Callable[[str], bool]
+
+
+def _leave(model: nnx.Module, rngs: nnx.Rngs) -> None:
+    """The surgery of a strategy that adds nothing."""
+
+
+def _paths(pattern: str, outside: str = r"^(codec|text)\.") -> Strategy:
+    """Train what `pattern` finds, but nothing that `outside` finds."""
+    return Strategy(_leave, lambda path: bool(re.search(pattern, path)) and not re.search(outside, path))
+
+
+def full(*, text: bool = True) -> Strategy:
+    """Everything but the codec."""
+    return _with_text(_paths(""), text)
+
+
+def temporal(*, text: bool = False) -> Strategy:
+    """The layers over time alone (Blattmann et al. 2023, Align your Latents): the image model stays as it is."""
+    return _with_text(_paths("temp"), text)
+
+
+def tune_a_video(*, text: bool = False) -> Strategy:
+    """Wu et al. 2023, as released: the queries of both attentions and the one over time, but for its norm."""
+    return _with_text(_paths(r"\.attn[12]\.to_q\.|\.attn_temp\.(?!norm\.)"), text)
+
+
+def temporal_decoder() -> Strategy:
+    """The autoencoder's decoder, to take the flicker out of its frames; latents stay (Align your Latents, figure 3)."""
+    return _paths(r"^(codec\.autoencoder\.)?(decoder|post_quant_conv|linear_out)\.", outside=r"$^")
+
+
+def lora(*, rank: int = 32, alpha: float | int | None = None, targets: str = ATTENTION, text: bool = False) -> Strategy:
+    """Low-rank adapters on the linear layers that `targets` finds, without codec and text encoder (Hu et al. 2021)."""
+    pattern = rf"^(?!codec\.|text\.).*(?:{targets})"
+
+    def trainable(path: str) -> bool:
+        layer, _, name = path.rpartition(".")
+        return name in ("lora_down", "lora_up") and bool(re.search(pattern, layer))
+
+    surgery = lambda model, rngs: add_lora(model, pattern, rank, alpha, rngs=rngs)
+    return _with_text(Strategy(surgery, trainable), text)
+
+
+def appearance_lora(*, rank: int = 32, alpha: float | int | None = None, text: bool = False) -> Strategy:
+    """Adapters on self-attention and feed-forward of the spatial transformers (MotionDirector): for single frames."""
+    return lora(rank=rank, alpha=alpha, targets=APPEARANCE, text=text)
+
+
+def motion_lora(*, rank: int = 32, alpha: float | int | None = None, text: bool = False) -> Strategy:
+    """Adapters on the transformers over time (MotionDirector): for clips, with the debiased loss of `objectives`."""
+    return lora(rank=rank, alpha=alpha, targets=MOTION, text=text)
+
+
+def _with_text(strategy: Strategy, text: bool) -> Strategy:
+    """The text encoder trains too, or not, whatever the strategy."""
+    trainable = lambda path: text if path.startswith("text.") else strategy.trainable(path)
+    return strategy._replace(trainable=trainable)
+
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "full": full,
+    "temporal": temporal,
+    "tune_a_video": tune_a_video,
+    "temporal_decoder": temporal_decoder,
+    "lora": lora,
+    "appearance_lora": appearance_lora,
+    "motion_lora": motion_lora,
+}
+
+
+def strategy(name: str, **options: Any) -> Strategy:
+    """(surgery, trainable) by name. Raises InputError for a name or an option that does not exist."""
+    return construct(choose(name, STRATEGIES, "finetune strategy"), options, "finetune")
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """A table of the parameters, one line a pattern of paths: tensors, parameters, pattern with * for the numbers."""
+    groups: dict[str, list[int]] = {}
+    for path, value in params.items():
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", path), []).append(math.prod(value.shape))
+    rows = [(len(sizes), sum(sizes), pattern) for pattern, sizes in sorted(groups.items())]
+    rows.append((len(params), sum(total for _, total, _ in rows), "all"))
+    return "\n".join(f"{tensors:7,} {total:15,}  {pattern}" for tensors, total, pattern in rows)
