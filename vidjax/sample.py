@@ -4,6 +4,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from vidjax import cli
@@ -20,6 +21,7 @@ NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler.")
 GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "1: none.")
 ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
 SEED = flags.DEFINE_integer("seed", 0, "Noise: the same seed gives the same video.")
+WATERMARK = flags.DEFINE_bool("watermark", True, "Mark the videos invisibly (see vidjax.watermark).")
 OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets; default: WORKDIR/more.")
 
 
@@ -29,6 +31,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from vidjax import recipe, results
+    from vidjax.watermark import embed
 
     generator = recipe.generator(Path(WORKDIR.value))
     prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
@@ -51,6 +54,8 @@ def main() -> None:
             progress=lambda n: bar.update(int(n) - bar.n),
             **options,
         )
+    if WATERMARK.value:
+        videos = np.stack([embed(video) for video in videos])
     out = Path(OUT.value or Path(WORKDIR.value) / "more")
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
     for entry in results.write_samples(out.parent, names, videos[:, None], generator.defaults.fps, out.name):
