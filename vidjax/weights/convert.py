@@ -47,7 +47,7 @@ def fit(
             source[name] = key
     out = {}
     for path, shape in shapes.items():
-        key = source.pop(re.sub(r"\.(kernel|scale)$", ".weight", path), None)
+        key = source.pop(re.sub(r"\.(kernel|scale|embedding)$", ".weight", path), None)
         if key is None:
             wrong.append(f"no key for parameter {path}")
             continue
