@@ -10,6 +10,7 @@ import pytest
 
 from vidjax import recipe, settings
 from vidjax.errors import InputError
+from vidjax.stage import abstract_loss
 from vidjax.train import train
 from vidjax.train_state import abstract_parameters
 
@@ -32,7 +33,7 @@ def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, tm
     made = config(name)
     for stage_name in recipe.stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path)
-        loss, state = recipe.abstract_loss(stage)
+        loss, state = abstract_loss(stage)
         assert jax.eval_shape(loss, state, recipe.example_batch(made, stage)).shape == ()
         trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
         assert trained

@@ -14,7 +14,7 @@ from vidjax.errors import InputError
 from vidjax.finetune import STRATEGIES, describe, strategy
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.unet import Temporal, UNet, UNetConfig
-from vidjax.recipe import OneKey
+from vidjax.stage import OneKey
 from vidjax.train_state import TrainState, abstract_parameters, parameters, split
 from vidjax.train_step import make_train_step
 from vidjax.video_model import Codec, VideoModel

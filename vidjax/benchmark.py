@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from vidjax import cli, recipe, settings, sharding
 from vidjax.errors import InputError
+from vidjax.stage import Stage, abstract_loss, on_device, step_flops
 from vidjax.telemetry import peak_flops
 from vidjax.train_state import abstract_parameters
 from vidjax.train_step import make_train_step
@@ -53,19 +54,19 @@ def main() -> None:
         settings.write_json(JSON.value, figures)
 
 
-def abstract(stage: recipe.Stage, config: Any) -> dict[str, float]:
+def abstract(stage: Stage, config: Any) -> dict[str, float]:
     """Parameters that train, and FLOPs a step, without running anything: the data need not be there."""
     batch = recipe.example_batch(config, stage)
-    _, state = recipe.abstract_loss(stage)
+    _, state = abstract_loss(stage)
     trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
     return {
         "parameters": sum(math.prod(v.shape) for v in trained),
         "batch_size": stage.train.batch_size,
-        "tflop_per_step": recipe.step_flops(stage, batch) / 1e12,
+        "tflop_per_step": step_flops(stage, batch) / 1e12,
     }
 
 
-def timed(stage: recipe.Stage) -> dict[str, float]:
+def timed(stage: Stage) -> dict[str, float]:
     """Compilation, the median step, memory, and how fast the data come by themselves."""
     from vidjax.train import create_state
 
@@ -78,7 +79,7 @@ def timed(stage: recipe.Stage) -> dict[str, float]:
         stage.objective, stage.optimizer, 0, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype
     )
     batches = dataset.batches(options.batch_size)
-    batch = sharding.put_batch(mesh, recipe.on_device(next(batches)))
+    batch = sharding.put_batch(mesh, on_device(next(batches)))
     began = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     figures = {"compile_seconds": time.perf_counter() - began}

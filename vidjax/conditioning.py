@@ -91,6 +91,8 @@ def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Array], keys: Key[
     """The batch with each condition at its null value for a random share of the examples (Ho & Salimans 2022)."""
     out = dict(batch)
     for i, e in enumerate(embedders.values()):
+        if not e.drop:
+            continue
         value = batch[e.key]
         lost = jax.vmap(lambda key, i=i: jax.random.uniform(jax.random.fold_in(key, i)))(keys) < e.drop
         out[e.key] = jnp.where(lost.reshape(-1, *(1,) * (value.ndim - 1)), e.null(value), value)

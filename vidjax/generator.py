@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from vidjax.conditioning import embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
-from vidjax.diffusion.samplers import SAMPLERS, Sampler, sample
+from vidjax.diffusion.samplers import SAMPLERS, Sampler, ddim_inverse, sample
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.settings import choose, construct
@@ -22,6 +22,7 @@ from vidjax.train_state import Params, merge
 from vidjax.video_model import Codec, VideoModel
 
 UNCONDITIONAL = 8  # samples of a model without conditions
+FRAMES = 4  # encoded or decoded at a time, where they are independent
 CAPACITY = 1000  # steps that one compiled sampler serves
 
 
@@ -38,6 +39,8 @@ class SampleConfig:
     spacing: str | None = None
     per_caption: int = 1
     fps: float = 15.0
+    prompts: str = ""  # of edits, with ; between them
+    invert: bool = True  # edits start from the inverted clip, not from noise
 
 
 class Generator:
@@ -59,6 +62,8 @@ class Generator:
         self.size, self.channels, self.defaults = size, channels, defaults
         self._progress: Callable[[int], None] = lambda done: None
         self._jitted = jax.jit(self._sample, static_argnames=("sampler", "guided", "rescale", "eta"))
+        self._inverted = jax.jit(self._invert)
+        self._encode = jax.jit(lambda params, video: self._model(params).latents(video))
         self._decode = jax.jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
 
     def _model(self, params: Params) -> VideoModel:
@@ -131,9 +136,46 @@ class Generator:
             eta=how.eta,
         )
 
-    def decode(self, latents: Float[Array, "b t h w c"]) -> np.ndarray:
-        """uint8 videos of latents."""
-        return np.asarray(self._decode(self.params, latents))
+    def invert(
+        self,
+        latents: Float[Array | np.ndarray, "b t h w c"],
+        prompts: Sequence[str | int],
+        *,
+        num_steps: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Float[Array, "b t h w c"]:
+        """The noise from which DDIM in as many steps, without guidance, comes back to these latents."""
+        steps = self.defaults.num_steps if num_steps is None else num_steps
+        times = np.asarray(self.schedule.timesteps(steps, self.defaults.spacing), np.float32)[::-1]
+        times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
+        self._progress = progress or (lambda done: None)
+        return self._inverted(self.params, self.conditions(prompts), jnp.asarray(latents, jnp.float32), times, steps)
+
+    def _invert(self, params, batch, latents, times, num_steps):
+        model = self._model(params)
+        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
+        report = lambda done: self._progress(done)
+        return sample(denoise, self.schedule, latents, times, num_steps, ddim_inverse(), jax.random.key(0), report)
+
+    def encode(self, video: UInt8[np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b t h w c"]:
+        """What is diffused of a video: its latents, without noise."""
+        return self._in_parts(self._encode, video)
+
+    def decode(self, latents: Float[Array | np.ndarray, "b t h w c"]) -> UInt8[np.ndarray, "b t h w c"]:
+        """Videos of latents."""
+        return self._in_parts(self._decode, latents)
+
+    def _in_parts(self, run: Callable[..., Array], x: Array | np.ndarray) -> np.ndarray:
+        """Some frames at a time, if the codec takes each by itself: its memory does not grow with the clip."""
+        codec = self.codec
+        count = FRAMES if isinstance(codec, Codec) and codec.per_frame else x.shape[1]
+        parts = [np.asarray(run(self.params, x[:, i : i + count])) for i in range(0, x.shape[1], count)]
+        return np.concatenate(parts, 1)
+
+    def fingerprint(self) -> float:
+        """A number that other parameters do not share: to know what was computed with these."""
+        total = lambda params: sum((1 + i % 89) * jnp.abs(params[path]).sum() for i, path in enumerate(sorted(params)))
+        return float(jax.jit(total)(self.params))
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
         """The batch entries that the model's embedders read. Raises InputError if they do not fit the model."""

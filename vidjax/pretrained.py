@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,20 @@ class Pretrained:
 def load(
     path: str | Path,
     *,
-    inflate: str | None = None,
+    inflate: str | Sequence[Sequence[str]] | None = None,
     fresh: str | None = None,
     norm_over: Over = "frame",
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
+    weights: bool = True,
 ) -> Pretrained:
     """A folder with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
 
-    inflate: a name in `models.unet.BLOCKS`: the image U-Net with these sublayers in its transformer blocks. What the
+    inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks. What the
     folder has no weights for stays at its start, which leaves images as they are: the parameters whose paths match the
     regular expression `fresh`, with `inflate` by default all over time ("temp"). Every other parameter without weights
     and all weights without a parameter are errors. norm_over: see `unet_config`. dtype: of all parameters; memory stays
-    near one copy of them. Raises InputError.
+    near one copy of them. weights: false for a model of shapes, which reads no weights. Raises InputError.
     """
     folder = Folder(Path(path))
     unet, rules = unet_config(folder.config("unet"), norm_over)
@@ -77,7 +78,20 @@ def load(
         )
 
     model = nnx.eval_shape(make)
-    rules = [*rules, *diffusers.unet(unet.blocks_per_level)]
+    if weights:
+        fill(model, make, folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
+    return Pretrained(model, noise, prediction, tokenize, pixels(folder, model.codec))
+
+
+def fill(
+    model: VideoModel,
+    make: Callable[[], VideoModel],
+    folder: Folder,
+    rules: convert.Rules,
+    fresh: str | None,
+    dtype: DTypeLike,
+) -> None:
+    """Gives an abstract model its weights: those of the folder, and what is `fresh` as in `make()`."""
     parts = {
         "unet": (model.unet, rules, {"fresh": fresh} if fresh else {}),
         "vae": (model.codec.autoencoder, DIFFUSERS_AUTOENCODER, {}),
@@ -89,7 +103,6 @@ def load(
         except InputError as error:
             raise InputError(f"{folder.path / part}: {error}") from None
     convert.start(model, make, dtype)
-    return Pretrained(model, noise, prediction, tokenize, pixels(folder, model.codec))
 
 
 def save(model: VideoModel, source: str | Path, out: str | Path) -> None:

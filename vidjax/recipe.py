@@ -9,25 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from vidjax import objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import EMBEDDERS
-from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
+from vidjax.data.pipeline import DataConfig, Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError
-from vidjax.flops import count_flops
 from vidjax.generator import Generator, SampleConfig, what_to_ask
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.optim import make_optimizer
+from vidjax.stage import OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.train_state import Params, TrainState, abstract_parameters, parameters, split
-from vidjax.train_step import Objective, draws_at
+from vidjax.tuning import tuned_generator, tuning
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 
 SECTIONS = (
@@ -42,52 +41,13 @@ SECTIONS = (
     "mesh",
     "train",
     "sample",
+    "pretrained",
+    "prompt",
+    "finetune",
 )
 MEASURED = 256  # clips from which the statistics of latents and patches come
 PREVIEWED = 4  # videos that training shows
 OF_A_STAGE = (*SECTIONS, "objective", "source")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How long, how large, how precise. `dtype` is what the networks compute in; parameters are fp32."""
-
-    steps: int
-    batch_size: int = 8
-    accumulate: int = 1
-    ema: float = 0.9999
-    dtype: str = "float32"
-    remat: str = "none"
-    log_every: int = 10
-    save_every: int = 1000
-    keep: int = 2
-    keep_every: int | None = None
-    sample_every: int | None = None  # videos into TensorBoard
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What the training loop needs to know of one stage of a recipe."""
-
-    name: str
-    folder: Path
-    train: TrainConfig
-    mesh: dict[str, int]
-    seed: int
-    data: DataConfig
-    init: Callable[[nnx.Rngs], nnx.Module]
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    tokenize: Callable[[str], np.ndarray] | None = None
-    trainable: Callable[[str], bool] = lambda path: True
-    loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
-    finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
-    preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at
-    fps: float = 15.0
-    untrained: Callable[[Any, Any], Any] | None = None  # (model, batch): the forward pass that no gradient comes to
-
-    def dataset(self) -> Dataset:
-        return make_dataset(self.data, seed=self.seed, tokenize=self.tokenize)
 
 
 def stage_names(config: Mapping[str, Any]) -> list[str]:
@@ -121,6 +81,8 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
     kind = section.get("objective", name)
     make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
+    if "pretrained" in section:
+        make = tuning
     return make(
         section,
         workdir,
@@ -261,7 +223,7 @@ def check(stage: Stage) -> None:
     """All that can be wrong before a stage runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
-    batch = abstract_batch(stage.dataset(), stage.train.batch_size)
+    batch = abstract_batch(stage, stage.dataset())
     loss, state = abstract_loss(stage)
     jax.eval_shape(loss, state, batch)
     if (stage.folder / "checkpoints").is_dir():
@@ -270,61 +232,17 @@ def check(stage: Stage) -> None:
                 checkpoints.check(split(abstract_parameters(state), stage.trainable)[0])
 
 
-class OneKey(nnx.Rngs):
-    """The same key for every parameter: where only shapes matter, counting keys is most of the time of a trace."""
-
-    def __init__(self):
-        pass
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
-
-
-def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
-    """`loss(parameters, batch)` of a stage, and the shapes of the parameters."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: stage.init(OneKey())))
-
-    def loss(state, batch):
-        draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
-        return stage.objective(nnx.merge(graphdef, state), batch, draws)[0]
-
-    return loss, state
-
-
-def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
-    """FLOPs of a training step on a batch of these shapes: three times the forward pass of what trains, once that of
-    what does not (a frozen encoder). Work done again under rematerialisation does not count."""
-    loss, state = abstract_loss(stage)
-    total = count_flops(loss, state, batch)
-    if stage.untrained is None:
-        return 3 * total
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: stage.init(OneKey())))
-    once = count_flops(lambda state, batch: stage.untrained(nnx.merge(graphdef, state), batch), state, batch)
-    return 3 * (total - once) + once
-
-
-def abstract_batch(dataset: Dataset, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the device sees of a batch, read off the first one."""
-    batch = next(dataset.batches(batch_size))
-    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in on_device(batch).items()}
-
-
 def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch, from the config alone: the data need not be there."""
     section = settings.stage_settings(config, stage.name)
     size, data = stage.train.batch_size, stage.data
-    channels = section["model"].get("in_channels", 3)
+    channels = section.get("model", {}).get("in_channels", 3)
     shapes = {"video": ((size, data.frames, *data.hw, channels), np.uint8), "label": ((size,), np.int32)}
     if data.images:
         shapes["images"] = ((size, data.images, *data.hw, channels), np.uint8)
     if stage.tokenize:
         shapes["tokens"] = ((size, len(stage.tokenize(""))), np.int32)
-    return {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
-
-
-def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch without the entries that only the host reads."""
-    return {key: value for key, value in batch.items() if key not in ("index", "substituted")}
+    return encoded_shapes(stage, {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()})
 
 
 def open_workdir(workdir: Path) -> None:
@@ -354,7 +272,9 @@ def generator(workdir: Path) -> Generator:
     name = stage_names(config)[-1]
     stage = build(config, name, workdir)
     section = settings.stage_settings(config, name)
-    model = nnx.eval_shape(lambda: stage.init(OneKey()))
+    if stage.pretrained is not None:
+        return tuned_generator(section, stage)
+    model = stage.abstract()
     params, frozen = split(abstract_parameters(model), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
         params = checkpoints.restore_ema(params)

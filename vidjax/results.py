@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vidjax import __version__, recipe, settings
+from vidjax import __version__, editing, recipe, settings
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_io import contact_sheet, write_mp4
@@ -33,19 +33,15 @@ def show(workdir: Path) -> dict[str, Any]:
     generator = recipe.generator(workdir)
     dataset = recipe.dataset(workdir)
     began = time.perf_counter()
-    prompts, names = what_to_ask(generator, dataset)
-    per_caption = list(np.stack(repeated(generator, prompts), axis=1))
+    if recipe.read_config(workdir).get("pretrained"):
+        clip = next(windows[0] for windows in dataset.windows("train", per_clip=1) if len(windows))
+        summary |= editing.show(workdir, generator, clip, dataset.texts[0])
+    else:
+        summary |= samples_of(workdir, generator, dataset)
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
-    summary["samples"] = write_samples(workdir, names, per_caption, generator.defaults.fps)
-    heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
-    if heldout and all(map(len, heldout)):
-        summary |= reconstruction(workdir, generator, dataset, heldout)
-        if generator.tokenize and len(per_caption) == len(heldout):
-            summary |= likeness(per_caption, heldout, dataset.windows("train", per_clip=EVERY))
-            beside_real(workdir, summary["samples"], per_caption, heldout, generator.defaults.fps)
     here = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     summary["peak_memory_gb"] = max(here, *left_by_stages(workdir, "peak_memory_gb").values())
-    summary["next"] = next_lines(workdir, names)
+    summary["next"] = next_lines(workdir, summary["samples"][0]["caption"])
     settings.write_json(workdir / "summary.json", summary)
     page = write_report(workdir)
     print_table(summary)
@@ -53,6 +49,20 @@ def show(workdir: Path) -> dict[str, Any]:
     for line in summary["next"]:
         print("  " + line)
     return summary
+
+
+def samples_of(workdir: Path, generator: Generator, dataset: Dataset) -> dict[str, Any]:
+    """Samples of what the model learned, and how good they and the reconstructions of held-out windows are."""
+    prompts, names = what_to_ask(generator, dataset)
+    per_caption = list(np.stack(repeated(generator, prompts), axis=1))
+    found: dict[str, Any] = {"samples": write_samples(workdir, names, per_caption, generator.defaults.fps)}
+    heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
+    if heldout and all(map(len, heldout)):
+        found |= reconstruction(workdir, generator, dataset, heldout)
+        if generator.tokenize and len(per_caption) == len(heldout):
+            found |= likeness(per_caption, heldout, dataset.windows("train", per_clip=EVERY))
+            beside_real(workdir, found["samples"], per_caption, heldout, generator.defaults.fps)
+    return found
 
 
 def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
@@ -150,9 +160,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def next_lines(workdir: Path, names: Sequence[str]) -> list[str]:
+def next_lines(workdir: Path, prompt: str) -> list[str]:
     return [
-        f'python -m vidjax.sample --workdir {workdir} --prompt "{names[0]}" --num_steps 50 --seed 1',
+        f'python -m vidjax.sample --workdir {workdir} --prompt "{prompt}" --num_steps 50 --seed 1',
         f"tensorboard --logdir {workdir}",
     ]
 
@@ -169,6 +179,7 @@ def print_table(summary: Mapping[str, Any]) -> None:
         "samples, among all windows (dB)": summary.get("sample_psnr_all"),
         "  the clip's mean window (dB)  ": summary.get("mean_window_psnr_all"),
         "motion of samples over clips": summary.get("motion_ratio"),
+        "clip inverted and back, relative error": summary.get("inversion_error"),
         **{f"{stage} (s)": value for stage, value in summary["seconds"].items()},
         "peak memory (GB)": summary["peak_memory_gb"],
     }

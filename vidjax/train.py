@@ -15,18 +15,30 @@ from vidjax import sharding
 from vidjax.checkpoint import Checkpoints
 from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
-from vidjax.recipe import Stage, abstract_batch, on_device, step_flops
+from vidjax.encoded import Encoded, encode_clips
 from vidjax.settings import write_json
+from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
+
+
+def prepare(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> tuple[TrainState, Dataset | Encoded]:
+    """The state at step 0 and what hands out the batches; a stage that tunes encodes its clips here, once."""
+    if stage.pretrained is None:
+        return create_state(stage, mesh, dataset), dataset
+    encoder, model = stage.pretrained(True)
+    source = encode_clips(stage.encode, encoder, dataset, stage.tokenize, stage.seed)
+    state = TrainState.create(model, stage.optimizer, stage.trainable, frozen_dtype=stage.train.frozen_dtype)
+    return jax.device_put(state, sharding.tree_sharding(mesh, state)), source
 
 
 def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> TrainState:
     """A fresh state, each array made where its sharding wants it; then what the stage loads over random numbers."""
     # "rbg" numbers compile in half the time of the default ones.
     rngs = lambda: nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))
-    make = lambda: TrainState.create(stage.init(rngs()), stage.optimizer, stage.trainable)
+    dtype = stage.train.frozen_dtype
+    make = lambda: TrainState.create(stage.init(rngs()), stage.optimizer, stage.trainable, frozen_dtype=dtype)
     shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
     state = jax.jit(make, out_shardings=shardings)()
     for path, value in stage.loaded(state, dataset).items():
@@ -58,7 +70,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
             print(f"{stage.name}: finished, {start} steps", flush=True)
             return
         dataset = stage.dataset()
-        state = create_state(stage, mesh, dataset)
+        state, source = prepare(stage, mesh, dataset)
         if start:
             state = checkpoints.restore(state)
             print(f"{stage.name}: continues from step {start}", flush=True)
@@ -73,9 +85,9 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         layout = jax.tree.map(lambda x: x.sharding, state)
         step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
         overview(stage, state)
-        flops = step_flops(stage, abstract_batch(dataset, options.batch_size))
+        flops = step_flops(stage, abstract_batch(stage, dataset))
         telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)
-        batches = dataset.batches(options.batch_size, start, jax.process_index(), jax.process_count())
+        batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
         for step in range(start + 1, options.steps + 1):
             batch = next(batches)
@@ -89,6 +101,8 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                 checkpoints.save(state)
             if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
                 telemetry.videos("samples", step, stage.preview(state, dataset), stage.fps)
+        if not options.steps and not start:
+            checkpoints.save(state)
         telemetry.close()
         stage.finish(state.model(), dataset)
     seconds = round(time.perf_counter() - began, 1)

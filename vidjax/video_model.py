@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from vidjax.conditioning import Conditioning
 from vidjax.data.transforms import to_unit
@@ -29,6 +29,20 @@ class Codec(nnx.Module):
         z = posterior.mode if normal is None else posterior.sample(normal(posterior.mean.shape[1:]))
         return self.scale * (z + self.shift)
 
+    def latents(self, video: UInt8[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
+        """`encode` of pixels 0 to 255, in the dtype of the parameters."""
+        return self.encode(to_unit(video).astype(self.dtype), normal)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.autoencoder.decoder.conv_out.kernel.dtype
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether every frame is encoded and decoded by itself."""
+        config = self.autoencoder.config
+        return config.strides[0] == 1 and config.norm_over == "frame" and all(len(k) == 2 for k in config.kernels)
+
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         return self.autoencoder.decode(z / self.scale - self.shift)
 
@@ -48,15 +62,15 @@ class VideoModel(nnx.Module):
 
     def __init__(
         self,
-        unet: UNetConfig,
+        unet: UNet | UNetConfig,
         embedders: Mapping[str, Any],
-        codec: Codec | None = None,
+        codec: Any = None,  # a Codec, or what has its `latents`
         *,
         masked=False,
         remat="none",
-        rngs,
+        rngs: nnx.Rngs | None = None,
     ):
-        self.unet = UNet(unet, rngs=rngs)
+        self.unet = unet if isinstance(unet, UNet) else UNet(unet, rngs=rngs)
         self.embedder_names = tuple(embedders)
         for name, embedder in embedders.items():
             setattr(self, name, embedder)
@@ -67,10 +81,9 @@ class VideoModel(nnx.Module):
     def embedders(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.embedder_names}
 
-    def latents(self, video: UInt8[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
+    def latents(self, video: Num[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
         """What is diffused, in fp32: the video in [-1, 1], or a codec's latents of it (see Codec.encode)."""
-        x = to_unit(video)
-        return x if self.codec is None else self.codec.encode(x.astype(self.dtype), normal).astype(jnp.float32)
+        return to_unit(video) if self.codec is None else self.codec.latents(video, normal).astype(jnp.float32)
 
     def pixels(self, latents: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         """The video in [-1, 1] of what was diffused."""

@@ -1,5 +1,6 @@
 """Batches as pure functions of (seed, step): order, windows and crops are seeded by index, never kept as state."""
 
+import dataclasses
 import difflib
 import functools
 import itertools
@@ -31,7 +32,8 @@ class DataConfig:
     window: "random" | "start" | "center". heldout: the last n frames of every clip are not trained on. crop: "center" |
     "random", after scaling to the smallest size that covers `size`. flip: mirror half of the windows. images: stills of
     other clips beside each window. workers: threads that decode ahead (0: none). prefetch: batches they may be ahead.
-    cache: keep decoded, scaled clips in memory.
+    cache: keep decoded, scaled clips in memory. video: one clip, short for source "clip" with this path. caption: in
+    place of the clips' own.
     """
 
     source: str = "webvid"
@@ -49,8 +51,13 @@ class DataConfig:
     workers: int = 0
     prefetch: int = 2
     cache: bool = False
+    video: str = ""
+    caption: str = ""
 
     def __post_init__(self):
+        if self.video:
+            object.__setattr__(self, "source", "clip")
+            object.__setattr__(self, "path", self.video)
         _one_of("source", self.source, SOURCES)
         _one_of("window", self.window, ("random", "start", "center"))
         _one_of("crop", self.crop, ("center", "random"))
@@ -265,14 +272,15 @@ def _shuffled(size: int, seed: int) -> grain.MapDataset:
     in the range), so small sets get a permutation an epoch.
     """
     numbers = grain.MapDataset.range(size).seed(seed)
+    epochs = 2**48 // size  # without end, that is: grain's own "for ever" overflows in batches of one
     if size > 2**16:
-        return numbers.shuffle().repeat()
+        return numbers.shuffle().repeat(epochs)
 
     @functools.lru_cache(maxsize=4)
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(size)
 
-    return numbers.repeat().map_with_index(lambda i, _: int(order(i // size)[i % size]))
+    return numbers.repeat(epochs).map_with_index(lambda i, _: int(order(i // size)[i % size]))
 
 
 def make_dataset(config: DataConfig, *, seed: int, tokenize: Callable[[str], np.ndarray] | None = None) -> Dataset:
@@ -280,6 +288,10 @@ def make_dataset(config: DataConfig, *, seed: int, tokenize: Callable[[str], np.
 
     Raises InputError at once for a missing path or column, and when none of the clips can be read.
     """
-    dataset = Dataset(SOURCES[config.source](config.path, config.split), config, seed, tokenize)
+    source = SOURCES[config.source](config.path, config.split)
+    if config.caption:
+        item = source.item
+        source = dataclasses.replace(source, item=lambda i: dataclasses.replace(item(i), text=config.caption))
+    dataset = Dataset(source, config, seed, tokenize)
     dataset.check()
     return dataset

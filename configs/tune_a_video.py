@@ -1,0 +1,48 @@
+"""Tune-A-Video (Wu et al. 2023): one clip and its caption tune a Stable Diffusion, then other prompts edit the clip.
+
+python -m vidjax.main --config=configs/tune_a_video.py --config.pretrained=FOLDER --config.data.video=clip.mp4 \\
+    --config.prompt="a man is skiing" --config.sample.prompts="a panda is skiing;a man is skiing on the moon"
+
+FOLDER is in the layout of `diffusers`, with safetensors. Clips of any length, rate, size and aspect: `data.frames`,
+`data.stride` or `data.fps`, and `data.size=(height, width)`. Variant `:released` has the numerics of the paper's code.
+Ablations: --config.stages.tune.train.steps=0 (no tuning), --config.sample.invert=False (no inversion),
+--config.model.keys=frame (no attention between frames but the one over time).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+    if variant not in ("default", "released"):
+        raise ValueError(f"configs/tune_a_video.py has no variant {variant!r}: choose default or released")
+    released = variant == "released"
+    return ConfigDict(
+        dict(
+            seed=33,
+            pretrained="",
+            prompt="",
+            data=dict(video="", frames=24, size=(512, 512), stride=2, fps=None),
+            model=dict(keys="first_and_previous", norm_over="clip" if released else "frame", released=released),
+            finetune=dict(strategy="tune_a_video"),
+            mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
+            stages=dict(
+                tune=dict(
+                    objective="diffusion",
+                    train=dict(
+                        steps=500,
+                        batch_size=1,
+                        ema=0.0,
+                        dtype="bfloat16",
+                        frozen_dtype="bfloat16",
+                        remat="full",
+                        log_every=10,
+                        save_every=250,
+                    ),
+                    optimizer=dict(learning_rate=3e-5, weight_decay=1e-2, clip=1.0),
+                )
+            ),
+            sample=dict(
+                prompts="", sampler="ddim", num_steps=50, guidance_scale=12.5, negative_prompt="", invert=True, fps=8.0
+            ),
+        )
+    )

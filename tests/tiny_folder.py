@@ -1,0 +1,79 @@
+"""A Stable Diffusion of toy size with random weights, as a folder in the layout of `diffusers`; no torch needed."""
+
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from vidjax import pretrained
+
+LETTERS = [a + end for a in "!" + string.ascii_lowercase for end in ("", "</w>")]
+VOCABULARY = [*LETTERS, "th", "the</w>", "<|startoftext|>", "<|endoftext|>"]
+CONFIGS = {
+    "unet": dict(
+        _class_name="UNet2DConditionModel",
+        sample_size=8,
+        block_out_channels=[32, 64],
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+        layers_per_block=1,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ),
+    "vae": dict(
+        _class_name="AutoencoderKL",
+        block_out_channels=[8, 8],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+    ),
+    "text_encoder": dict(
+        architectures=["CLIPTextModel"],
+        vocab_size=len(VOCABULARY),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        hidden_act="quick_gelu",
+        bos_token_id=len(VOCABULARY) - 2,
+        eos_token_id=len(VOCABULARY) - 1,
+    ),
+    "scheduler": dict(
+        _class_name="DDIMScheduler",
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        num_train_timesteps=1000,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        clip_sample=False,
+        prediction_type="epsilon",
+    ),
+}
+
+
+def write_folder(path: Path, seed: int = 0) -> Path:
+    """The folder `path`, made; its U-Net has 8x8 latents of 16x16 pixels."""
+    configs = path.with_name(path.name + "-configs")
+    for part, config in CONFIGS.items():
+        (configs / part).mkdir(parents=True)
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (configs / part / name).write_text(json.dumps(config))
+    (configs / "tokenizer").mkdir()
+    (configs / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCABULARY)}))
+    (configs / "tokenizer" / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n")
+    kind = dict(tokenizer_class="CLIPTokenizer", model_max_length=12, pad_token="<|endoftext|>")
+    (configs / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(kind))
+    model, random = pretrained.load(configs, weights=False).model, np.random.default_rng(seed)
+    for place, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        noise = random.standard_normal(leaf.shape).astype("f")
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 100
+        leaf.set_value(1 + 0.1 * noise if place[-1] == "scale" else noise * fan_in**-0.5)
+    pretrained.save(model, configs, path)
+    return path

@@ -1,0 +1,100 @@
+"""A tuned run's edits: the clip is inverted once, then every prompt leads the same noise to another video."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vidjax.data.video_io import contact_sheet, write_mp4
+from vidjax.errors import InputError
+from vidjax.generator import Generator
+
+Latents = Float[np.ndarray, "b t h w c"]
+
+
+def split_prompts(prompts: str) -> list[str]:
+    """The prompts of one string with ; between them."""
+    return [prompt.strip() for prompt in prompts.split(";") if prompt.strip()]
+
+
+def inverted(generator: Generator, latents: Latents, file: Path) -> Latents:
+    """The noise of `latents` under the empty prompt (Mokady et al. 2023), computed once and kept in `file`.
+
+    A file for other latents, steps or weights than these is computed again.
+    """
+    latents, steps = np.asarray(latents), generator.defaults.num_steps
+    stamp = np.array([steps, generator.fingerprint()])
+    if file.exists():
+        with np.load(file) as kept:
+            same = np.array_equal(kept["stamp"], stamp) and np.array_equal(kept["latents"], latents)
+            if same:
+                return kept["noise"]
+    noise = np.asarray(generator.invert(latents, [""] * len(latents)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part.npz")
+    np.savez(part, noise=noise, latents=latents, stamp=stamp)
+    part.replace(file)
+    return noise
+
+
+def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
+    """Several inversions as one start: sum of weight noise, brought back to the mean deviation of its parts.
+
+    With two, alpha inv(V1) + (1 - alpha) inv(V2). Raises InputError if shapes or numbers do not match.
+    """
+    if len(noises) != len(weights) or not noises:
+        raise InputError(f"{len(noises)} inversions and {len(weights)} weights to blend them; give one weight to each")
+    if len({noise.shape for noise in noises}) > 1:
+        raise InputError(f"inversions of shapes {', '.join(str(n.shape) for n in noises)} cannot be blended")
+    mixed = sum(weight * noise for weight, noise in zip(weights, noises))
+    return mixed * (np.mean([noise.std() for noise in noises]) / mixed.std())
+
+
+def edits(generator: Generator, clip: np.ndarray, prompts: Sequence[str], workdir: Path) -> list[np.ndarray]:
+    """uint8 videos [t, h, w, c], one a prompt, of the clip [t, h, w, c]; without `invert` they start from noise."""
+    start = None
+    if generator.defaults.invert:
+        start = inverted(generator, np.asarray(generator.encode(clip[None])), workdir / "inversion.npz")
+    size = clip.shape[1:3]
+    return [generator([prompt], frames=len(clip), size=size, noise=start)[0] for prompt in prompts]
+
+
+def write_edits(
+    workdir: Path, clip: np.ndarray, prompts: Sequence[str], videos: Sequence[np.ndarray], fps: float
+) -> Any:
+    """For each prompt an mp4 and a contact sheet, the source beside the edit; entries for summary.json."""
+    from vidjax.results import slug
+
+    (workdir / "samples").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
+        stem = f"samples/{i:02d}-{slug(prompt)}"
+        write_mp4(workdir / f"{stem}.mp4", np.concatenate([clip, video], 2), fps)
+        contact_sheet(workdir / f"{stem}.png", [clip[None], video[None]], labels=["source", prompt])
+        entries.append({"caption": prompt, "png": f"{stem}.png", "mp4": f"{stem}.mp4"})
+    return entries
+
+
+def reconstruction_error(generator: Generator, latents: Latents, noise: Latents, prompt: str) -> float:
+    """||DDIM(inversion) - latents|| / ||latents|| under `prompt` and without guidance: how faithful edits can be."""
+    back = generator.latents(
+        [prompt] * len(latents), noise=noise, frames=generator.size[0], size=generator.size[1:],
+        guidance_scale=1.0, negative_prompt="",
+    )  # fmt: skip
+    return float(np.linalg.norm(np.asarray(back) - latents) / np.linalg.norm(latents))
+
+
+def show(workdir: Path, generator: Generator, clip: np.ndarray, caption: str) -> dict[str, Any]:
+    """Edits into `workdir`/samples; the entries and figures of summary.json."""
+    prompts = split_prompts(generator.defaults.prompts) or [caption]
+    if not any(prompts):
+        raise InputError("there is no prompt: set --config.sample.prompts or --config.prompt")
+    videos = edits(generator, clip, prompts, workdir)
+    found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, generator.defaults.fps)}
+    if generator.defaults.invert:
+        latents = np.asarray(generator.encode(clip[None]))
+        noise = inverted(generator, latents, workdir / "inversion.npz")
+        found["inversion_error"] = reconstruction_error(generator, latents, noise, "")
+    return found

@@ -1,0 +1,118 @@
+"""Clips and captions that are encoded once: what a frozen encoder would say at every step is kept instead.
+
+`encode_once` turns a batch of pixels and ids into posterior moments and text features; `stand_in` is the model that
+reads these, with the U-Net of the one that reads pixels; `Encoded` hands them out in batches, as a data set does.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vidjax.data.pipeline import Dataset
+from vidjax.data.transforms import to_unit
+from vidjax.errors import InputError
+from vidjax.models.autoencoder import Posterior
+from vidjax.video_model import Normal, VideoModel
+
+FRAMES = 4  # encoded at a time, where frames are independent
+
+
+class StoredMoments(nnx.Module):
+    """A codec whose videos are moments (mean, logvar) [b, s, i, j, 2 z] already: it only draws from them."""
+
+    def __init__(self, shift: float, scale: float):
+        self.shift, self.scale = shift, scale
+
+    def latents(self, video: Float[Array, "b s i j m"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
+        posterior = Posterior(*jnp.split(video, 2, -1))
+        z = posterior.mode if normal is None else posterior.sample(normal(posterior.mean.shape[1:]))
+        return self.scale * (z + self.shift)
+
+
+class StoredText(nnx.Module):
+    """An embedder whose captions are features [b, n, d] already. Such captions are never dropped."""
+
+    key, drop, vector_dim = "tokens", 0.0, None
+
+    def __init__(self, tokens_dim: int):
+        self.tokens_dim = tokens_dim
+
+    def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Array]:
+        return {"tokens": tokens}
+
+
+def stand_in(model: VideoModel, text: bool = True) -> VideoModel:
+    """`model` for batches that `encode_once` made: the same U-Net (not a copy), no autoencoder, no text encoder.
+
+    With `text` false it keeps the text encoder, which reads ids: so that this can train.
+    """
+    assert model.codec is not None
+    codec = StoredMoments(model.codec.shift, model.codec.scale)
+    stored = {"text": StoredText(model.text.tokens_dim)} if text else {"text": model.text}
+    return VideoModel(model.unet, stored, codec, masked=model.masked, remat=model.remat)
+
+
+def encode_once(model: VideoModel, batch: Mapping[str, Any], text: bool = True) -> dict[str, Array]:
+    """The batch with moments for `video` uint8 [b, t, h, w, c] and, with `text`, features for `tokens` [b, n]."""
+    codec = model.codec
+    assert codec is not None
+    x = to_unit(batch["video"]).astype(codec.dtype)
+    count = FRAMES if codec.per_frame else x.shape[1]
+    parts = [codec.autoencoder.encode(x[:, i : i + count]) for i in range(0, x.shape[1], count)]
+    moments = jnp.concatenate([jnp.concatenate([p.mean, p.logvar], -1) for p in parts], 1)
+    tokens = model.text(batch["tokens"])["tokens"].astype(jnp.float32) if text else batch["tokens"]
+    return {"video": moments.astype(jnp.float32), "tokens": tokens}
+
+
+class Encoded:
+    """Encoded examples in batches: each epoch in its own order, a function of (seed, step) alone."""
+
+    def __init__(self, examples: Sequence[Mapping[str, np.ndarray]], seed: int):
+        self._examples, self._seed = examples, seed
+
+    def batches(
+        self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """As `Dataset.batches`. Raises InputError for a batch that the processes do not divide or that is too large."""
+        if batch_size % process_count:
+            raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
+        if len(self._examples) < batch_size:
+            raise InputError(
+                f"{len(self._examples)} clips are too few for one batch of {batch_size}: make the batch smaller"
+            )
+        return (self._batch(step, batch_size, process_index, process_count) for step in itertools.count(start_step))
+
+    def _batch(self, step: int, batch_size: int, process: int, processes: int) -> dict[str, np.ndarray]:
+        own = batch_size // processes
+        first = step * batch_size + process * own
+        chosen = [self._examples[self._number(n)] for n in range(first, first + own)]
+        batch = {key: np.stack([example[key] for example in chosen]) for key in chosen[0]}
+        return {**batch, "substituted": np.zeros(own, bool)}
+
+    def _number(self, n: int) -> int:
+        epoch, place = divmod(n, len(self._examples))
+        return int(np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))[place])
+
+
+def encode_clips(
+    encode: Callable[[Any, Any], Any],
+    model: Any,
+    dataset: Dataset,
+    tokenize: Callable[[str], np.ndarray],
+    seed: int,
+) -> Encoded:
+    """The first training window of every clip that can be read, by `encode(model, batch)` (see `encode_once`)."""
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda state, batch: encode(nnx.merge(graphdef, state), batch))
+    examples = []
+    for windows, text in zip(dataset.windows("train", per_clip=1), dataset.texts, strict=True):
+        if len(windows):
+            made = run(state, {"video": windows, "tokens": np.asarray(tokenize(text), np.int32)[None]})
+            examples.append({key: np.asarray(value[0]) for key, value in made.items()})
+    return Encoded(examples, seed)

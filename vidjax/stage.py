@@ -1,0 +1,124 @@
+"""A stage of a recipe as the training loop sees it: what trains, on what, and what is minimised."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
+from vidjax.flops import count_flops
+from vidjax.train_state import Params, TrainState
+from vidjax.train_step import Objective, draws_at
+
+
+class OneKey(nnx.Rngs):
+    """The same key for every parameter: where only shapes matter, counting keys is most of the time of a trace."""
+
+    def __init__(self):
+        pass
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, how precise. `dtype` is what the networks compute in; parameters are fp32."""
+
+    steps: int
+    batch_size: int = 8
+    accumulate: int = 1
+    ema: float = 0.9999
+    dtype: str = "float32"
+    remat: str = "none"
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2
+    keep_every: int | None = None
+    sample_every: int | None = None  # videos into TensorBoard
+    frozen_dtype: str | None = None  # what the part that does not train is kept in
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What the training loop needs to know of one stage of a recipe.
+
+    A stage that tunes has `pretrained(weights) -> (encoder, model)` in place of `init`: the model with the weights it
+    starts from (`weights` false: shapes alone), and what encodes its data once, by `encode(encoder, batch) -> batch`.
+    """
+
+    name: str
+    folder: Path
+    train: TrainConfig
+    mesh: dict[str, int]
+    seed: int
+    data: DataConfig
+    init: Callable[[nnx.Rngs], nnx.Module]  # a model at its random start
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    tokenize: Callable[[str], np.ndarray] | None = None
+    trainable: Callable[[str], bool] = lambda path: True
+    loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
+    finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
+    preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at
+    fps: float = 15.0
+    untrained: Callable[[Any, Any], Any] | None = None  # (model, batch): the forward pass that no gradient comes to
+
+    pretrained: Callable[[bool], tuple[Any, Any]] | None = None
+    encode: Callable[[Any, Any], Any] | None = None
+
+    def dataset(self) -> Dataset:
+        return make_dataset(self.data, seed=self.seed, tokenize=self.tokenize)
+
+    def abstract(self) -> nnx.Module:
+        """The model with shapes for parameters (where they cost something)."""
+        return self.pretrained(False)[1] if self.pretrained else nnx.eval_shape(lambda: self.init(OneKey()))
+
+
+def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
+    """`loss(parameters, batch)` of a stage, and the shapes of the parameters."""
+    graphdef, state = nnx.split(stage.abstract())
+
+    def loss(state, batch):
+        draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
+        return stage.objective(nnx.merge(graphdef, state), batch, draws)[0]
+
+    return loss, state
+
+
+def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
+    """FLOPs of a training step on a batch of these shapes: three times the forward pass of what trains, once that of
+    what does not (a frozen encoder). Work done again under rematerialisation does not count."""
+    loss, state = abstract_loss(stage)
+    total = count_flops(loss, state, batch)
+    if stage.untrained is None:
+        return 3 * total
+    graphdef = nnx.graphdef(stage.abstract())
+    once = count_flops(lambda state, batch: stage.untrained(nnx.merge(graphdef, state), batch), state, batch)
+    return 3 * (total - once) + once
+
+
+def abstract_batch(stage: Stage, dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what the training step sees of a batch, read off the first one."""
+    batch = next(dataset.batches(stage.train.batch_size))
+    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in on_device(batch).items()}
+    return encoded_shapes(stage, shapes)
+
+
+def encoded_shapes(stage: Stage, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch once it is encoded, if the stage does that."""
+    if stage.pretrained is None:
+        return batch
+    graphdef, state = nnx.split(stage.pretrained(False)[0])
+    return jax.eval_shape(lambda state, batch: stage.encode(nnx.merge(graphdef, state), batch), state, batch)
+
+
+def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch without the entries that only the host reads."""
+    return {key: value for key, value in batch.items() if key not in ("index", "substituted")}
