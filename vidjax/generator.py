@@ -70,12 +70,16 @@ class Generator:
         return merge(self.graphdef, params)
 
     @property
+    def model(self) -> VideoModel:
+        return self._model(self.params)
+
+    @property
     def codec(self) -> Codec | None:
-        return self._model(self.params).codec
+        return self.model.codec
 
     @property
     def embedder_names(self) -> tuple[str, ...]:
-        return self._model(self.params).embedder_names
+        return self.model.embedder_names
 
     def latent_shape(self, frames: int | None = None, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
         """[t, h, w, c] of what is diffused for a video of that size. Raises InputError if it does not fit."""
@@ -179,7 +183,7 @@ class Generator:
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
         """The batch entries that the model's embedders read. Raises InputError if they do not fit the model."""
-        names = self._model(self.params).embedder_names
+        names = self.embedder_names
         batch: dict[str, Array] = {"size": jnp.zeros((len(prompts), 0))}
         if any(isinstance(p, str) and p for p in prompts) and "text" not in names:
             raise InputError(

@@ -50,11 +50,11 @@ def load(
 ) -> Pretrained:
     """A folder with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
 
-    inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks. What the
-    folder has no weights for stays at its start, which leaves images as they are: the parameters whose paths match the
-    regular expression `fresh`, with `inflate` by default all over time ("temp"). Every other parameter without weights
-    and all weights without a parameter are errors. norm_over: see `unet_config`. dtype: of all parameters; memory stays
-    near one copy of them. weights: false for a model of shapes, which reads no weights. Raises InputError.
+    inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks. What
+    the folder has no weights for stays at its start, which leaves images as they are: the parameters whose paths match
+    the regular expression `fresh`, with `inflate` by default all over time ("temp"). Every other parameter without
+    weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype: of all parameters;
+    memory stays near one copy of them. weights: false for a model of shapes, which reads no weights. Raises InputError.
     """
     folder = Folder(Path(path))
     unet, rules = unet_config(folder.config("unet"), norm_over)
@@ -111,17 +111,17 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
     A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video. Raises InputError if `out` has
     something in it already.
     """
-    source, out = Folder(Path(source)), Path(out)
+    folder, out = Folder(Path(source)), Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
     weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     shutil.copytree(
-        source.path,
+        folder.path,
         out,
-        ignore=lambda folder, names: [n for n in names if Path(folder).name in weights and n != "config.json"],
+        ignore=lambda within, names: [n for n in names if Path(within).name in weights and n != "config.json"],
         dirs_exist_ok=True,
     )
-    config = source.config("unet")
+    config = folder.config("unet")
     if any(name == "attn_temp" for name, _ in model.unet.config.block):
         config = inflated(config)
         write_json(out / "unet" / "config.json", config)

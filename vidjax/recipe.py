@@ -24,7 +24,7 @@ from vidjax.models.patch_pca import patch_pca
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.optim import make_optimizer
-from vidjax.stage import OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.stage import Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.train_state import Params, TrainState, abstract_parameters, parameters, split
 from vidjax.tuning import tuned_generator, tuning
 from vidjax.video_model import Codec, VideoModel, latent_statistics

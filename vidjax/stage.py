@@ -97,10 +97,11 @@ def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
     what does not (a frozen encoder). Work done again under rematerialisation does not count."""
     loss, state = abstract_loss(stage)
     total = count_flops(loss, state, batch)
-    if stage.untrained is None:
+    untrained = stage.untrained
+    if untrained is None:
         return 3 * total
     graphdef = nnx.graphdef(stage.abstract())
-    once = count_flops(lambda state, batch: stage.untrained(nnx.merge(graphdef, state), batch), state, batch)
+    once = count_flops(lambda state, batch: untrained(nnx.merge(graphdef, state), batch), state, batch)
     return 3 * (total - once) + once
 
 
@@ -113,10 +114,10 @@ def abstract_batch(stage: Stage, dataset: Dataset) -> dict[str, jax.ShapeDtypeSt
 
 def encoded_shapes(stage: Stage, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch once it is encoded, if the stage does that."""
-    if stage.pretrained is None:
+    if stage.pretrained is None or (encode := stage.encode) is None:
         return batch
     graphdef, state = nnx.split(stage.pretrained(False)[0])
-    return jax.eval_shape(lambda state, batch: stage.encode(nnx.merge(graphdef, state), batch), state, batch)
+    return jax.eval_shape(lambda state, batch: encode(nnx.merge(graphdef, state), batch), state, batch)
 
 
 def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

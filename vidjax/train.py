@@ -14,8 +14,8 @@ from flax import nnx
 from vidjax import sharding
 from vidjax.checkpoint import Checkpoints
 from vidjax.data.pipeline import Dataset
-from vidjax.errors import InputError
 from vidjax.encoded import Encoded, encode_clips
+from vidjax.errors import InputError
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite

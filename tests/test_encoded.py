@@ -1,0 +1,67 @@
+"""Training on what was encoded once is training on pixels and captions."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_folder import write_folder
+
+from vidjax import pretrained
+from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
+from vidjax.errors import InputError
+from vidjax.objectives import diffusion
+from vidjax.train_step import draws_at
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return pretrained.load(write_folder(tmp_path_factory.mktemp("sd") / "folder"), inflate="tuned")
+
+
+def test_the_loss_is_that_of_pixels_and_captions(loaded):
+    model = loaded.model
+    model.text.drop = 0.0
+    video = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+    ids = np.stack([loaded.tokenize("the fox"), loaded.tokenize("a cat")])
+    draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), 2)
+    batch = {"video": jnp.asarray(video), "tokens": jnp.asarray(ids)}
+
+    def of(model, batch):
+        graphdef, state = nnx.split(model)
+        return jax.jit(lambda state, batch: loss(nnx.merge(graphdef, state), batch, draws)[0])(state, batch)
+
+    loss = partial(diffusion, schedule=loaded.schedule, prediction=loaded.prediction)
+    pixels = of(model, batch)
+    for text in (True, False):
+        np.testing.assert_allclose(of(stand_in(model, text), encode_once(model, batch, text)), pixels, rtol=1e-5)
+
+
+def test_clips_are_encoded_at_their_first_window(loaded):
+    config = DataConfig(source="webvid", frames=3, size=16)
+    dataset = make_dataset(config, seed=0, tokenize=loaded.tokenize)
+    source = encode_clips(encode_once, loaded.model, dataset, loaded.tokenize, seed=0)
+    batch = next(source.batches(8))
+    first = [windows[0] for windows in dataset.windows("train", per_clip=1)]
+    means = np.split(batch["video"], 2, -1)[0]
+    own = loaded.model.codec.autoencoder.encode(jnp.asarray(np.stack(first), jnp.float32) / 127.5 - 1).mean
+    order = [int(np.abs(np.asarray(own) - mean).mean((1, 2, 3, 4)).argmin()) for mean in means]
+    assert sorted(order) == list(range(8))
+    np.testing.assert_allclose(means, np.asarray(own)[order], atol=1e-4)
+
+
+def test_batches_are_a_function_of_seed_and_step_and_split_over_processes():
+    source = Encoded([{"video": np.full((1,), i)} for i in range(6)], seed=1)
+    whole = source.batches(4)
+    seen = [next(whole)["video"][:, 0] for _ in range(6)]
+    assert sorted(np.concatenate(seen)[:6]) == list(range(6))  # an epoch shows everything once
+    later = source.batches(4, start_step=3)
+    np.testing.assert_array_equal(next(later)["video"][:, 0], seen[3])
+    halves = [source.batches(4, 0, process, 2) for process in (0, 1)]
+    for step in range(3):
+        np.testing.assert_array_equal(np.concatenate([next(half)["video"][:, 0] for half in halves]), seen[step])
+    with pytest.raises(InputError, match="6 clips are too few for one batch of 7"):
+        source.batches(7)

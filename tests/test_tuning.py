@@ -1,0 +1,126 @@
+"""Tuning as a user runs it: what may change changes, all else stays, and the clip comes back better than before."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_folder import write_folder
+
+from vidjax import editing, pretrained, recipe
+from vidjax.data.video_io import Video
+from vidjax.errors import InputError
+from vidjax.train_state import parameters
+
+ROOT = Path(__file__).parents[1]
+CLIP = ROOT / "vidjax" / "clips" / "real" / "woman.mp4"
+SMALL = ("data.size=(16, 16)", "data.frames=4", "data.stride=1", "stages.tune.train.log_every=5", "sample.num_steps=10")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("sd") / "folder")
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def tune(folder, workdir, env, *overrides, prompts="a fox walks;a cat"):
+    flags = (f"data.video={CLIP}", "prompt=the fox", f"pretrained={folder}", f"sample.prompts={prompts}", *SMALL)
+    command = [sys.executable, "-m", "vidjax.main", f"--config={ROOT}/configs/tune_a_video.py", f"--workdir={workdir}"]
+    command += [f"--config.{flag}" for flag in (*flags, *overrides)]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run(folder, env, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("tuned")
+    more = ("stages.tune.train.steps=40", "stages.tune.optimizer.learning_rate=1e-2", "stages.tune.train.dtype=float32")
+    done = tune(folder, workdir, env, *more, "stages.tune.train.frozen_dtype=float32", "sample.guidance_scale=3.0")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_edits_lie_beside_their_source(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert [entry["caption"] for entry in summary["samples"]] == ["a fox walks", "a cat"]
+    for entry in summary["samples"]:
+        with Video(run / entry["mp4"]) as video:
+            assert (video.frames, video.height, video.width) == (4, 16, 32)
+        assert (run / entry["png"]).stat().st_size > 0
+    assert np.isfinite(summary["inversion_error"])
+
+
+def test_only_what_the_strategy_names_has_changed(run, folder):
+    tuned, base = recipe.generator(run).params, parameters(pretrained.load(folder, inflate="tuned").model)
+    assert tuned.keys() == base.keys()
+    changed = {path for path in base if not np.array_equal(tuned[path], base[path])}
+    named = {p for p in base if re.search(r"attn[12]\.to_q|attn_temp\.to", p)}
+    assert changed <= named
+    assert {path for path in named if "attn1.to_q" in path or "attn_temp.to_out" in path} <= changed
+
+
+def test_tuning_learns_the_clip(run):
+    lines = [json.loads(line) for line in (run / "tune" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert np.mean(losses[-4:]) < 0.8 * losses[0]
+
+
+def test_the_inversion_is_kept_until_something_it_depends_on_changes(run):
+    generator = recipe.generator(run)
+    clip = recipe.dataset(run).windows("train", per_clip=1)[0][0]
+    latents = generator.encode(clip[None])
+    with np.load(run / "inversion.npz") as kept:
+        noise = kept["noise"]
+    generator.invert = None  # not asked again
+    np.testing.assert_array_equal(editing.inverted(generator, latents, run / "inversion.npz"), noise)
+    with pytest.raises(TypeError):
+        editing.inverted(generator, latents + 1, run / "inversion.npz")
+
+
+def test_inversion_then_sampling_returns_the_latents(run):
+    generator = recipe.generator(run)
+    generator.params = {p: v * 0.7 if p.startswith("unet.conv_out") else v for p, v in generator.params.items()}
+    latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
+    errors = []
+    for steps in (10, 40, 160):
+        noise = generator.invert(latents, ["the fox"], num_steps=steps)
+        back = generator.latents(["the fox"], noise=noise, num_steps=steps, guidance_scale=1.0)
+        errors.append(float(jnp.linalg.norm(back - latents) / jnp.linalg.norm(latents)))
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 0.1
+
+
+def test_blended_inversions_have_the_deviation_of_their_parts():
+    a, b = np.random.default_rng(0).standard_normal((2, 1, 2, 4, 4, 3))
+    mixed = editing.blend([a, b], [0.3, 0.7])
+    assert mixed.std() == pytest.approx((a.std() + b.std()) / 2)
+    np.testing.assert_allclose(np.corrcoef(mixed.ravel(), (0.3 * a + 0.7 * b).ravel())[0, 1], 1)
+    np.testing.assert_allclose(editing.blend([a], [1.0]), a)
+    with pytest.raises(InputError, match="cannot be blended"):
+        editing.blend([a, b[:, :1]], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("pretrained=/nowhere", "/nowhere does not exist"),
+        ("data.frames=400", "too short"),
+        ("finetune.strategy=tune_a_vidio", "did you mean 'tune_a_video'"),
+        ("model.keys=frst", "first_and_previous"),
+        ("data.size=(15, 16)", "15"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_compiled(override, says, folder, env, tmp_path):
+    done = tune(folder, tmp_path / "w", env, override)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and says in errors[0], done.stderr
+    assert not (tmp_path / "w" / "tune").exists()

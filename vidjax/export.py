@@ -1,0 +1,79 @@
+"""What a run has learned, for other programs: `python -m vidjax.export --workdir W --format orbax|diffusers --out DIR`.
+
+orbax: the averaged parameters by path, and the config. diffusers: for runs that tune a folder in that layout, the whole
+folder again with the tuned weights; with LoRA, the adapters alone (pytorch_lora_weights.safetensors).
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from vidjax import cli
+from vidjax.errors import InputError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
+FORMAT = flags.DEFINE_string("format", "orbax", "orbax or diffusers.")
+OUT = flags.DEFINE_string("out", None, "A new folder.")
+
+
+def main() -> None:
+    from vidjax.settings import choose
+
+    for name, flag in (("workdir", WORKDIR), ("out", OUT)):
+        if not flag.value:
+            raise InputError(f"--{name} is missing")
+    write = choose(FORMAT.value, FORMATS, "--format")
+    out = Path(OUT.value)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out={out} is not empty; name a new folder")
+    part = out.with_name(out.name + ".part")  # nothing half-written: the folder appears when it is whole
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write(Path(WORKDIR.value), part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if out.exists():
+        out.rmdir()
+    part.rename(out)
+    print(out)
+
+
+def orbax(workdir: Path, out: Path) -> None:
+    """`parameters` (Orbax, a dict from path to array) and config.json."""
+    import orbax.checkpoint as ocp
+
+    from vidjax import recipe, settings
+
+    generator = recipe.generator(workdir)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((out / "parameters").absolute(), generator.params)
+    settings.write_json(out / "config.json", recipe.read_config(workdir))
+
+
+def diffusers(workdir: Path, out: Path) -> None:
+    """A folder that `diffusers` loads, or a LoRA for one."""
+    from vidjax import pretrained, recipe
+    from vidjax.models.lora import lora_tensors
+    from vidjax.weights import lora
+
+    source = recipe.read_config(workdir).get("pretrained")
+    if not source:
+        raise InputError(
+            f"--format=diffusers: {workdir} was not tuned from a folder of diffusers, which has no such model; "
+            "take --format=orbax"
+        )
+    model = recipe.generator(workdir).model
+    if tensors := lora_tensors(model):
+        unet = {path.removeprefix("unet."): value for path, value in tensors.items()}
+        lora.save(out, unet, model.unet.config.blocks_per_level)
+    else:
+        pretrained.save(model, source, out)
+
+
+FORMATS: dict[str, Callable[[Path, Path], None]] = {"orbax": orbax, "diffusers": diffusers}
+
+if __name__ == "__main__":
+    cli.start(main)
