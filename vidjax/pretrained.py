@@ -98,17 +98,17 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
     A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video. Raises InputError if `out` has
     something in it already.
     """
-    source, out = Folder(Path(source)), Path(out)
+    folder, out = Folder(Path(source)), Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
     weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     shutil.copytree(
-        source.path,
+        folder.path,
         out,
-        ignore=lambda folder, names: [n for n in names if Path(folder).name in weights and n != "config.json"],
+        ignore=lambda part, names: [n for n in names if Path(part).name in weights and n != "config.json"],
         dirs_exist_ok=True,
     )
-    config = source.config("unet")
+    config = folder.config("unet")
     if any(name == "attn_temp" for name, _ in model.unet.config.block):
         config = inflated(config)
         write_json(out / "unet" / "config.json", config)
