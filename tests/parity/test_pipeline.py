@@ -2,6 +2,8 @@
 
 import json
 import string
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -221,3 +223,29 @@ def test_inflation_leaves_images_and_stills_as_they_are(pipe, tmp_path):
 def test_dtype(pipe):
     loaded = pretrained.load(pipe[0], dtype=jnp.bfloat16, inflate="tuned")
     assert {leaf.dtype for leaf in parameters(loaded.model).values()} == {jnp.dtype("bfloat16")}
+
+
+def test_the_program(pipe, tmp_path):
+    """As a user runs it: from a noise file to a latents file, both prompts in one batch."""
+    folder, reference = pipe
+    noise = noise_like((2, 1, 6, 8, 4))
+    np.save(tmp_path / "noise.npy", noise)
+    flags = {
+        "pretrained": folder,
+        "negative_prompt": "bad",
+        "height": 48,
+        "width": 64,
+        "sampler": "ddim",
+        "num_steps": 3,
+        "guidance_scale": 4.0,
+        "init_noise": tmp_path / "noise.npy",
+        "save_latents": tmp_path / "latents.npy",
+        "out": tmp_path / "out",
+    }
+    prompts = [f"--prompt={prompt}" for prompt in PROMPTS]
+    command = [sys.executable, "-m", "vidjax.sample", *prompts, *(f"--{k}={v}" for k, v in flags.items())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = theirs(reference, noise, steps=3, guidance_scale=4.0, negative_prompt=["bad"] * 2)
+    assert error(np.load(tmp_path / "latents.npy"), expected) <= 1e-3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
