@@ -1,19 +1,33 @@
-"""Videos from a trained run: `python -m vidjax.sample --workdir W --prompt "..." --out DIR`."""
+"""Videos from a trained run, or from a folder of other people's weights:
+
+`python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
+"""
 
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vidjax.generator import Generator
+
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
+PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
+INFLATE = flags.DEFINE_string("inflate", None, "Layers over time for an image folder: tuned (Tune-A-Video's).")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; give the flag several times for several videos.")
+NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What guidance steers away from.")
 LABEL = flags.DEFINE_multi_integer("label", [], "A class number, for class-conditional models.")
-FRAMES = flags.DEFINE_integer("frames", None, "Frames of the video; default: as trained.", lower_bound=1)
+FRAMES = flags.DEFINE_integer(
+    "frames", None, "Frames of the video; default: as trained, 1 for a folder.", lower_bound=1
+)
 HEIGHT = flags.DEFINE_integer("height", None, "Height in pixels; default: as trained.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "Width in pixels; default: as trained.", lower_bound=1)
 SAMPLER = flags.DEFINE_string("sampler", None, "ddpm, ddim, euler, heun, dpmpp_2m or unipc; default: the recipe's.")
@@ -22,23 +36,29 @@ GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "1: none.")
 ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
 SEED = flags.DEFINE_integer("seed", 0, "Noise: the same seed gives the same video.")
 WATERMARK = flags.DEFINE_bool("watermark", True, "Mark the videos invisibly (see vidjax.watermark).")
-OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets; default: WORKDIR/more.")
+INIT_NOISE = flags.DEFINE_string("init_noise", None, "Standard normal noise to start from: npy, [b, t, h, w, c].")
+SAVE_LATENTS = flags.DEFINE_string(
+    "save_latents", None, "Where to write what is decoded: npy, float32 [b, t, h, w, c]."
+)
+OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets; default: WORKDIR/more, or more.")
 
 
 def main() -> None:
-    if not WORKDIR.value:
-        raise InputError("--workdir is missing: name the folder of a run that vidjax.main has trained")
+    if bool(WORKDIR.value) == bool(PRETRAINED.value):
+        raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
+    import numpy as np
     from tqdm import tqdm
 
-    from vidjax import recipe, results
+    from vidjax import results
     from vidjax.watermark import embed
 
-    generator = recipe.generator(Path(WORKDIR.value))
+    generator = make_generator()
     prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
     options = {
         "sampler": SAMPLER.value,
         "num_steps": NUM_STEPS.value,
         "guidance_scale": GUIDANCE_SCALE.value,
+        "negative_prompt": NEGATIVE_PROMPT.value,
         "eta": ETA.value,
     }
     options = {name: value for name, value in options.items() if value is not None}
@@ -46,21 +66,53 @@ def main() -> None:
     began = time.perf_counter()
     steps = dataclasses.replace(generator.defaults, **options).num_steps
     with tqdm(total=steps, desc="sampling", unit="step", disable=None) as bar:
-        videos = generator(
+        latents = generator.latents(
             prompts,
             frames=FRAMES.value,
             size=size,
             seed=SEED.value,
+            noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
             progress=lambda n: bar.update(int(n) - bar.n),
             **options,
         )
+        latents.block_until_ready()
+    if SAVE_LATENTS.value:
+        path = Path(SAVE_LATENTS.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            np.save(file, np.asarray(latents))
+        print(path)
+    videos = generator.decode(latents)
     if WATERMARK.value:
         videos = np.stack([embed(video) for video in videos])
-    out = Path(OUT.value or Path(WORKDIR.value) / "more")
+    out = Path(OUT.value or Path(WORKDIR.value or "") / "more")
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
     for entry in results.write_samples(out.parent, names, videos[:, None], generator.defaults.fps, out.name):
         print(out.parent / entry.get("mp4", entry["png"]))
     print(f"{len(videos)} in {time.perf_counter() - began:.1f} s")
+
+
+def make_generator() -> "Generator":
+    if WORKDIR.value:
+        from vidjax import recipe
+
+        return recipe.generator(Path(WORKDIR.value))
+    from vidjax import pretrained
+
+    return pretrained.generator(Path(PRETRAINED.value), inflate=INFLATE.value, dtype=DTYPE.value)
+
+
+def read_noise(path: Path) -> "np.ndarray":
+    """Raises InputError if there is no array of floats in that file."""
+    import numpy as np
+
+    try:
+        noise = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"--init_noise={path} cannot be read: {error}") from None
+    if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
+        raise InputError(f"--init_noise={path} is no npy file of floats")
+    return noise
 
 
 if __name__ == "__main__":

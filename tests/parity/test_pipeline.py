@@ -2,6 +2,8 @@
 
 import json
 import string
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -77,9 +79,9 @@ def unet(family):
 def autoencoder():
     return refill(
         diffusers.AutoencoderKL(
-            block_out_channels=(8, 8, 16, 16),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
             layers_per_block=1,
             norm_num_groups=4,
         ),
@@ -159,7 +161,7 @@ def error(got, expected):
 
 def test_latents_and_pixels(pipe, generator):
     _, reference = pipe
-    assert generator.size == (1, 64, 64)
+    assert generator.size == (1, 16, 16)
     noise = noise_like((2, 1, 8, 8, 4))
     latents = generator.latents(PROMPTS, noise=noise, num_steps=10, guidance_scale=7.5)
     expected = theirs(reference, noise, guidance_scale=7.5)
@@ -221,3 +223,29 @@ def test_inflation_leaves_images_and_stills_as_they_are(pipe, tmp_path):
 def test_dtype(pipe):
     loaded = pretrained.load(pipe[0], dtype=jnp.bfloat16, inflate="tuned")
     assert {leaf.dtype for leaf in parameters(loaded.model).values()} == {jnp.dtype("bfloat16")}
+
+
+def test_the_program(pipe, tmp_path):
+    """As a user runs it: from a noise file to a latents file, both prompts in one batch."""
+    folder, reference = pipe
+    noise = noise_like((2, 1, 6, 8, 4))
+    np.save(tmp_path / "noise.npy", noise)
+    flags = {
+        "pretrained": folder,
+        "negative_prompt": "bad",
+        "height": 12,
+        "width": 16,
+        "sampler": "ddim",
+        "num_steps": 3,
+        "guidance_scale": 4.0,
+        "init_noise": tmp_path / "noise.npy",
+        "save_latents": tmp_path / "latents.npy",
+        "out": tmp_path / "out",
+    }
+    prompts = [f"--prompt={prompt}" for prompt in PROMPTS]
+    command = [sys.executable, "-m", "vidjax.sample", *prompts, *(f"--{k}={v}" for k, v in flags.items())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = theirs(reference, noise, steps=3, guidance_scale=4.0, negative_prompt=["bad"] * 2)
+    assert error(np.load(tmp_path / "latents.npy"), expected) <= 1e-3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2

@@ -107,7 +107,9 @@ def load(
     and have no key stay as they are. They keep their dtype, or all get `dtype`. Raises as `fit` does."""
     leaves = parameters(model)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    for path, value in fit(shapes, tensors, rules, ignore, fresh).items():
+    fitted = fit(shapes, tensors, rules, ignore, fresh)
+    while fitted:  # an array that is mapped from a file is let go before the next one is read
+        path, value = fitted.popitem()
         leaves[path].set_value(jnp.asarray(np.array(value, dtype or leaves[path].dtype, order="C")))
 
 

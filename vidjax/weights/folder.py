@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vidjax.errors import InputError
-from vidjax.weights.tensors import read, read_shards
+from vidjax.weights.tensors import Tensors, read, read_shards
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files
 LAYOUT = "unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
@@ -42,7 +42,7 @@ class Folder:
         except ValueError as error:
             raise InputError(f"{path} is no JSON: {error}") from None
 
-    def tensors(self, part: str) -> dict[str, np.ndarray]:
+    def tensors(self, part: str) -> Tensors:
         """The part's weights by key, mapped into memory: full precision if it is there, else the fp16 variant.
 
         Raises InputError if there are none in safetensors files, with a line that converts what is there.

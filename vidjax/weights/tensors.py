@@ -1,6 +1,8 @@
 """Tensors in safetensors files, mapped into memory and not read before they are used."""
 
+import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,7 +25,34 @@ DTYPES: dict[str, DTypeLike] = {
 }
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor is."""
+
+    path: Path
+    dtype: DTypeLike
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Tensors by key. Each look-up maps its own piece of the file, which is let go with the array."""
+
+    def __init__(self, places: Mapping[str, Place]):
+        self.places = dict(places)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        place = self.places[key]
+        return np.memmap(place.path, place.dtype, "r", place.offset, place.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def read(path: str | Path) -> Tensors:
     """The tensors of one file: 8 bytes of length, a header in JSON with dtypes, shapes and places, then the bytes.
 
     Raises InputError if it is not such a file, or a part of one.
@@ -43,22 +72,23 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is cut off: it has {size} bytes, its header speaks of {start + end}; get it again")
     if unknown := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
         raise InputError(f"{path} has tensors of type {min(unknown)}; only {', '.join(DTYPES)} are read")
-    data = np.memmap(path, np.uint8, "r")
-    return {
-        key: np.ndarray(entry["shape"], DTYPES[entry["dtype"]], data, start + entry["data_offsets"][0])
-        for key, entry in header.items()
-    }
+    return Tensors(
+        {
+            key: Place(path, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
+            for key, entry in header.items()
+        }
+    )
 
 
-def read_shards(index: str | Path) -> dict[str, np.ndarray]:
+def read_shards(index: str | Path) -> Tensors:
     """The tensors of a model in several files, by its `*.safetensors.index.json`. Raises InputError as `read` does."""
     index = Path(index)
-    places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    out: dict[str, np.ndarray] = {}
-    for name in sorted(set(places.values())):
+    files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    places: dict[str, Place] = {}
+    for name in sorted(set(files.values())):
         if not (index.parent / name).is_file():
             raise InputError(f"{index} names {name}, which is not there: get the missing file")
-        out |= read(index.parent / name)
-    if missing := places.keys() - out.keys():
+        places |= read(index.parent / name).places
+    if missing := files.keys() - places.keys():
         raise InputError(f"{index} names {min(missing)}, which is in none of its files: get them again")
-    return out
+    return Tensors(places)
