@@ -11,7 +11,7 @@ from tiny_folder import write_folder
 
 from vidjax import pretrained
 from vidjax.data.pipeline import DataConfig, make_dataset
-from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
+from vidjax.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
 from vidjax.errors import InputError
 from vidjax.objectives import diffusion
 from vidjax.train_step import draws_at
@@ -43,9 +43,9 @@ def test_the_loss_is_that_of_pixels_and_captions(loaded):
 def test_clips_are_encoded_at_their_first_window(loaded):
     config = DataConfig(source="webvid", frames=3, size=16)
     dataset = make_dataset(config, seed=0, tokenize=loaded.tokenize)
-    source = encode_clips(encode_once, loaded.model, dataset, loaded.tokenize, seed=0)
+    first, texts = first_windows(dataset)
+    source = encode_clips(encode_once, loaded.model, first, map(loaded.tokenize, texts), seed=0)
     batch = next(source.batches(8))
-    first = [windows[0] for windows in dataset.windows("train", per_clip=1)]
     means = np.split(batch["video"], 2, -1)[0]
     own = loaded.model.codec.autoencoder.encode(jnp.asarray(np.stack(first), jnp.float32) / 127.5 - 1).mean
     order = [int(np.abs(np.asarray(own) - mean).mean((1, 2, 3, 4)).argmin()) for mean in means]

@@ -10,12 +10,15 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_folder import write_folder
 
 from vidjax import editing, pretrained, recipe
 from vidjax.data.video_io import Video
 from vidjax.errors import InputError
+from vidjax.models.lora import lora_tensors, merge_loras
 from vidjax.train_state import parameters
+from vidjax.weights import lora
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "vidjax" / "clips" / "real" / "woman.mp4"
@@ -107,6 +110,71 @@ def test_blended_inversions_have_the_deviation_of_their_parts():
     np.testing.assert_allclose(editing.blend([a], [1.0]), a)
     with pytest.raises(InputError, match="cannot be blended"):
         editing.blend([a, b[:, :1]], [0.5, 0.5])
+
+
+def test_an_exported_folder_is_the_tuned_model(run, env, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vidjax.export",
+        f"--workdir={run}",
+        "--format=diffusers",
+        f"--out={tmp_path / 'sd'}",
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again, tuned = parameters(pretrained.load(tmp_path / "sd").model), recipe.generator(run).params
+    assert again.keys() == tuned.keys()
+    assert all(np.array_equal(again[path], tuned[path]) for path in tuned)
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "is not empty" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def dreambooth(folder, env, tmp_path_factory):
+    pictures, workdir = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("dreambooth")
+    with Video(CLIP) as video:
+        for i, frame in enumerate(video.read([0, 20, 40])):
+            Image.fromarray(frame).save(pictures / f"{i}.png")
+    flags = (f"data.path={pictures}", "prompt=sks fox", f"pretrained={folder}", "sample.prompts=sks fox;a fox")
+    flags += (
+        "finetune.prior.prompt=a fox",
+        "finetune.prior.count=2",
+        "finetune.prior.num_steps=2",
+        "data.size=(16, 16)",
+    )
+    flags += ("stages.tune.train.steps=3", "stages.tune.train.log_every=1", "sample.num_steps=2", "finetune.rank=2")
+    flags += ("stages.tune.optimizer.learning_rate=1e-2",)
+    command = [sys.executable, "-m", "vidjax.main", f"--config={ROOT}/configs/dreambooth.py:lora"]
+    command += [f"--workdir={workdir}", *(f"--config.{flag}" for flag in flags)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_dreambooth_has_a_loss_of_the_class_beside_its_own(dreambooth):
+    lines = [json.loads(line) for line in (dreambooth / "tune" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["instance"] + line["prior"], rel=1e-3)
+    with np.load(dreambooth / "tune" / "class.npz") as kept:
+        assert kept["videos"].shape == (2, 1, 16, 16, 3)
+    assert len(list((dreambooth / "samples").glob("*.png"))) == 2
+
+
+def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, folder, env, tmp_path):
+    command = [sys.executable, "-m", "vidjax.export", f"--workdir={dreambooth}", "--format=diffusers"]
+    done = subprocess.run([*command, f"--out={tmp_path / 'lora'}"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    base = {p.removeprefix("unet."): v for p, v in parameters(pretrained.load(folder).model).items() if "unet." in p}
+    merged = merge_loras(base, {"fox": (lora.load(tmp_path / "lora", blocks_per_level=1), 1.0)})
+    ours = merge_loras(base, {"fox": (lora_of(recipe.generator(dreambooth)), 1.0)})
+    assert any(not np.array_equal(merged[path], base[path]) for path in base)
+    for path in base:
+        np.testing.assert_allclose(merged[path], ours[path], rtol=1e-5, atol=1e-6)
+
+
+def lora_of(generator):
+    return {path.removeprefix("unet."): value for path, value in lora_tensors(generator.model).items()}
 
 
 @pytest.mark.parametrize(

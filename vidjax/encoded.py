@@ -5,14 +5,14 @@ reads these, with the U-Net of the one that reads pixels; `Encoded` hands them o
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_unit
@@ -100,19 +100,37 @@ class Encoded:
         return int(np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))[place])
 
 
+class Beside:
+    """Two sources in step: batches of the first with, as `prior`, those of the second, which has as many examples."""
+
+    def __init__(self, own: Encoded, prior: Encoded):
+        self._own, self._prior = own, prior
+
+    def batches(self, *args: int) -> Iterator[dict[str, Any]]:
+        """As `Encoded.batches`."""
+        for own, prior in zip(self._own.batches(*args), self._prior.batches(*args)):
+            yield {**own, "prior": {key: value for key, value in prior.items() if key != "substituted"}}
+
+
 def encode_clips(
     encode: Callable[[Any, Any], Any],
     model: Any,
-    dataset: Dataset,
-    tokenize: Callable[[str], np.ndarray],
+    videos: Iterable[UInt8[np.ndarray, "t h w c"]],
+    ids: Iterable[Int[np.ndarray, "n"]],
     seed: int,
 ) -> Encoded:
-    """The first training window of every clip that can be read, by `encode(model, batch)` (see `encode_once`)."""
+    """Clips of one size with their captions' ids, by `encode(model, batch)` (see `encode_once`)."""
     graphdef, state = nnx.split(model)
     run = jax.jit(lambda state, batch: encode(nnx.merge(graphdef, state), batch))
     examples = []
-    for windows, text in zip(dataset.windows("train", per_clip=1), dataset.texts, strict=True):
-        if len(windows):
-            made = run(state, {"video": windows, "tokens": np.asarray(tokenize(text), np.int32)[None]})
-            examples.append({key: np.asarray(value[0]) for key, value in made.items()})
+    for video, one in zip(videos, ids, strict=True):
+        made = run(state, {"video": video[None], "tokens": np.asarray(one, np.int32)[None]})
+        examples.append({key: np.asarray(value[0]) for key, value in made.items()})
     return Encoded(examples, seed)
+
+
+def first_windows(dataset: Dataset) -> tuple[list[np.ndarray], list[str]]:
+    """The first training window of every clip that can be read, and its caption."""
+    pairs = zip(dataset.windows("train", per_clip=1), dataset.texts, strict=True)
+    videos, texts = zip(*((windows[0], text) for windows, text in pairs if len(windows)))
+    return list(videos), list(texts)

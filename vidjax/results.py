@@ -16,6 +16,7 @@ from vidjax import __version__, editing, recipe, settings
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_io import contact_sheet, write_mp4
+from vidjax.encoded import first_windows
 from vidjax.generator import Generator, what_to_ask
 from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr
@@ -34,8 +35,8 @@ def show(workdir: Path) -> dict[str, Any]:
     dataset = recipe.dataset(workdir)
     began = time.perf_counter()
     if recipe.read_config(workdir).get("pretrained"):
-        clip = next(windows[0] for windows in dataset.windows("train", per_clip=1) if len(windows))
-        summary |= editing.show(workdir, generator, clip, dataset.texts[0])
+        clips, texts = first_windows(dataset)
+        summary |= editing.show(workdir, generator, clips[0], texts[0])
     else:
         summary |= samples_of(workdir, generator, dataset)
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -72,7 +71,7 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
     """This process's share of the global batch, onto its devices."""
     sharding = batch_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))

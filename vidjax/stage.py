@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
+from vidjax.encoded import Encoded
 from vidjax.flops import count_flops
 from vidjax.train_state import Params, TrainState
 from vidjax.train_step import Objective, draws_at
@@ -72,6 +73,7 @@ class Stage:
 
     pretrained: Callable[[bool], tuple[Any, Any]] | None = None
     encode: Callable[[Any, Any], Any] | None = None
+    prior: Callable[[Any], Encoded] | None = None  # (encoder): examples of the class, beside each batch
 
     def dataset(self) -> Dataset:
         return make_dataset(self.data, seed=self.seed, tokenize=self.tokenize)
@@ -117,7 +119,8 @@ def encoded_shapes(stage: Stage, batch: dict[str, jax.ShapeDtypeStruct]) -> dict
     if stage.pretrained is None or (encode := stage.encode) is None:
         return batch
     graphdef, state = nnx.split(stage.pretrained(False)[0])
-    return jax.eval_shape(lambda state, batch: encode(nnx.merge(graphdef, state), batch), state, batch)
+    shapes = jax.eval_shape(lambda state, batch: encode(nnx.merge(graphdef, state), batch), state, batch)
+    return {**shapes, "prior": shapes} if stage.prior else shapes
 
 
 def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from flax import nnx
 from vidjax import sharding
 from vidjax.checkpoint import Checkpoints
 from vidjax.data.pipeline import Dataset
-from vidjax.encoded import Encoded, encode_clips
+from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
@@ -23,12 +23,15 @@ from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
 
 
-def prepare(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> tuple[TrainState, Dataset | Encoded]:
+def prepare(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> tuple[TrainState, Dataset | Encoded | Beside]:
     """The state at step 0 and what hands out the batches; a stage that tunes encodes its clips here, once."""
     if stage.pretrained is None:
         return create_state(stage, mesh, dataset), dataset
     encoder, model = stage.pretrained(True)
-    source = encode_clips(stage.encode, encoder, dataset, stage.tokenize, stage.seed)
+    videos, texts = first_windows(dataset)
+    source = encode_clips(stage.encode, encoder, videos, map(stage.tokenize, texts), stage.seed)
+    if stage.prior is not None:
+        source = Beside(source, stage.prior(encoder))
     state = TrainState.create(model, stage.optimizer, stage.trainable, frozen_dtype=stage.train.frozen_dtype)
     return jax.device_put(state, sharding.tree_sharding(mesh, state)), source
 

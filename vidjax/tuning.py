@@ -3,15 +3,18 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import UInt8
 
 from vidjax import objectives, pretrained, settings
 from vidjax.checkpoint import Checkpoints
-from vidjax.encoded import encode_once, stand_in
+from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
 from vidjax.errors import InputError
 from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
@@ -42,12 +45,46 @@ class TunedConfig:
         return (("attn1", self.keys), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """DreamBooth's prior preservation: `count` videos of the class `prompt`, made by the model before it is tuned."""
+
+    prompt: str
+    count: int = 100
+    weight: float = 1.0
+    num_steps: int = 50
+
+    def __post_init__(self):
+        if not self.prompt.strip():
+            raise InputError(
+                "config.finetune.prior.prompt is empty: name the class, such as 'a photo of a dog', or remove `prior`"
+            )
+
+
+def class_videos(generator: Generator, prior: Prior, file: Path) -> UInt8[np.ndarray, "n t h w c"]:
+    """The class as the untuned model sees it: made once and kept in `file`, made again for another prompt, number or
+    model."""
+    stamp = f"{prior.prompt}|{prior.count}|{prior.num_steps}|{generator.fingerprint():.9g}"
+    if file.exists():
+        with np.load(file) as kept:
+            if str(kept["stamp"]) == stamp:
+                return kept["videos"]
+    make = lambda seed: generator([prior.prompt], seed=seed, num_steps=prior.num_steps)
+    videos = np.concatenate([make(seed) for seed in range(prior.count)])
+    part = file.with_suffix(".part.npz")
+    np.savez(part, videos=videos, stamp=stamp)
+    part.replace(file)
+    return videos
+
+
 def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     """A stage that tunes `config.pretrained`. Raises InputError for what in the folder or the config does not fit."""
     folder, seed = section["pretrained"], common["seed"]
     if not folder:
         raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
     options = dict(section.get("finetune", {}))
+    prior = settings.construct(Prior, options.pop("prior"), "finetune.prior") if options.get("prior") else None
+    options.pop("prior", None)
     tune = strategy(options.pop("strategy", "full"), **options)
     text = tune.trainable("text.")  # then captions are encoded at every step
     model = settings.construct(TunedConfig, section.get("model"), "model")
@@ -70,13 +107,26 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
 
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
+    objective = settings.bind(
+        objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
+    )
+    data = common["data"]
+    encode = partial(encode_once, text=not text)
+
+    def class_examples(encoder: VideoModel) -> Encoded:
+        generator = Generator(
+            nnx.graphdef(encoder), parameters(encoder), known.schedule, known.prediction, known.tokenize,
+            (data.frames, *data.hw), 3, settings.construct(SampleConfig, section.get("sample"), "sample"),
+        )  # fmt: skip
+        videos = class_videos(generator, prior, common["folder"] / "class.npz")
+        return encode_clips(encode, encoder, videos, [known.tokenize(prior.prompt)] * len(videos), seed)
+
     return Stage(
         init=lambda rngs: models(True)[1],
         pretrained=models,
-        encode=partial(encode_once, text=not text),
-        objective=settings.bind(
-            objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
-        ),
+        encode=encode,
+        objective=objectives.with_prior(objective, prior.weight) if prior else objective,
+        prior=class_examples if prior else None,
         tokenize=known.tokenize,
         trainable=tune.trainable,
         **common,

@@ -200,7 +200,7 @@ def test_missing_column_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("videoid,contentUrl,page_dir\n1,x,y\n")
     with pytest.raises(InputError, match="no column name"):
         SOURCES["webvid"](str(tmp_path / "a.csv"))
-    with pytest.raises(InputError, match="no video files"):
+    with pytest.raises(InputError, match="no files to read"):
         SOURCES["folder"](str(tmp_path))
     (tmp_path / "a.array_record").write_bytes(b"nothing of the sort")
     with pytest.raises(InputError, match="not ArrayRecord"):

@@ -8,7 +8,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vidjax.errors import InputError
 
 SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"
 WEBVID_COLUMNS = ("videoid", "page_dir", "name")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif"}
 
 
@@ -67,7 +68,7 @@ def webvid(path: str = "", split: str = "train") -> Source:
     return _video_files([root / page / f"{key}.mp4" for key, page, _ in rows], [text for *_, text in rows])
 
 
-def folder(path: str, split: str = "") -> Source:
+def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VIDEO_SUFFIXES)) -> Source:
     """All video files under a folder, sorted by path; sub-folders (UCF-101's layout) are the classes.
 
     A caption is, first found: NAME.txt beside the file; the file's entry in captions.json in the folder
@@ -76,9 +77,9 @@ def folder(path: str, split: str = "") -> Source:
     root = _must_exist(path, "a folder of videos")
     if not root.is_dir():
         raise InputError(f"{path} is not a folder: set data.path to the folder, or data.source to 'clip'")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes)
     if not paths:
-        raise InputError(f"no video files in {path}: expected names ending in {' '.join(sorted(VIDEO_SUFFIXES))}")
+        raise InputError(f"no files to read in {path}: expected names ending in {' '.join(sorted(suffixes))}")
     captions = _captions_file(root / "captions.json")
     groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
     classes = sorted(set(groups) - {""})
@@ -101,6 +102,11 @@ def _caption(path: Path, listed: str | None, group: str) -> str:
     if sidecar.exists():
         return sidecar.read_text(encoding="utf-8", errors="replace").strip()
     return group.replace("_", " ") if listed is None else listed
+
+
+def images(path: str, split: str = "") -> Source:
+    """All pictures under a folder, each a clip of one frame; captions and classes as of `folder`."""
+    return folder(path, split, IMAGE_SUFFIXES)
 
 
 def clip(path: str, split: str = "") -> Source:
@@ -260,6 +266,7 @@ def write_array_record(path: str | Path, items: Sequence[tuple[dict, bytes]]) ->
 SOURCES: dict[str, Callable[..., Source]] = {
     "webvid": webvid,
     "folder": folder,
+    "images": images,
     "clip": clip,
     "tfds": tfds,
     "array_record": array_record,

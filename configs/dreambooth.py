@@ -1,0 +1,52 @@
+"""DreamBooth (Ruiz et al. 2022): a few pictures, or clips, of a subject teach a Stable Diffusion its name.
+
+python -m vidjax.main --config=configs/dreambooth.py --config.pretrained=FOLDER --config.data.path=PICTURES \\
+    --config.prompt="a photo of sks dog" --config.finetune.prior.prompt="a photo of a dog" \\
+    --config.sample.prompts="sks dog on the moon;a photo of a dog"
+
+Pictures of the class are made once by the untuned model and kept. Variants: `:lora` trains adapters alone, `:text` the
+text encoder too, `:video` tunes on clips (DreamBooth-V; --config.data.path is a folder of videos).
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = {
+    "full": dict(strategy="full", text=False),
+    "text": dict(strategy="full", text=True),
+    "lora": dict(strategy="lora", rank=16),
+    "video": dict(strategy="full", text=False),
+}
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/dreambooth.py has no variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    video, lora = variant == "video", variant == "lora"
+    return ConfigDict(
+        dict(
+            seed=0,
+            pretrained="",
+            prompt="",
+            data=dict(source="folder" if video else "images", path="", frames=8 if video else 1, size=(512, 512)),
+            model=dict(keys="first_and_previous" if video else None),
+            finetune=dict(prior=dict(prompt="", count=100, weight=1.0, num_steps=50), **VARIANTS[variant]),
+            mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
+            stages=dict(
+                tune=dict(
+                    objective="diffusion",
+                    train=dict(
+                        steps=800,
+                        batch_size=1,
+                        ema=0.0,
+                        dtype="bfloat16",
+                        frozen_dtype="bfloat16",
+                        remat="full",
+                        log_every=10,
+                        save_every=400,
+                    ),
+                    optimizer=dict(learning_rate=1e-4 if lora else 5e-6),
+                )
+            ),
+            sample=dict(prompts="", num_steps=50, guidance_scale=7.5, invert=False),
+        )
+    )
