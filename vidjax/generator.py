@@ -161,11 +161,11 @@ class Generator:
         report = lambda done: self._progress(done)
         return sample(denoise, self.schedule, latents, times, num_steps, ddim_inverse(), jax.random.key(0), report)
 
-    def encode(self, video: UInt8[np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b t h w c"]:
+    def encode(self, video: UInt8[np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b s i j z"]:
         """What is diffused of a video: its latents, without noise."""
         return self._in_parts(self._encode, video)
 
-    def decode(self, latents: Float[Array | np.ndarray, "b t h w c"]) -> UInt8[np.ndarray, "b t h w c"]:
+    def decode(self, latents: Float[Array | np.ndarray, "b s i j z"]) -> UInt8[np.ndarray, "b t h w c"]:
         """Videos of latents."""
         return self._in_parts(self._decode, latents)
 
