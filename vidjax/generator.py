@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vidjax.conditioning import embed
+from vidjax.conditioning import embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
@@ -33,7 +33,7 @@ class SampleConfig:
     sampler: str = "ddim"
     num_steps: int = 50
     guidance_scale: float = 1.0
-    negative_prompt: str = ""  # what guidance steers away from; empty: the null condition
+    negative_prompt: str = ""  # what guidance steers away from
     rescale: float = 0.0
     eta: float = 0.0
     spacing: str | None = None
@@ -128,7 +128,7 @@ class Generator:
         return self._jitted(
             self.params,
             self.conditions(prompts),
-            self.conditions([how.negative_prompt] * len(prompts)),
+            self.tokens([how.negative_prompt] * len(prompts)),
             jnp.asarray(noise, jnp.float32),
             keys[0],
             times,
@@ -182,20 +182,23 @@ class Generator:
         return float(jax.jit(total)(self.params))
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
-        """The batch entries that the model's embedders read; of "", the null ones. Raises InputError if they do not fit
-        the model."""
+        """The batch entries that the model's embedders read. Raises InputError if they do not fit the model."""
+        batch = {"size": jnp.zeros((len(prompts), 0)), **self.tokens(prompts)}
+        if "label" in self.embedder_names:
+            batch["label"] = jnp.asarray([p if isinstance(p, int) else -1 for p in prompts])
+        return batch
+
+    def tokens(self, prompts: Sequence[str | int]) -> dict[str, Array]:
+        """The prompts as ids; nothing for a model that reads no text. Raises InputError if it is asked to."""
         names = self.embedder_names
-        batch: dict[str, Array] = {"size": jnp.zeros((len(prompts), 0))}
-        if any(isinstance(p, str) and p for p in prompts) and "text" not in names:
+        if "text" in names:
+            assert self.tokenize is not None
+            return {"tokens": jnp.asarray(np.stack([self.tokenize(str(p)) for p in prompts]))}
+        if any(isinstance(p, str) and p for p in prompts):
             raise InputError(
                 f"prompt {prompts[0]!r}: this model does not read text; it knows {', '.join(names) or 'no conditions'}"
             )
-        if "text" in names:
-            assert self.tokenize is not None
-            batch["tokens"] = jnp.asarray(np.stack([self.tokenize(str(p)) for p in prompts]))
-        if "label" in names:
-            batch["label"] = jnp.asarray([p if isinstance(p, int) else -1 for p in prompts])
-        return batch
+        return {}
 
     def _sample(
         self, params, batch, negative, noise, key, times, num_steps, guidance_scale, *, sampler, guided, rescale, eta
@@ -203,7 +206,8 @@ class Generator:
         model = self._model(params)
         denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
         if guided:
-            null = model.denoiser(self.schedule, self.prediction, embed(model.embedders, negative))
+            away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
+            null = model.denoiser(self.schedule, self.prediction, away)
             denoise = classifier_free(
                 self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
             )

@@ -18,6 +18,7 @@ from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig
 from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.layers import Over
+from vidjax.models.unet import UNetConfig
 from vidjax.settings import write_json
 from vidjax.train_state import parameters
 from vidjax.video_model import Codec, VideoModel
@@ -109,11 +110,12 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
     """Writes the folder `out` for `diffusers`: the weights of `model`, all else as in `source`, where it came from.
 
     A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video. Raises InputError if `out` has
-    something in it already.
+    something in it already, or if the U-Net has layers that neither the source nor Tune-A-Video has.
     """
     folder, out = Folder(Path(source)), Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
+    config = written_as(model.unet.config, folder.config("unet"))
     weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     shutil.copytree(
         folder.path,
@@ -121,24 +123,30 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
         ignore=lambda within, names: [n for n in names if Path(within).name in weights and n != "config.json"],
         dirs_exist_ok=True,
     )
-    config = folder.config("unet")
-    if any(name == "attn_temp" for name, _ in model.unet.config.block):
-        config = inflated(config)
-        write_json(out / "unet" / "config.json", config)
+    write_json(out / "unet" / "config.json", config)
     n = model.unet.config.blocks_per_level
-    linear = config.get(
-        "use_linear_projection", "flip_sin_to_cos" not in config
-    )  # without: ModelScope's, always linear
-    projections = "" if linear else r"|attentions\.\d+\.proj_(in|out)"
     parts = {
         "unet": (model.unet, [*diffusers.unet_keys(n), *diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]),
         "vae": (model.codec.autoencoder, AUTOENCODER_KEYS),
         "text_encoder": (model.text.encoder, clip.TEXT_KEYS),
     }
+    # ModelScope's projections are always linear; its config does not say so.
+    linear = config.get("use_linear_projection", model.unet.config.after_resnet == "convs")
+    projections = "" if linear else r"|attentions\.\d+\.proj_(in|out)"
     for part, (module, keys) in parts.items():
         tensors = convert.unfit(parameters(module), keys, rf"(conv_shortcut|quant_conv{projections})\.weight$")
         tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
         save_file(tensors, out / part / f"{weights[part]}.safetensors", metadata={"format": "pt"})
+
+
+def written_as(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
+    """The config.json for a U-Net that came from one with the config.json `source`. Raises InputError."""
+    own, _ = unet_config(source, unet.norm_over)
+    if unet == own:
+        return source
+    if unet == dataclasses.replace(own, block="tuned"):
+        return inflated(source)
+    raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
 
 
 def inflated(config: dict[str, Any]) -> dict[str, Any]:

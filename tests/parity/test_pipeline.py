@@ -220,6 +220,13 @@ def test_inflation_leaves_images_and_stills_as_they_are(pipe, tmp_path):
     assert all(np.array_equal(before[path], after[path]) for path in before)
 
 
+def test_layers_that_no_other_code_has_are_not_written(pipe, tmp_path):
+    model = pretrained.load(pipe[0], inflate="lvdm_text").model
+    with pytest.raises(InputError, match="only block='tuned' can be written"):
+        pretrained.save(model, pipe[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_dtype(pipe):
     loaded = pretrained.load(pipe[0], dtype=jnp.bfloat16, inflate="tuned")
     assert {leaf.dtype for leaf in parameters(loaded.model).values()} == {jnp.dtype("bfloat16")}
