@@ -1,7 +1,7 @@
 """What a denoiser is told besides the noisy video: labels, text, known frames."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vidjax.models.clip import ClipText, ClipTextConfig
 from vidjax.models.text_encoder import ByteTextEncoder
 from vidjax.settings import choose
 
@@ -41,6 +42,25 @@ class TextEmbedder(nnx.Module):
     def __call__(self, ids: Int[Array, "b n"]) -> dict[str, Array]:
         tokens, vector, mask = self.encoder(ids)
         return {"tokens": tokens, "vector": vector, "token_mask": mask}
+
+
+class ClipEmbedder(nnx.Module):
+    """Captions as CLIP's token ids: features of all of them, the padding's too, as Stable Diffusion was trained with.
+
+    `empty` are the ids of "", the null caption: begin, end and padding.
+    """
+
+    key = "tokens"
+
+    def __init__(self, config: ClipTextConfig, empty: Sequence[int], drop: float = 0.1, *, rngs: nnx.Rngs):
+        self.encoder = ClipText(config, rngs=rngs)
+        self.empty, self.drop, self.vector_dim, self.tokens_dim = tuple(map(int, empty)), drop, None, config.dim
+
+    def null(self, ids: Int[Array, "b n"]) -> Int[Array, "b n"]:
+        return jnp.broadcast_to(jnp.asarray(self.empty, ids.dtype), ids.shape)
+
+    def __call__(self, ids: Int[Array, "b n"]) -> dict[str, Array]:
+        return {"tokens": self.encoder(ids)[0]}
 
 
 class LabelEmbedder(nnx.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from vidjax.conditioning import embed, nulls
 from vidjax.data.pipeline import Dataset
@@ -32,6 +32,7 @@ class SampleConfig:
     sampler: str = "ddim"
     num_steps: int = 50
     guidance_scale: float = 1.0
+    negative_prompt: str = ""  # what guidance steers away from
     rescale: float = 0.0
     eta: float = 0.0
     spacing: str | None = None
@@ -57,7 +58,7 @@ class Generator:
         self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
         self._progress: Callable[[int], None] = lambda done: None
-        self._jitted = jax.jit(self._sample, static_argnames=("shape", "sampler", "guided", "rescale", "eta"))
+        self._jitted = jax.jit(self._sample, static_argnames=("sampler", "guided", "rescale", "eta"))
         self._decode = jax.jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
 
     def _model(self, params: Params) -> VideoModel:
@@ -77,42 +78,61 @@ class Generator:
         video = jax.ShapeDtypeStruct((1, t, h, w, self.channels), jnp.uint8)
         return jax.eval_shape(lambda p, v: self._model(p).latents(v), self.params, video).shape[1:]
 
-    def __call__(
+    def __call__(self, prompts: Sequence[str | int], **options: Any) -> np.ndarray:
+        """uint8 videos `[b, t, h, w, c]`, one a prompt; arguments as in `latents`."""
+        return self.decode(self.latents(prompts, **options))
+
+    def latents(
         self,
         prompts: Sequence[str | int],
         *,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
+        noise: Float[Array | np.ndarray, "b t h w c"] | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
-    ) -> np.ndarray:
-        """uint8 videos `[b, t, h, w, c]`, one a prompt: a caption, or for a class model a number (-1: none).
+    ) -> Float[Array, "b t h w c"]:
+        """What is diffused, fp32, one a prompt: a caption, or for a class model a number (-1: none).
 
-        `options` are fields of SampleConfig. Each prompt has its own noise: (seed, place in the list).
+        `options` are fields of SampleConfig. Each prompt starts from its own standard normal noise: that of (seed,
+        place in the list), or from `noise`. Raises InputError.
         """
         how = dataclasses.replace(self.defaults, **options)
         make_sampler(how.sampler, how.eta)
         if not 1 <= how.num_steps <= CAPACITY:
             raise InputError(f"num_steps {how.num_steps} is not between 1 and {CAPACITY}")
-        shape = self.latent_shape(frames, size)
+        guided = how.guidance_scale != 1.0
+        if how.negative_prompt and not guided:
+            raise InputError(
+                f"negative_prompt {how.negative_prompt!r} does nothing at guidance_scale 1; raise guidance_scale"
+            )
+        shape = (len(prompts), *self.latent_shape(frames, size))
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
+        if noise is None:
+            noise = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
+        if noise.shape != shape:
+            raise InputError(f"the noise has shape {noise.shape}, these videos start from {shape}; change either")
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
         self._progress = progress or (lambda done: None)
-        latents = self._jitted(
+        return self._jitted(
             self.params,
             self.conditions(prompts),
-            keys,
+            self.conditions([how.negative_prompt] * len(prompts)) if how.negative_prompt else {},
+            jnp.asarray(noise, jnp.float32),
+            keys[0],
             times,
             how.num_steps,
             how.guidance_scale,
-            shape=shape,
             sampler=how.sampler,
-            guided=how.guidance_scale != 1.0,
+            guided=guided,
             rescale=how.rescale,
             eta=how.eta,
         )
+
+    def decode(self, latents: Float[Array, "b t h w c"]) -> np.ndarray:
+        """uint8 videos of latents."""
         return np.asarray(self._decode(self.params, latents))
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
@@ -130,25 +150,25 @@ class Generator:
             batch["label"] = jnp.asarray([p if isinstance(p, int) else -1 for p in prompts])
         return batch
 
-    def _sample(self, params, batch, keys, times, num_steps, guidance_scale, *, shape, sampler, guided, rescale, eta):
+    def _sample(
+        self, params, batch, negative, noise, key, times, num_steps, guidance_scale, *, sampler, guided, rescale, eta
+    ):
         model = self._model(params)
-        cond = embed(model.embedders, batch)
-        denoise = model.denoiser(self.schedule, self.prediction, cond)
+        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
         if guided:
-            null = model.denoiser(self.schedule, self.prediction, embed(model.embedders, nulls(model.embedders, batch)))
+            away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
+            null = model.denoiser(self.schedule, self.prediction, away)
             denoise = classifier_free(
                 self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
             )
-        x = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        x = x * self.schedule.sigma(times[0])
         return sample(
             denoise,
             self.schedule,
-            x,
+            noise * self.schedule.std(times[0]),
             times,
             num_steps,
             make_sampler(sampler, eta),
-            keys[0],
+            key,
             lambda done: self._progress(done),
         )
 

@@ -38,7 +38,7 @@ def sample(
 ) -> Float[Array, "b t *rest"]:
     """Carry x from times[0] to times[num_steps]; entries of `times` after that are padding.
 
-    Starts from x of standard deviation sigma(times[0]) at pure noise. `denoise` gets the time as `[b, t]`. Under jit
+    Starts from x of standard deviation std(times[0]), pure noise. `denoise` gets the time as `[b, t]`. Under jit
     with a traced `num_steps` one compilation serves any number of steps. `progress(steps_done)` is called on the host.
     """
     times = jnp.asarray(times)

@@ -36,6 +36,7 @@ class Schedule:
     clean: float
     span: tuple[float, float]  # logsnr at the two ends of the spacings that go by noise level
     spacing: str = "trailing"  # what `timesteps` uses unless told
+    offset: int = 0  # of "leading", likewise
     steps: int | None = None  # entries of the table; None: continuous
     sigma_data: float = 1.0  # standard deviation of x0, for "v" and for the input scale
     unit_input: bool = False  # the network sees xt divided by its standard deviation
@@ -45,6 +46,11 @@ class Schedule:
 
     def sigma(self, t: ArrayLike) -> Float[Array, "..."]:
         return self.path(jnp.asarray(t, jnp.float32))[1]
+
+    def std(self, t: ArrayLike) -> Float[Array, "..."]:
+        """The standard deviation of xt, 1 where variance is preserved: what sampling from t starts with."""
+        alpha, sigma = self.path(jnp.asarray(t, jnp.float32))
+        return jnp.hypot(alpha * self.sigma_data, sigma)
 
     def logsnr(self, t: ArrayLike) -> Float[Array, "..."]:
         """log(alpha^2 / sigma^2), finite everywhere: clipped where alpha or sigma is below 1e-10."""
@@ -104,7 +110,9 @@ class Schedule:
         """Training times from uniforms in [0, 1); stratified uniforms give stratified times."""
         return self.quantile(u).astype(jnp.float32)
 
-    def timesteps(self, num_steps: int, spacing: str | None = None, offset: int = 0) -> Float[np.ndarray, "n"]:
+    def timesteps(
+        self, num_steps: int, spacing: str | None = None, offset: int | None = None
+    ) -> Float[np.ndarray, "n"]:
         """`num_steps + 1` decreasing times, the last one `clean`, for `samplers.sample`.
 
         leading, trailing, linspace: as DDIM's in `diffusers` for tables (`offset` is its `steps_offset`, for leading),
@@ -112,6 +120,7 @@ class Schedule:
         al. 2022). The last two land between the entries of a table. Raises InputError.
         """
         spacing, n = spacing or self.spacing, num_steps
+        offset = self.offset if offset is None else offset
         if spacing not in SPACINGS:
             raise InputError(f"timestep spacing {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
         if not 1 <= n <= (self.steps or n):

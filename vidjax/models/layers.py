@@ -107,7 +107,7 @@ class LayerNorm(nnx.Module):
     def __init__(self, dim: int, eps: float = 1e-5, *, rngs: nnx.Rngs):
         self.scale, self.bias, self.eps = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim)), eps
 
-    def __call__(self, x: Float[Array, "*s c"], ctx: Context) -> Float[Array, "*s c"]:
+    def __call__(self, x: Float[Array, "*s c"], ctx: Context | None = None) -> Float[Array, "*s c"]:
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)

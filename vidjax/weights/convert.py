@@ -1,11 +1,13 @@
-"""Fits a checkpoint to a model by rules on names: every key is used once, every parameter is filled."""
+"""Fits a checkpoint to a model by rules on names: every key is used once, every parameter is filled; and back."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
 from vidjax.errors import InputError
 
@@ -29,13 +31,38 @@ def to_jax(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return kernel
 
 
+def to_torch(kernel: np.ndarray, pointwise: bool) -> np.ndarray:
+    """The inverse of `to_jax`, from [*k, in, out] to [out, in, *k]; a `pointwise` one is a 1x1 convolution there."""
+    kernel = kernel.transpose(-1, -2, *range(kernel.ndim - 2))
+    return kernel[..., None, None] if pointwise else kernel
+
+
+def unfit(params: Mapping[str, ArrayLike], keys: Rules, pointwise: str = r"$^") -> dict[str, np.ndarray]:
+    """The inverse of `fit`: key -> array in torch's layout. Keys that match `pointwise` are 1x1 convolutions there.
+
+    Raises InputError if two paths get the same key.
+    """
+    out: dict[str, np.ndarray] = {}
+    for path, value in params.items():
+        key = re.sub(r"\.(kernel|scale|embedding)$", ".weight", rename(path, keys))
+        if key in out:
+            raise InputError(f"parameter {path} and another both become {key}")
+        value = np.asarray(value)
+        out[key] = to_torch(value, bool(re.search(pointwise, key))) if path.endswith("kernel") else value
+    return out
+
+
 def fit(
-    shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray], rules: Rules, ignore: str = r"$^"
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, np.ndarray],
+    rules: Rules,
+    ignore: str = r"$^",
+    fresh: str = r"$^",
 ) -> dict[str, np.ndarray]:
     """The array of each parameter path in `shapes`; keys that match `ignore` are left out.
 
-    Raises InputError that lists parameters without a key, keys without a parameter, keys that meet in one parameter,
-    and shapes that differ.
+    Parameters whose path matches `fresh` may be without a key: they are left out as well. Raises InputError that lists
+    all others without one, keys without a parameter, keys that meet in one parameter, and shapes that differ.
     """
     source: dict[str, str] = {}
     wrong = []
@@ -47,9 +74,10 @@ def fit(
             source[name] = key
     out = {}
     for path, shape in shapes.items():
-        key = source.pop(re.sub(r"\.(kernel|scale)$", ".weight", path), None)
+        key = source.pop(re.sub(r"\.(kernel|scale|embedding)$", ".weight", path), None)
         if key is None:
-            wrong.append(f"no key for parameter {path}")
+            if not re.search(fresh, path):
+                wrong.append(f"no key for parameter {path}")
             continue
         value = tensors[key]
         out[path] = to_jax(value, shape) if path.endswith("kernel") else value
@@ -67,8 +95,31 @@ def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def load(model: nnx.Module, tensors: Mapping[str, np.ndarray], rules: Rules, ignore: str = r"$^") -> None:
-    """Fills all parameters of `model`, which may be abstract, in place. Raises as `fit` does."""
+def load(
+    model: nnx.Module,
+    tensors: Mapping[str, np.ndarray],
+    rules: Rules,
+    ignore: str = r"$^",
+    fresh: str = r"$^",
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Fills all parameters of `model`, which may be abstract, in place, one after the other; those that match `fresh`
+    and have no key stay as they are. They keep their dtype, or all get `dtype`. Raises as `fit` does."""
     leaves = parameters(model)
-    for path, value in fit({path: leaf.shape for path, leaf in leaves.items()}, tensors, rules, ignore).items():
-        leaves[path].set_value(jnp.asarray(np.ascontiguousarray(value), leaves[path].dtype))
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    for path, value in fit(shapes, tensors, rules, ignore, fresh).items():
+        leaves[path].set_value(jnp.asarray(np.array(value, dtype or leaves[path].dtype, order="C")))
+
+
+def start(model: nnx.Module, make: Callable[[], nnx.Module], dtype: DTypeLike | None = None) -> None:
+    """Gives the parameters of `model` that are still abstract the values they have in `make()`, of which no other
+    parameter is computed."""
+    leaves = {path: leaf for path, leaf in parameters(model).items() if not isinstance(leaf.get_value(), jax.Array)}
+
+    def values() -> dict[str, jax.Array]:
+        made = parameters(make())
+        return {path: made[path][...].astype(dtype or leaf.dtype) for path, leaf in leaves.items()}
+
+    if leaves:
+        for path, value in jax.jit(values)().items():
+            leaves[path].set_value(value)

@@ -1,4 +1,4 @@
-"""Names in checkpoints of `diffusers` to parameter paths here, one list of rules a family."""
+"""Names in checkpoints of `diffusers` to parameter paths here and back, two lists of rules a family."""
 
 import re
 
@@ -36,4 +36,36 @@ MODELSCOPE: Rules = [
     (r"\.temp_attentions\.", ".temporal_attentions."),
     (r"\.temp_convs\.(\d+)\.conv(\d)\.0\.", r".temporal_resnets.\1.norm\2."),
     (r"\.temp_convs\.(\d+)\.conv(\d)\.[23]\.", r".temporal_resnets.\1.conv\2."),
+]
+
+
+def unet_keys(blocks_per_level: int) -> Rules:
+    """The way back: parameter paths to keys, inverse to `unet`."""
+    n = blocks_per_level
+
+    def layer(m: re.Match) -> str:
+        level, i = divmod(int(m[2]), n + 1)
+        name, i = (f"{m[3]}r", 0) if m[3].endswith("sample") else (m[3], i)
+        return f"{m[1]}_blocks.{level}.{name}s.{i}."
+
+    return [
+        (r"^(down|up)\.(\d+)\.(\w+)\.", layer),
+        (r"^mid\.(\d+)\.(\w+)\.", r"mid_block.\2s.\1."),
+        (r"\.blocks\.", ".transformer_blocks."),
+        (r"\.attn([12])\.norm\.", r".norm\1."),
+        (r"\.ff\.norm\.", ".norm3."),
+        (r"\.ff\.proj_in\.", ".ff.net.0.proj."),
+        (r"\.ff\.proj_out\.", ".ff.net.2."),
+        (r"\.to_out\.", ".to_out.0."),
+    ]
+
+
+# After those of `unet_keys`.
+TUNE_A_VIDEO_KEYS: Rules = [(r"\.attn_temp\.norm\.", ".norm_temp.")]
+MODELSCOPE_KEYS: Rules = [
+    (r"^stem\.temporal_in\.", "transformer_in."),
+    (r"\.temporal_attentions\.", ".temp_attentions."),
+    (r"\.temporal_resnets\.(\d+)\.norm(\d)\.", r".temp_convs.\1.conv\2.0."),
+    (r"\.temporal_resnets\.(\d+)\.conv1\.", r".temp_convs.\1.conv1.2."),
+    (r"\.temporal_resnets\.(\d+)\.conv([2-4])\.", r".temp_convs.\1.conv\2.3."),  # behind a dropout
 ]

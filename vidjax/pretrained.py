@@ -1,0 +1,163 @@
+"""Models of other projects: a folder in the layout of `diffusers` becomes a model that trains and samples here."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from vidjax.conditioning import ClipEmbedder
+from vidjax.diffusion.schedule import Schedule
+from vidjax.errors import InputError
+from vidjax.generator import Generator, SampleConfig
+from vidjax.models.autoencoder import Autoencoder
+from vidjax.models.layers import Over
+from vidjax.settings import write_json
+from vidjax.train_state import parameters
+from vidjax.video_model import Codec, VideoModel
+from vidjax.weights import clip, convert, diffusers
+from vidjax.weights.configs import autoencoder_config, clip_text_config, schedule, unet_config
+from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
+from vidjax.weights.folder import Folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What a folder says: the model, how it was noised, what it predicts, how captions become ids, pixels (h, w)."""
+
+    model: VideoModel
+    schedule: Schedule
+    prediction: str
+    tokenize: Callable[[str], np.ndarray]
+    size: tuple[int, int]
+
+
+def load(
+    path: str | Path,
+    *,
+    inflate: str | None = None,
+    fresh: str | None = None,
+    norm_over: Over = "frame",
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+) -> Pretrained:
+    """A folder with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
+
+    inflate: a name in `models.unet.BLOCKS`: the image U-Net with these sublayers in its transformer blocks. What the
+    folder has no weights for stays at its start, which leaves images as they are: the parameters whose paths match the
+    regular expression `fresh`, with `inflate` by default all over time ("temp"). Every other parameter without weights
+    and all weights without a parameter are errors. norm_over: see `unet_config`. dtype: of all parameters; memory stays
+    near one copy of them. Raises InputError.
+    """
+    folder = Folder(Path(path))
+    unet, rules = unet_config(folder.config("unet"), norm_over)
+    if inflate is not None:
+        unet = dataclasses.replace(unet, block=inflate)
+        fresh = fresh or "temp"
+    autoencoder, scaling = autoencoder_config(folder.config("vae"))
+    text = clip_text_config(folder.config("text_encoder"))
+    if text.dim != unet.tokens_dim:
+        raise InputError(
+            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {text.dim}"
+        )
+    tokenize = folder.tokenizer(text.length)
+    noise, prediction = schedule(folder.config("scheduler"))
+
+    def make() -> VideoModel:
+        rngs = nnx.Rngs(0)
+        codec = Codec(Autoencoder(autoencoder, rngs=rngs), **scaling)
+        return VideoModel(
+            unet, {"text": ClipEmbedder(text, tokenize("").tolist(), rngs=rngs)}, codec, remat=remat, rngs=rngs
+        )
+
+    model = nnx.eval_shape(make)
+    rules = [*rules, *diffusers.unet(unet.blocks_per_level)]
+    parts = {
+        "unet": (model.unet, rules, {"fresh": fresh} if fresh else {}),
+        "vae": (model.codec.autoencoder, DIFFUSERS_AUTOENCODER, {}),
+        "text_encoder": (model.text.encoder, clip.TEXT, {"ignore": clip.BUFFERS}),
+    }
+    for part, (module, names, options) in parts.items():
+        try:
+            convert.load(module, folder.tensors(part), names, dtype=dtype, **options)
+        except InputError as error:
+            raise InputError(f"{folder.path / part}: {error}") from None
+    convert.start(model, make, dtype)
+    return Pretrained(model, noise, prediction, tokenize, pixels(folder, model.codec))
+
+
+def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
+    """Writes the folder `out` for `diffusers`: the weights of `model`, all else as in `source`, where it came from.
+
+    A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video. Raises InputError if `out` has
+    something in it already.
+    """
+    source, out = Folder(Path(source)), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; name a new folder")
+    weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    shutil.copytree(
+        source.path,
+        out,
+        ignore=lambda folder, names: [n for n in names if Path(folder).name in weights and n != "config.json"],
+        dirs_exist_ok=True,
+    )
+    config = source.config("unet")
+    if any(name == "attn_temp" for name, _ in model.unet.config.block):
+        config = inflated(config)
+        write_json(out / "unet" / "config.json", config)
+    n = model.unet.config.blocks_per_level
+    linear = config.get(
+        "use_linear_projection", "flip_sin_to_cos" not in config
+    )  # without: ModelScope's, always linear
+    projections = "" if linear else r"|attentions\.\d+\.proj_(in|out)"
+    parts = {
+        "unet": (model.unet, [*diffusers.unet_keys(n), *diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]),
+        "vae": (model.codec.autoencoder, AUTOENCODER_KEYS),
+        "text_encoder": (model.text.encoder, clip.TEXT_KEYS),
+    }
+    for part, (module, keys) in parts.items():
+        tensors = convert.unfit(parameters(module), keys, rf"(conv_shortcut|quant_conv{projections})\.weight$")
+        tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        save_file(tensors, out / part / f"{weights[part]}.safetensors", metadata={"format": "pt"})
+
+
+def inflated(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of an image U-Net as that of showlab's video U-Net, as their `from_pretrained_2d` changes it."""
+    kinds = {
+        f"{end}_block_types": [k.replace("2D", "3D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
+    }
+    named = {
+        "_class_name": "UNet3DConditionModel",
+        "flip_sin_to_cos": True,
+        "mid_block_type": "UNetMidBlock3DCrossAttn",
+    }
+    return {**config, **kinds, **named}
+
+
+def pixels(folder: Folder, codec: Codec) -> tuple[int, int]:
+    """(height, width) that the U-Net was trained with."""
+    size = folder.config("unet").get("sample_size") or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * codec.autoencoder.strides[1], width * codec.autoencoder.strides[2]
+
+
+def generator(path: str | Path, frames: int = 1, defaults: SampleConfig | None = None, **options) -> Generator:
+    """The folder's model, ready to sample; `options` are those of `load`. Raises InputError."""
+    loaded = load(path, **options)
+    return Generator(
+        nnx.graphdef(loaded.model),
+        parameters(loaded.model),
+        loaded.schedule,
+        loaded.prediction,
+        loaded.tokenize,
+        (frames, *loaded.size),
+        loaded.model.codec.autoencoder.config.in_channels,
+        defaults or SampleConfig(guidance_scale=7.5),
+    )

@@ -1,0 +1,21 @@
+"""Keys of transformers' CLIP models as parameter paths of `models.clip`, and back for texts."""
+
+from vidjax.weights.convert import Rules
+
+TEXT: Rules = [
+    (r"^text_model\.", ""),  # the models with a projection, and all before transformers 5, have it
+    (r"^embeddings\.", ""),
+    (r"^encoder\.", ""),
+]
+IMAGE: Rules = [
+    (r"^vision_model\.", ""),
+    (r"^embeddings\.", ""),
+    (r"^encoder\.", ""),
+    (r"^pre_layrnorm\.", "pre_layernorm."),  # their spelling
+]
+BUFFERS = r"\.position_ids$"  # in files before transformers 4.31
+TEXT_KEYS: Rules = [
+    (r"^(token_embedding|position_embedding)\.", r"text_model.embeddings.\1."),
+    (r"^layers\.", "text_model.encoder.layers."),
+    (r"^final_layer_norm\.", "text_model.final_layer_norm."),
+]

@@ -1,0 +1,189 @@
+"""Configs of `diffusers` and `transformers` (plain JSON) as ours. What they ask for and we lack is refused by name."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vidjax.diffusion import schedule as schedules
+from vidjax.diffusion.schedule import SPACINGS, Schedule
+from vidjax.errors import InputError
+from vidjax.models.autoencoder import STABLE_DIFFUSION, AutoencoderConfig
+from vidjax.models.clip import ACTIVATIONS, ClipTextConfig
+from vidjax.models.layers import Over
+from vidjax.models.unet import Temporal, UNetConfig
+from vidjax.settings import choose
+from vidjax.weights.convert import Rules
+from vidjax.weights.diffusers import MODELSCOPE, TUNE_A_VIDEO
+
+Config = Mapping[str, Any]
+
+CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel")}
+SILU = ("silu", "swish")
+UNET = {  # key: the values that the U-Net here stands for
+    "act_fn": SILU,
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "center_input_sample": (False,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock3DCrossAttn"),
+    "norm_eps": (1e-5,),
+    "only_cross_attention": (False,),
+    "mid_block_only_cross_attention": (None, False),
+    "dual_cross_attention": (False,),
+    "cross_attention_norm": (None,),
+    "attention_type": ("default",),
+    "transformer_layers_per_block": (1,),
+    "encoder_hid_dim": (None,),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "addition_embed_type": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1,),
+    "time_embedding_type": ("positional",),
+    "time_embedding_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+}
+AUTOENCODER = {
+    "act_fn": SILU,
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+    "mid_block_add_attention": (True,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+SCHEDULER = {"clip_sample": (False,), "thresholding": (False,)}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+def expect(config: Config, known: Mapping[str, Sequence], where: str) -> None:
+    """Raises InputError for the first key whose value is none of those known; absent keys have them by default."""
+    for key, values in known.items():
+        if config.get(key, values[0]) not in values:
+            allowed = " or ".join(map(repr, values))
+            raise InputError(f"{where}: {key} is {config[key]!r}, which is not supported; only {allowed} is")
+
+
+def unet_config(config: Config, norm_over: Over = "frame") -> tuple[UNetConfig, Rules]:
+    """A U-Net's config.json as ours, and its family's own rules on keys, which go before `diffusers.unet`.
+
+    `norm_over="clip"` is what Tune-A-Video's released code does in ResBlocks; per frame is what its image weights were
+    trained with. Raises InputError.
+    """
+    where = "unet/config.json"
+    name = choose(config.get("_class_name", ""), CLASSES, f"{where}: _class_name")
+    expect(config, UNET, where)
+    if name == "UNet3DConditionModel" and "flip_sin_to_cos" not in config:
+        name = "ModelScope"  # a namesake: showlab's class has that option, diffusers' has not
+    dims = "2" if name == "UNet2DConditionModel" else "3"
+    attend = tuple(kind == f"CrossAttnDownBlock{dims}D" for kind in config["down_block_types"])
+    kinds = [("CrossAttn" if yes else "") + "{}Block" + dims + "D" for yes in attend]
+    for key, expected in (("down", [k.format("Down") for k in kinds]), ("up", [k.format("Up") for k in kinds[::-1]])):
+        if list(config[f"{key}_block_types"]) != expected:
+            raise InputError(
+                f"{where}: {key}_block_types {config[f'{key}_block_types']} is not supported; {expected} is"
+            )
+    channels = tuple(config["block_out_channels"])
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    common: dict[str, Any] = dict(
+        in_channels=config.get("in_channels", 4),
+        out_channels=config.get("out_channels", 4),
+        channels=channels,
+        blocks_per_level=config.get("layers_per_block", 2),
+        attention_levels=attend,
+        tokens_dim=config["cross_attention_dim"],
+        groups=config.get("norm_num_groups", 32),
+        norm_over=norm_over,
+    )
+    if name == "ModelScope":  # here the number is the features of a head
+        features = config.get("attention_head_dim", 64)
+        heads = tuple(c // features for c in channels)
+        video = dict(after_resnet="convs", after_attention=Temporal(heads, attend), stem_heads=(8, features))
+        return UNetConfig(**common, heads=heads, **video), MODELSCOPE
+    common["heads"] = heads  # for all its name
+    if name == "UNet3DConditionModel":
+        return UNetConfig(**common, block="tuned"), TUNE_A_VIDEO
+    return UNetConfig(**common), []
+
+
+def autoencoder_config(config: Config) -> tuple[AutoencoderConfig, dict[str, float]]:
+    """An AutoencoderKL's config.json as ours, and the `shift` and `scale` of its latents. Raises InputError."""
+    where = "vae/config.json"
+    choose(config.get("_class_name", ""), {"AutoencoderKL": None}, f"{where}: _class_name")
+    channels, n = tuple(config["block_out_channels"]), config.get("layers_per_block", 1)
+    levels, pixels = len(channels), config.get("in_channels", 3)
+    known = {
+        "down_block_types": (["DownEncoderBlock2D"] * levels,),
+        "up_block_types": (["UpDecoderBlock2D"] * levels,),
+        "out_channels": (pixels,),
+    }
+    expect(config, {**AUTOENCODER, **known}, where)
+    ours = dataclasses.replace(
+        STABLE_DIFFUSION,
+        latent_channels=config.get("latent_channels", 4),
+        channels=channels,
+        blocks=(n,) * levels,
+        decoder_blocks=(n + 1,) * levels,
+        steps=((1, 2, 2),) * (levels - 1),
+        groups=config.get("norm_num_groups", 32),
+        in_channels=pixels,
+    )
+    return ours, {
+        "shift": -float(config.get("shift_factor") or 0),
+        "scale": float(config.get("scaling_factor", 0.18215)),
+    }
+
+
+def clip_text_config(config: Config) -> ClipTextConfig:
+    """A CLIP text encoder's config.json as ours. Raises InputError."""
+    where = "text_encoder/config.json"
+    name = (config.get("architectures") or ["CLIPTextModel"])[0]
+    projected = choose(name, {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}, f"{where}: architecture")
+    expect(config, {"hidden_act": ("quick_gelu", *ACTIVATIONS), "use_attention_mask": (False,)}, where)
+    get = lambda key, default: config.get(key, default)
+    return ClipTextConfig(
+        dim=get("hidden_size", 512),
+        hidden=get("intermediate_size", 2048),
+        layers=get("num_hidden_layers", 12),
+        heads=get("num_attention_heads", 8),
+        activation=get("hidden_act", "quick_gelu"),
+        eps=get("layer_norm_eps", 1e-5),
+        projection=get("projection_dim", 512) if projected else None,
+        vocabulary=get("vocab_size", 49408),
+        length=get("max_position_embeddings", 77),
+        eos=get("eos_token_id", 49407),
+    )
+
+
+def schedule(config: Config) -> tuple[Schedule, str]:
+    """A scheduler_config.json, whatever sampler it names, as (Schedule, prediction): its noise, its times, its end.
+
+    Raises InputError.
+    """
+    where = "scheduler/scheduler_config.json"
+    expect(config, SCHEDULER, where)
+    steps = config.get("num_train_timesteps", 1000)
+    ends = dict(
+        zero_snr=config.get("rescale_betas_zero_snr", False),
+        set_alpha_to_one=config.get("set_alpha_to_one", config.get("_class_name") != "PNDMScheduler"),
+    )
+    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    kinds = {
+        "linear": lambda: schedules.linear(steps, start, end, **ends),
+        "scaled_linear": lambda: schedules.scaled_linear(steps, start, end, **ends),
+        "squaredcos_cap_v2": lambda: schedules.cosine(steps, **ends),
+    }
+    if config.get("trained_betas") is not None:
+        made = schedules.table(np.asarray(config["trained_betas"]), **ends)
+    else:
+        made = choose(config.get("beta_schedule", "linear"), kinds, f"{where}: beta_schedule")()
+    prediction = choose(config.get("prediction_type", "epsilon"), PREDICTIONS, f"{where}: prediction_type")
+    spacing = choose(config.get("timestep_spacing", "leading"), {s: s for s in SPACINGS}, f"{where}: timestep_spacing")
+    return dataclasses.replace(made, spacing=spacing, offset=config.get("steps_offset", 0)), prediction

@@ -1,0 +1,92 @@
+"""A model folder as `diffusers` writes it: a folder for each part, with its config and its weights."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidjax.errors import InputError
+from vidjax.weights.tensors import read, read_shards
+
+STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files
+LAYOUT = "unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Reads the parts of a pipeline. Raises InputError if it is no folder in that layout."""
+
+    path: Path
+
+    def __post_init__(self):
+        path = Path(self.path)
+        object.__setattr__(self, "path", path)
+        if path.is_file():
+            raise InputError(f"{path} is one file, not a folder: {single_file(path)}")
+        if not path.is_dir():
+            raise InputError(f"the folder {path} does not exist; name one with {LAYOUT}")
+        if not (path / "unet").is_dir():
+            there = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+            raise InputError(f"{path} has no unet/ but {there}; name a folder with {LAYOUT}")
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The part's JSON: config.json, for a scheduler scheduler_config.json."""
+        path = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist; a folder needs {LAYOUT}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is no JSON: {error}") from None
+
+    def tensors(self, part: str) -> dict[str, np.ndarray]:
+        """The part's weights by key, mapped into memory: full precision if it is there, else the fp16 variant.
+
+        Raises InputError if there are none in safetensors files, with a line that converts what is there.
+        """
+        folder = self.path / part
+        for stem in STEMS:
+            for variant in ("", ".fp16"):
+                if (path := folder / f"{stem}{variant}.safetensors").is_file():
+                    return read(path)
+                for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
+                    if (folder / index).is_file():
+                        return read_shards(folder / index)
+        pickles = sorted(path for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for path in folder.glob(kind))
+        if pickles:
+            raise InputError(f"{folder} has its weights as a pickle only: {unpickle(pickles[0])}")
+        raise InputError(f"{folder} has no weights; there should be {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
+
+    def tokenizer(self, length: int) -> Callable[[str], np.ndarray]:
+        """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most `length`, the model's places."""
+        from transformers import CLIPTokenizer
+
+        path = self.path / "tokenizer"
+        if not path.is_dir():
+            raise InputError(f"{self.path} has no tokenizer/; a folder needs {LAYOUT}")
+        tokenizer = CLIPTokenizer.from_pretrained(path)
+        length = min(length, tokenizer.model_max_length)
+
+        def tokenize(text: str) -> np.ndarray:
+            ids = tokenizer(text, padding="max_length", truncation=True, max_length=length).input_ids
+            return np.asarray(ids, np.int32)
+
+        return tokenize
+
+
+def unpickle(path: Path) -> str:
+    to = path.with_name({"pytorch_model": "model"}.get(path.stem, path.stem) + ".safetensors")
+    return (
+        'convert it with python -c "import torch, safetensors.torch as s; '
+        f"s.save_file({{k: v.contiguous() for k, v in torch.load('{path}', weights_only=True).items()}}, '{to}')\""
+    )
+
+
+def single_file(path: Path) -> str:
+    return (
+        'make one with python -c "import diffusers; diffusers.StableDiffusionPipeline'
+        f".from_single_file('{path}').save_pretrained('{path.with_suffix('')}')\""
+    )
