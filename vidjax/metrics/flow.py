@@ -64,6 +64,8 @@ def motion_diversity(fields: Sequence[Float[np.ndarray, "h w 2"]]) -> float:
         raise InputError("motion diversity compares videos, and there is one: give two or more")
     if len(sizes := {field.shape[:2] for field in fields}) > 1:
         listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
-        raise InputError(f"motion diversity compares videos of one size, these have {listed}: scale them to one")
+        raise InputError(
+            f"motion diversity compares videos of one size, these have {listed}; scale them to one (--height, --width)"
+        )
     distances = [np.linalg.norm(a - b, axis=-1).mean() for i, a in enumerate(fields) for b in fields[:i]]
     return float(np.mean(distances))
