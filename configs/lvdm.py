@@ -51,7 +51,7 @@ def clips() -> dict:
             diffusion=dict(
                 objective="diffusion",
                 source="autoencoder",
-                train=dict(steps=1300, batch_size=8, log_every=20, save_every=250, sample_every=650, ema=0.99),
+                train=dict(steps=1200, batch_size=8, log_every=20, save_every=250, sample_every=600, ema=0.99),
                 optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
             ),
         ),

@@ -1,6 +1,10 @@
 """Every test runs with shape and type checks on, without network, and on the CPU unless it asks for more."""
 
+import json
 import os
+import string
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests compile much and run little: on CPUs XLA's optimisation costs twice what it saves here.
@@ -9,3 +13,43 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get
 from jaxtyping import install_import_hook
 
 install_import_hook("vidjax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A CLIPModel of random weights in transformers' layout, 16 pixels, written without torch."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-clip"
+    folder.mkdir()
+    letters = [a + end for a in string.ascii_lowercase for end in ("", "</w>")]
+    vocabulary = [*letters, "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 16})
+    )
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": 16, "crop_size": 16}))
+    tower = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    text = dict(tower, vocab_size=len(vocabulary), max_position_embeddings=16, eos_token_id=len(vocabulary) - 1)
+    config = dict(text_config=text, vision_config=dict(tower, image_size=16, patch_size=8), projection_dim=6)
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"logit_scale": (), "text_projection.weight": (6, 8), "visual_projection.weight": (6, 8)}
+    shapes |= {
+        "text_model.embeddings.token_embedding.weight": (len(vocabulary), 8),
+        "text_model.embeddings.position_embedding.weight": (16, 8),
+        "vision_model.embeddings.class_embedding": (8,),
+        "vision_model.embeddings.patch_embedding.weight": (8, 3, 8, 8),
+        "vision_model.embeddings.position_embedding.weight": (5, 8),
+    }
+    wide = {"self_attn." + name: (8, 8) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    wide |= {"mlp.fc1": (16, 8), "mlp.fc2": (8, 16), "layer_norm1": (8,), "layer_norm2": (8,)}
+    layers = {f"{part}_model.encoder.layers.0.{name}": s for part in ("text", "vision") for name, s in wide.items()}
+    norms = ("text_model.final_layer_norm", "vision_model.pre_layrnorm", "vision_model.post_layernorm")
+    for name, shape in (layers | {name: (8,) for name in norms}).items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    rng = np.random.default_rng(0)
+    tensors = {key: np.asarray(0.5 * rng.standard_normal(s), np.float32) for key, s in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder

@@ -21,7 +21,7 @@ from vidjax.train_state import parameters
 from vidjax.weights import lora
 
 ROOT = Path(__file__).parents[1]
-CLIP = ROOT / "vidjax" / "clips" / "real" / "woman.mp4"
+CLIP = ROOT / "vidjax" / "clips" / "real" / "path.mp4"
 SMALL = ("data.size=(16, 16)", "data.frames=4", "data.stride=1", "stages.tune.train.log_every=5", "sample.num_steps=10")
 
 

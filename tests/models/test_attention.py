@@ -8,7 +8,7 @@ from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
 from vidjax.models import attention as attention_module
-from vidjax.models.attention import ATTENTION, Attention, attend, choose, first_and_previous, sinusoid_interleaved
+from vidjax.models.attention import ATTENTION, Attention, attend, choose, sinusoid_interleaved
 from vidjax.models.layers import Context
 
 
@@ -70,11 +70,6 @@ def test_the_choice_falls_back_where_flash_cannot_go(monkeypatch):
     assert named(64, 64, "cpu") == "plain"
     monkeypatch.setattr(attention_module, "has_flash", lambda: False)
     assert named(1024, 1024, "gpu", **half) == "chunked"
-
-
-def test_first_and_previous_frame():
-    a = jnp.arange(4.0)[None, :, None]
-    assert first_and_previous(a)[0].tolist() == [[0, 0], [0, 0], [0, 1], [0, 2]]
 
 
 def test_interleaved_positions():

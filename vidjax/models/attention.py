@@ -2,18 +2,16 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vidjax.errors import InputError
 from vidjax.models.layers import Context, GroupNorm, LayerNorm, Over, apart, linear, sinusoid
-
-Keys = Literal["frame", "first_and_previous", "tokens", "time"]
-
 
 CHUNK = 128  # queries at a time
 # Below this many (query, key) pairs a head, the textbook form is as fast. Milliseconds forward and backward on two
@@ -112,21 +110,101 @@ def sinusoid_interleaved(n: int, dim: int) -> Float[Array, "n {dim}"]:
     return rearrange(s, "n (two d) -> n d two", two=2)[..., ::-1].reshape(n, dim)
 
 
-def first_and_previous(a: Float[Array, "b t n *s"]) -> Float[Array, "b t m *s"]:
-    """The tokens of the first and of the previous frame side by side (Tune-A-Video); frame 0 is its own previous."""
-    first = jnp.broadcast_to(a[:, :1], a.shape)
-    return jnp.concatenate([first, jnp.concatenate([a[:, :1], a[:, :-1]], 1)], 2)
+FrameKeys = tuple[np.ndarray, np.ndarray]  # [t, m]: which frames each frame looks at, and which of these are there
+
+
+def first(t: int) -> FrameKeys:
+    """The first frame (Text2Video-Zero, Khachatryan et al. 2023, eq. 8)."""
+    return np.zeros((t, 1), int), np.ones((t, 1), bool)
+
+
+def first_and_previous(t: int) -> FrameKeys:
+    """The first and the previous frame (Tune-A-Video, Wu et al. 2023, eq. 4); frame 0 is its own previous."""
+    return np.stack([np.zeros(t, int), np.maximum(np.arange(t) - 1, 0)], 1), np.ones((t, 2), bool)
+
+
+def previous(t: int, k: int = 1) -> FrameKeys:
+    """The k frames before, as far as there are; frame 0 is its own previous."""
+    frames = np.arange(t)[:, None] - np.arange(1, k + 1)
+    there = frames >= 0
+    there[0, 0] = True
+    return np.maximum(frames, 0), there
+
+
+def window(t: int, k: int = 1) -> FrameKeys:
+    """The own frame and k on each side, as far as there are."""
+    frames = np.arange(t)[:, None] + np.arange(-k, k + 1)
+    return np.clip(frames, 0, t - 1), (frames >= 0) & (frames < t)
+
+
+def causal(t: int) -> FrameKeys:
+    """The own frame and all before."""
+    frames = np.tile(np.arange(t), (t, 1))
+    return frames, np.tril(np.ones((t, t), bool))
+
+
+def every(t: int) -> FrameKeys:
+    """All frames: full attention over space and time."""
+    return np.tile(np.arange(t), (t, 1)), np.ones((t, t), bool)
+
+
+KEY_FRAMES: dict[str, Callable[..., FrameKeys]] = {
+    "first": first,
+    "first_and_previous": first_and_previous,
+    "previous": previous,
+    "window": window,
+    "causal": causal,
+    "all": every,
+}
+COUNTED = ("previous", "window")  # take a number, as in "window:2"; it is 1 if left out
+KEYS = ("frame", "tokens", "time", *KEY_FRAMES)
+
+
+def key_frames(keys: str) -> Callable[[int], FrameKeys] | None:
+    """The entry of `KEY_FRAMES` that `keys`, a name or name:number, stands for; None for the other names in `KEYS`.
+
+    Raises InputError.
+    """
+    name, colon, number = keys.partition(":")
+    if name not in KEYS:
+        raise InputError(f"attention's keys {keys!r} are not known; choose one of {', '.join(KEYS)}")
+    if not colon:
+        return KEY_FRAMES.get(name)
+    if name not in COUNTED or not number.isdecimal() or int(number) < 1:
+        raise InputError(
+            f"attention's keys {keys!r} are not known; a number, 1 or more, goes with {' and '.join(COUNTED)}"
+        )
+    return functools.partial(KEY_FRAMES[name], k=int(number))
+
+
+def gather_frames(a: Float[Array, "b t n *s"], frames: np.ndarray) -> Float[Array, "b t _ *s"]:
+    """For each frame the tokens of its m key frames [t, m] side by side.
+
+    Made of slices: their gradient is summed in a fixed order, which that of a gather is not on a GPU.
+    """
+
+    def take(column):
+        if (column == column[0]).all():
+            return jnp.broadcast_to(a[:, column[0] : column[0] + 1], a.shape)
+        runs = np.split(column, np.flatnonzero(np.diff(column) != 1) + 1)
+        return jnp.concatenate([a[:, run[0] : run[-1] + 1] for run in runs], 1)
+
+    return jnp.concatenate([take(column) for column in frames.T], 2)
 
 
 class Attention(nnx.Module):
-    """x + attend(norm(x)); `keys` says to what: the own frame, the first and the previous frame, `ctx.tokens`, or all
-    frames at the same pixel."""
+    """x + attend(norm(x)); `keys` says to what.
+
+    "frame": the own frame; "tokens": `ctx.tokens`; "time": all frames at the same pixel; a name in `KEY_FRAMES`, with
+    a number after a colon where it takes one: these frames. Its cost is linear in the frames, but for "causal" and
+    "all". Raises InputError for other keys.
+    """
 
     def __init__(
         self,
         dim: int,
         heads: int,
-        keys: Keys = "frame",
+        keys: str = "frame",
         *,
         head_dim: int | None = None,
         kv_dim: int | None = None,
@@ -145,9 +223,10 @@ class Attention(nnx.Module):
         self.to_out = linear(inner, dim, zero=zero, rngs=rngs)
         self.relative = nnx.data(relative)
         self.heads, self.keys, self.positions = heads, keys, positions
+        key_frames(keys)  # raises
 
     def __call__(self, x: Float[Array, "b t n c"], ctx: Context) -> Float[Array, "b t n c"]:
-        if ctx.images and self.keys in ("time", "first_and_previous"):
+        if ctx.images and (self.keys == "time" or key_frames(self.keys)):
             return apart(self, x, ctx)
         if self.keys == "tokens":
             h = rearrange(self.norm(x, ctx), "b t n c -> b 1 (t n) c")
@@ -159,7 +238,9 @@ class Attention(nnx.Module):
                 h = h + sinusoid_interleaved(*h.shape[2:]).astype(h.dtype)
             return ctx.place(x + self.mix(h, h).swapaxes(1, 2), "frames")
         h = self.norm(x, ctx)
-        return x + self.mix(h, h)
+        if self.keys == "all":  # as one long frame: its keys need not be laid out once for every frame
+            h = rearrange(h, "b t n c -> b 1 (t n) c")
+        return x + self.mix(h, h).reshape(x.shape)
 
     def mix(self, h: Array, source: Array, token_mask: Array | None = None) -> Array:
         """From `[b, s, n, c]` and `[b, s, m, d]`: every n attends to the m of the same s."""
@@ -167,9 +248,12 @@ class Attention(nnx.Module):
             rearrange(a, "b s n (k d) -> b s n k d", k=self.heads)
             for a in (self.to_q(h), self.to_k(source), self.to_v(source))
         )
-        if self.keys == "first_and_previous":
-            k, v = first_and_previous(k), first_and_previous(v)
         mask = None if token_mask is None else token_mask[:, None, None]
+        if look := key_frames(self.keys):
+            frames, there = look(h.shape[1])
+            k, v = gather_frames(k, frames), gather_frames(v, frames)
+            if not there.all():
+                mask = jnp.tile(jnp.repeat(there, source.shape[2], 1), (h.shape[0], 1))[:, None, None]
         q, k, v = (rearrange(a, "b s n k d -> (b s) n k d") for a in (q, k, v))
         out = attend(q, k, v, mask) if self.relative is None else self.relative(q, k, v)
         return self.to_out(out.reshape(*h.shape[:3], -1))

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
 from vidjax.errors import InputError
-from vidjax.models.attention import Attention, FeedForward, OnTokens, Transformer
+from vidjax.models.attention import Attention, FeedForward, OnTokens, Transformer, key_frames
 from vidjax.models.convolution import Conv
 from vidjax.models.layers import (
     MLP,
@@ -34,6 +34,7 @@ SPATIAL = (("attn1", "frame"), ("attn2", "tokens"), ("ff", "ff"))
 BLOCKS: dict[str, Block] = {
     "ddpm": (("attn1", "frame"),),
     "spatial": SPATIAL,  # Stable Diffusion
+    "zero_shot": (("attn1", "first"), ("attn2", "tokens"), ("ff", "ff")),  # Text2Video-Zero
     "tuned": (("attn1", "first_and_previous"), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time")),
     "vdm": (("attn1", "frame"), ("attn2", "tokens"), ("attn_temp", "relative_time")),
     "lvdm": (("attn1", "frame"), ("attn_temp", "relative_time")),
@@ -48,7 +49,7 @@ BLOCKS: dict[str, Block] = {
 }
 BLENDED = (("positions", "positions"), ("ff_in", "ff"), ("attn1", "time"), ("attn2", "tokens"), ("ff", "ff"))
 OVER_TIME = (("attn1", "time"), ("attn2", "time"), ("ff", "ff"))  # ModelScope, AnimateDiff
-KINDS = ("frame", "first_and_previous", "tokens", "time", "zero_time", "relative_time", "ff", "positions", "blend")
+KINDS = ("zero_time", "relative_time", "ff", "positions", "blend")  # and the keys of attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,11 @@ def check(config: UNetConfig) -> None:
         raise InputError(f"block names a sublayer twice: {names}")
     for name, kind in config.block:
         if kind not in KINDS:
-            raise InputError(f"sublayer {name!r} of the block has kind {kind!r}; choose one of {', '.join(KINDS)}")
+            try:
+                key_frames(kind)
+            except InputError as error:
+                known = ", ".join(KINDS)
+                raise InputError(f"sublayer {name!r} of the block has kind {kind!r}: {error}, or {known}") from None
     for name, known in dict(attention=("transformer", "plain"), after_resnet=("none", "convs", "blend")).items():
         if getattr(config, name) not in known:
             raise InputError(f"{name}={getattr(config, name)!r} is not known; choose one of {', '.join(known)}")
@@ -165,8 +170,6 @@ def sublayer(kind: str, dim: int, heads: int, config: UNetConfig, zero: bool, po
         return Attention(dim, heads, keys, zero=zero, rngs=rngs, **more)
 
     match kind:
-        case "frame" | "first_and_previous":
-            return attend(kind)
         case "tokens":
             return attend("tokens", kv_dim=config.tokens_dim)
         case "time":
@@ -183,7 +186,7 @@ def sublayer(kind: str, dim: int, heads: int, config: UNetConfig, zero: bool, po
         case "blend":
             sublayers = [(name, kind) for name, kind in BLENDED if kind != "tokens" or config.tokens_dim]
             return Blend(block(sublayers, dim, heads, config, zero=True, rngs=rngs))
-    raise InputError(f"no sublayer of kind {kind!r}")
+    return attend(kind)
 
 
 def block(sublayers, dim: int, heads: int, config: UNetConfig, zero=False, positions=False, *, rngs) -> Stage:

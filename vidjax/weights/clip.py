@@ -13,6 +13,7 @@ IMAGE: Rules = [
     (r"^encoder\.", ""),
     (r"^pre_layrnorm\.", "pre_layernorm."),  # their spelling
 ]
+TEXT_HALF, IMAGE_HALF = r"^text_", r"^vis"  # of the keys of a CLIPModel; the rest is the temperature of its loss
 BUFFERS = r"\.position_ids$"  # in files before transformers 4.31
 TEXT_KEYS: Rules = [
     (r"^(token_embedding|position_embedding)\.", r"text_model.embeddings.\1."),

@@ -10,7 +10,7 @@ from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.schedule import SPACINGS, Schedule
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import STABLE_DIFFUSION, AutoencoderConfig
-from vidjax.models.clip import ACTIVATIONS, ClipTextConfig
+from vidjax.models.clip import ACTIVATIONS, ClipImageConfig, ClipTextConfig
 from vidjax.models.layers import Over
 from vidjax.models.unet import Temporal, UNetConfig
 from vidjax.settings import choose
@@ -146,20 +146,75 @@ def clip_text_config(config: Config) -> ClipTextConfig:
     where = "text_encoder/config.json"
     name = (config.get("architectures") or ["CLIPTextModel"])[0]
     projected = choose(name, {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}, f"{where}: architecture")
-    expect(config, {"hidden_act": ("quick_gelu", *ACTIVATIONS), "use_attention_mask": (False,)}, where)
-    get = lambda key, default: config.get(key, default)
+    expect(config, {"use_attention_mask": (False,)}, where)
+    return clip_text_tower(config, where, config.get("projection_dim", 512) if projected else None)
+
+
+def clip_text_tower(config: Config, where: str, projection: int | None) -> ClipTextConfig:
+    """The text tower in a config that has no other; absent keys have transformers' defaults."""
     return ClipTextConfig(
-        dim=get("hidden_size", 512),
-        hidden=get("intermediate_size", 2048),
-        layers=get("num_hidden_layers", 12),
-        heads=get("num_attention_heads", 8),
-        activation=get("hidden_act", "quick_gelu"),
-        eps=get("layer_norm_eps", 1e-5),
-        projection=get("projection_dim", 512) if projected else None,
-        vocabulary=get("vocab_size", 49408),
-        length=get("max_position_embeddings", 77),
-        eos=get("eos_token_id", 49407),
+        **tower(config, where, dim=512, hidden=2048, heads=8),
+        projection=projection,
+        vocabulary=config.get("vocab_size", 49408),
+        length=config.get("max_position_embeddings", 77),
+        eos=config.get("eos_token_id", 49407),
     )
+
+
+def tower(config: Config, where: str, dim: int, hidden: int, heads: int) -> dict[str, Any]:
+    """What the configs of both towers call alike. Raises InputError."""
+    expect(config, {"hidden_act": ("quick_gelu", *ACTIVATIONS)}, where)
+    return dict(
+        dim=config.get("hidden_size", dim),
+        hidden=config.get("intermediate_size", hidden),
+        layers=config.get("num_hidden_layers", 12),
+        heads=config.get("num_attention_heads", heads),
+        activation=config.get("hidden_act", "quick_gelu"),
+        eps=config.get("layer_norm_eps", 1e-5),
+    )
+
+
+def clip_configs(config: Config, preprocessor: Config) -> tuple[ClipTextConfig, ClipImageConfig]:
+    """A CLIPModel's config.json and preprocessor_config.json as ours: both towers with their projections.
+
+    Raises InputError.
+    """
+    where = "config.json"
+    choose((config.get("architectures") or ["CLIPModel"])[0], {"CLIPModel": None}, f"{where}: architecture")
+    # Files of 2022 have the keys that differ from the defaults in a second place.
+    text, image = (
+        {**(config.get(f"{n}_config") or {}), **(config.get(f"{n}_config_dict") or {})} for n in ("text", "vision")
+    )
+    shared = config.get("projection_dim", 512)
+    expect(image, {"num_channels": (3,)}, f"{where}: vision_config")
+    size = image.get("image_size", 224)
+    return clip_text_tower(text, f"{where}: text_config", shared), ClipImageConfig(
+        **tower(image, f"{where}: vision_config", dim=768, hidden=3072, heads=12),
+        projection=shared,
+        size=size,
+        patch=image.get("patch_size", 32),
+        **pixel_range(preprocessor, size),
+    )
+
+
+def pixel_range(preprocessor: Config, size: int) -> dict[str, tuple[float, ...]]:
+    """`mean` and `std` of a CLIPImageProcessor whose pictures have `size`, the shorter side scaled to it, then cropped.
+
+    Raises InputError for any other one.
+    """
+    known = {
+        "do_resize": (True,),
+        "do_center_crop": (True,),
+        "do_rescale": (True,),
+        "do_normalize": (True,),
+        "resample": (3,),
+        "rescale_factor": (1 / 255,),
+        "size": ({"shortest_edge": size}, size),
+        "crop_size": ({"height": size, "width": size}, size),
+    }
+    expect({"size": 224, "crop_size": 224, **preprocessor}, known, "preprocessor_config.json")
+    defaults = {"mean": ClipImageConfig.mean, "std": ClipImageConfig.std}
+    return {name: tuple(preprocessor.get(f"image_{name}", value)) for name, value in defaults.items()}
 
 
 def schedule(config: Config) -> tuple[Schedule, str]:

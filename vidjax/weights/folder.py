@@ -1,4 +1,4 @@
-"""A model folder as `diffusers` writes it: a folder for each part, with its config and its weights."""
+"""Model folders as `diffusers` and `transformers` write them: a config, weights and a tokenizer a part."""
 
 import dataclasses
 import json
@@ -34,47 +34,61 @@ class Folder:
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's JSON: config.json, for a scheduler scheduler_config.json."""
-        path = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist; a folder needs {LAYOUT}") from None
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON: {error}") from None
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_json(self.path / part / name, f"a folder needs {LAYOUT}")
 
     def tensors(self, part: str) -> Tensors:
-        """The part's weights by key, mapped into memory: full precision if it is there, else the fp16 variant.
-
-        Raises InputError if there are none in safetensors files, with a line that converts what is there.
-        """
-        folder = self.path / part
-        for stem in STEMS:
-            for variant in ("", ".fp16"):
-                if (path := folder / f"{stem}{variant}.safetensors").is_file():
-                    return read(path)
-                for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
-                    if (folder / index).is_file():
-                        return read_shards(folder / index)
-        pickles = sorted(path for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for path in folder.glob(kind))
-        if pickles:
-            raise InputError(f"{folder} has its weights as a pickle only: {unpickle(pickles[0])}")
-        raise InputError(f"{folder} has no weights; there should be {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
+        """The part's weights, see `read_weights`."""
+        return read_weights(self.path / part)
 
     def tokenizer(self, length: int) -> Callable[[str], np.ndarray]:
-        """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most `length`, the model's places."""
-        from transformers import CLIPTokenizer
-
+        """The part tokenizer/, see `clip_tokenizer`."""
         path = self.path / "tokenizer"
         if not path.is_dir():
             raise InputError(f"{self.path} has no tokenizer/; a folder needs {LAYOUT}")
-        tokenizer = CLIPTokenizer.from_pretrained(path)
-        length = min(length, tokenizer.model_max_length)
+        return clip_tokenizer(path, length)
 
-        def tokenize(text: str) -> np.ndarray:
-            ids = tokenizer(text, padding="max_length", truncation=True, max_length=length).input_ids
-            return np.asarray(ids, np.int32)
 
-        return tokenize
+def read_json(path: Path, needs: str) -> dict[str, Any]:
+    """A config. Raises InputError, with what the folder `needs`, if it is not there, or is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; {needs}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from None
+
+
+def read_weights(folder: Path) -> Tensors:
+    """The weights of a folder by key, mapped into memory: full precision if it is there, else the fp16 variant.
+
+    Raises InputError if there are none in safetensors files, with a line that converts what is there.
+    """
+    for stem in STEMS:
+        for variant in ("", ".fp16"):
+            if (path := folder / f"{stem}{variant}.safetensors").is_file():
+                return read(path)
+            for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
+                if (folder / index).is_file():
+                    return read_shards(folder / index)
+    pickles = sorted(path for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for path in folder.glob(kind))
+    if pickles:
+        raise InputError(f"{folder} has its weights as a pickle only: {unpickle(pickles[0])}")
+    raise InputError(f"{folder} has no weights; there should be {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
+
+
+def clip_tokenizer(folder: Path, length: int) -> Callable[[str], np.ndarray]:
+    """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most `length`, the model's places."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    length = min(length, tokenizer.model_max_length)
+
+    def tokenize(text: str) -> np.ndarray:
+        ids = tokenizer(text, padding="max_length", truncation=True, max_length=length).input_ids
+        return np.asarray(ids, np.int32)
+
+    return tokenize
 
 
 def unpickle(path: Path) -> str:

@@ -1,0 +1,108 @@
+"""The evaluator, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidjax.data.sources import folder
+from vidjax.data.video_io import read_frames, write_mp4
+from vidjax.metrics.clip_scores import ClipScorer
+from vidjax.metrics.flow import flow, flow_smoothness, mean_flow, motion_diversity
+from vidjax.metrics.reconstruction import psnr
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT / "vidjax" / "clips" / "real"
+
+
+def evaluate(*args, cwd):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vidjax.evaluate", *map(str, args)]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
+
+
+def test_flow_figures_of_the_shipped_clips(tmp_path):
+    names = "flow_smoothness,motion_diversity,motion_magnitude"
+    done = evaluate(f"--videos={REAL}", f"--metrics={names}", "--frames=6", "--json=out/figures.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())["metrics"]
+    for name in names.split(","):
+        assert name in done.stdout and f"{figures[name]['value']:.3f}" in done.stdout
+        assert figures[name]["videos"] == 8 and figures[name]["frames"] == [6, 6]
+        assert figures[name]["sizes"] == ["96x96"]
+    flows = {path.name: flow(read_frames(path, range(6))) for path in sorted(REAL.glob("*.mp4"))}
+    each = {name: flow_smoothness(f) for name, f in flows.items()}
+    assert figures["flow_smoothness"]["each"] == pytest.approx(each, rel=1e-4)
+    assert figures["flow_smoothness"]["value"] == pytest.approx(np.mean(list(each.values())), rel=1e-4)
+    diversity = motion_diversity([mean_flow(f) for f in flows.values()])
+    assert figures["motion_diversity"]["value"] == pytest.approx(diversity, rel=1e-4)
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Two small videos, one captioned by a text file, one by captions.json, and a file that is no video."""
+    made = tmp_path / "videos"
+    for name, start in (("a", 0), ("b", 9)):
+        write_mp4(made / f"{name}.mp4", read_frames(REAL / "path.mp4", range(start, start + 3)), 8)
+    (made / "a.txt").write_text("a man walks")
+    (made / "captions.json").write_text(json.dumps({"b.mp4": "a lawn"}))
+    (made / "c.mp4").write_bytes(b"nothing")
+    return made
+
+
+def test_clip_scores_and_distance_to_the_source(captioned, clip_folder, tmp_path):
+    names = "frame_consistency,text_alignment,psnr,ssim"
+    flags = (f"--clip={clip_folder}", f"--source={captioned / 'a.mp4'}", "--height=40", "--width=60", "--json=f.json")
+    done = evaluate(f"--videos={captioned}", f"--metrics={names}", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "f.json").read_text(), parse_constant=pytest.fail)  # no Infinity in it
+    assert list(written["unreadable"]) == ["c.mp4"] and "c.mp4 is left out" in done.stderr
+    figures, scorer = written["metrics"], ClipScorer(clip_folder)
+    # 96 x 96 scaled to cover 40 x 60 is 60 x 60, of which the middle 40 rows are seen.
+    videos = {i: read_frames(captioned / f"{i}.mp4", size=(60, 60))[:, 10:50] for i in "ab"}
+    expected = {f"{i}.mp4": scorer.frame_consistency(videos[i]) for i in "ab"}
+    assert figures["frame_consistency"]["each"] == pytest.approx(expected, abs=1e-3)
+    assert figures["frame_consistency"]["weights"] == "tiny-clip"
+    expected = {
+        "a.mp4": scorer.text_alignment(videos["a"], "a man walks"),
+        "b.mp4": scorer.text_alignment(videos["b"], "a lawn"),
+    }
+    assert figures["text_alignment"]["each"] == pytest.approx(expected, abs=1e-3)
+    assert figures["psnr"]["each"]["a.mp4"] is None  # infinite: it is the source
+    assert figures["psnr"]["each"]["b.mp4"] == pytest.approx(psnr(videos["b"][None], videos["a"])[0], rel=1e-5)
+    assert figures["ssim"]["each"]["a.mp4"] == pytest.approx(1) and figures["ssim"]["each"]["b.mp4"] < 0.99
+    assert figures["psnr"]["videos"] == 2 and figures["psnr"]["sizes"] == ["40x60"]
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (("--metrics=flow_smoothnes",), "did you mean 'flow_smoothness'"),
+        (("--metrics=psnr,frame_consistency", "--source=x"), "frame_consistency needs --clip"),
+        (("--metrics=ssim",), "ssim needs --source"),
+        (("--metrics=",), "motion_diversity"),
+        (("--metrics=psnr", "--source=/nowhere.mp4"), "no such file"),
+        (("--metrics=psnr", "--source={videos}/a.mp4", "--height=8"), "--width"),
+        (("--metrics=flow_smoothness", "--frames=2"), "a.mp4: flow smoothness needs four frames"),
+        (("--metrics=frame_consistency", "--clip={videos}"), "config.json does not exist"),
+        (("--metrics=motion_diversity", "--videos=/nowhere"), "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(flags, says, captioned, tmp_path):
+    flags = (f"--videos={captioned}", *(flag.format(videos=captioned) for flag in flags))
+    done = evaluate(*flags, cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and says in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_video_without_a_caption_is_named(captioned, clip_folder, tmp_path):
+    (captioned / "captions.json").unlink()
+    assert [folder(str(captioned))[i].text for i in range(2)] == ["a man walks", ""]
+    flags = (f"--videos={captioned}", f"--clip={clip_folder}", "--metrics=text_alignment")
+    done = evaluate(*flags, cwd=tmp_path)
+    assert done.returncode == 1 and "error: b.mp4: it has no caption" in done.stderr, done.stderr
