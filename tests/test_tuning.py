@@ -92,15 +92,31 @@ def test_the_inversion_is_kept_until_something_it_depends_on_changes(run):
 
 def test_inversion_then_sampling_returns_the_latents(run):
     generator = recipe.generator(run)
-    generator.params = {p: v * 0.7 if p.startswith("unet.conv_out") else v for p, v in generator.params.items()}
+    generator.params = {p: v * 0.3 if p.startswith("unet.conv_out") else v for p, v in generator.params.items()}
     latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
     errors = []
-    for steps in (10, 40, 160):
+    for steps in (10, 40, 200):
         noise = generator.invert(latents, ["the fox"], num_steps=steps)
         back = generator.latents(["the fox"], noise=noise, num_steps=steps, guidance_scale=1.0)
         errors.append(float(jnp.linalg.norm(back - latents) / jnp.linalg.norm(latents)))
-    assert errors[2] < errors[1] < errors[0]
-    assert errors[2] < 0.1
+    assert errors[2] < errors[1] < errors[0] and errors[2] < 0.1, errors
+
+
+def test_zero_shot_motion_moves_the_first_frame(folder, env, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vidjax.sample",
+        f"--pretrained={folder}",
+        "--inflate=zero_shot",
+        "--prompt=the fox",
+    ]
+    command += ["--motion=0,4", "--frames=3", "--num_steps=20", "--guidance_scale=1", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run([*command, f"--save_latents={tmp_path / 'z.npy'}"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    z = np.load(tmp_path / "z.npy")[0]
+    likeness = lambda a, b: np.corrcoef(a.ravel(), b.ravel())[0, 1]
+    assert likeness(z[1][:, 2:], z[0][:, :-2]) > likeness(z[1], z[0])  # 4 pixels are 2 latents
 
 
 def test_blended_inversions_have_the_deviation_of_their_parts():

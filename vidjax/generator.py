@@ -14,7 +14,8 @@ from vidjax.conditioning import embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
-from vidjax.diffusion.samplers import SAMPLERS, Sampler, ddim_inverse, sample
+from vidjax.diffusion.latent_motion import zero_shot
+from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.settings import choose, construct
@@ -140,6 +141,39 @@ class Generator:
             eta=how.eta,
         )
 
+    def in_motion(
+        self,
+        prompts: Sequence[str | int],
+        velocity: tuple[float, float],
+        *,
+        frames: int,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Float[Array, "b t h w c"]:
+        """Text2Video-Zero: latents of videos whose first frame moves by `velocity`, pixels (down, right) a frame.
+
+        For image models that look at the first frame (`keys="first"`), without training. As `latents` otherwise.
+        """
+        how = dataclasses.replace(self.defaults, **options)
+        codec = self.codec
+        strides = codec.autoencoder.strides[1:] if codec else (1, 1)
+        times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
+        make = make_sampler(how.sampler, how.eta)
+        move = (velocity[0] / strides[0], velocity[1] / strides[1])
+
+        def run(params, batch, negative, keys, noise):
+            guided = how.guidance_scale != 1.0
+            denoise = self._denoiser(params, batch, negative, how.guidance_scale, how.rescale, guided=guided)
+            x = noise * self.schedule.std(times[0])
+            return zero_shot(denoise, self.schedule, x, times, frames, move, keys[0], sampler=make)
+
+        shape = self.latent_shape(1, size)
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        negative = self.tokens([how.negative_prompt] * len(prompts)) if how.negative_prompt else {}
+        return jax.jit(run)(self.params, self.conditions(prompts), negative, keys, noise)
+
     def invert(
         self,
         latents: Float[Array | np.ndarray, "b t h w c"],
@@ -200,17 +234,21 @@ class Generator:
             )
         return {}
 
+    def _denoiser(self, params, batch, negative, guidance_scale, rescale, *, guided) -> Denoiser:
+        model = self._model(params)
+        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
+        if not guided:
+            return denoise
+        away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
+        null = model.denoiser(self.schedule, self.prediction, away)
+        return classifier_free(
+            self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
+        )
+
     def _sample(
         self, params, batch, negative, noise, key, times, num_steps, guidance_scale, *, sampler, guided, rescale, eta
     ):
-        model = self._model(params)
-        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
-        if guided:
-            away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
-            null = model.denoiser(self.schedule, self.prediction, away)
-            denoise = classifier_free(
-                self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
-            )
+        denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided)
         return sample(
             denoise,
             self.schedule,

@@ -80,6 +80,7 @@ def write_samples(
         stem = f"{i:02d}-{slug(name)}"
         entry = {"caption": name, "png": f"{folder}/{stem}.png"}
         contact_sheet(workdir / entry["png"], list(samples[:, None]), labels=[name] * len(samples))
+        (workdir / folder / f"{stem}.txt").write_text(name + "\n")
         if samples.shape[1] > 1:
             entry["mp4"] = f"{folder}/{stem}.mp4"
             write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)

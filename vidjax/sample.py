@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
-INFLATE = flags.DEFINE_string("inflate", None, "Layers over time for an image folder: tuned (Tune-A-Video's).")
+INFLATE = flags.DEFINE_string("inflate", None, "What frames of an image folder see: tuned, zero_shot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; give the flag several times for several videos.")
 NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What guidance steers away from.")
@@ -36,6 +36,9 @@ GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "1: none.")
 ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
 SEED = flags.DEFINE_integer("seed", 0, "Noise: the same seed gives the same video.")
 WATERMARK = flags.DEFINE_bool("watermark", True, "Mark the videos invisibly (see vidjax.watermark).")
+MOTION = flags.DEFINE_list(
+    "motion", None, "Text2Video-Zero: down,right in pixels a frame; for --inflate=zero_shot, without training."
+)
 INIT_NOISE = flags.DEFINE_string("init_noise", None, "Standard normal noise to start from: npy, [b, t, h, w, c].")
 SAVE_LATENTS = flags.DEFINE_string(
     "save_latents", None, "Where to write what is decoded: npy, float32 [b, t, h, w, c]."
@@ -66,15 +69,19 @@ def main() -> None:
     began = time.perf_counter()
     steps = dataclasses.replace(generator.defaults, **options).num_steps
     with tqdm(total=steps, desc="sampling", unit="step", disable=None) as bar:
-        latents = generator.latents(
-            prompts,
-            frames=FRAMES.value,
-            size=size,
-            seed=SEED.value,
-            noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
-            progress=lambda n: bar.update(int(n) - bar.n),
-            **options,
-        )
+        if MOTION.value:
+            frames = FRAMES.value or generator.size[0]
+            latents = generator.in_motion(prompts, read_motion(), frames=frames, size=size, seed=SEED.value, **options)
+        else:
+            latents = generator.latents(
+                prompts,
+                frames=FRAMES.value,
+                size=size,
+                seed=SEED.value,
+                noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
+                progress=lambda n: bar.update(int(n) - bar.n),
+                **options,
+            )
         latents.block_until_ready()
     if SAVE_LATENTS.value:
         path = Path(SAVE_LATENTS.value)
@@ -100,6 +107,17 @@ def make_generator() -> "Generator":
     from vidjax import pretrained
 
     return pretrained.generator(Path(PRETRAINED.value), inflate=INFLATE.value, dtype=DTYPE.value)
+
+
+def read_motion() -> tuple[float, float]:
+    """Raises InputError unless --motion is two numbers."""
+    try:
+        down, right = map(float, MOTION.value)
+    except ValueError:
+        raise InputError(
+            f"--motion={','.join(MOTION.value)} is not two numbers: pixels down and right a frame, such as 0,12"
+        ) from None
+    return down, right
 
 
 def read_noise(path: Path) -> "np.ndarray":
