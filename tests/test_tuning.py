@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,10 +16,15 @@ from PIL import Image
 from tiny_folder import write_folder
 
 from vidjax import editing, pretrained, recipe
+from vidjax.conditioning import embed
 from vidjax.data.video_io import Video
+from vidjax.encoded import Beside, encode_clips, encode_once, stand_in
 from vidjax.errors import InputError
 from vidjax.models.lora import lora_tensors, merge_loras
-from vidjax.train_state import parameters
+from vidjax.objectives import diffusion, with_prior
+from vidjax.optim import make_optimizer
+from vidjax.train_state import TrainState, parameters
+from vidjax.train_step import draws_at, make_train_step
 from vidjax.weights import lora
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +195,37 @@ def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, folder, env, 
     assert any(not np.array_equal(merged[path], base[path]) for path in base)
     for path in base:
         np.testing.assert_allclose(merged[path], ours[path], rtol=1e-5, atol=1e-6)
+
+
+def test_the_prior_holds_the_class_where_it_was(folder):
+    """Tuned with prior preservation, the model's answer for the class prompt drifts less (Ruiz et al. 2022, fig. 6)."""
+    base = pretrained.load(folder)
+    random = np.random.default_rng(0)
+    subject, kind = (random.integers(0, 256, (2, 1, 16, 16, 3), np.uint8) for _ in "ab")
+    encode = partial(encode_clips, encode_once, base.model, seed=0)
+    source = Beside(encode(subject, [base.tokenize("zz fox")] * 2), encode(kind, [base.tokenize("the fox")] * 2))
+    loss = partial(diffusion, schedule=base.schedule, prediction=base.prediction)
+    probe = next(source.batches(2))["prior"]
+
+    def answer(model):
+        draws = draws_at(jax.random.key(1), jnp.zeros((), jnp.int32), 2)
+        x0 = model.latents(probe["video"])
+        xt = base.schedule.q_sample(x0, draws.normal(x0.shape[1:]), jnp.full((2, 1), 300.0))
+        return model(xt, jnp.full((2, 1), 300.0), embed(model.embedders, probe))
+
+    drift = {}
+    for weight in (0.0, 2.0):
+        optimizer = make_optimizer(steps=40, learning_rate=1e-3)
+        state = TrainState.create(stand_in(pretrained.load(folder).model), optimizer)
+        before = jax.jit(lambda state: answer(state.model(state.params)))(state)
+        step = jax.jit(make_train_step(with_prior(loss, weight), optimizer, 0))
+        for batch, _ in zip(source.batches(2), range(40)):
+            batch.pop("substituted")
+            state, _ = step(state, batch)
+        after = jax.jit(lambda state: answer(state.model(state.params)))(state)
+        target = draws_at(jax.random.key(1), jnp.zeros((), jnp.int32), 2).normal(before.shape[1:])
+        drift[weight] = float(jnp.linalg.norm(after - target) / jnp.linalg.norm(before - target))
+    assert drift[2.0] < 0.95 * drift[0.0], drift
 
 
 def lora_of(generator):
