@@ -5,8 +5,10 @@ python -m vidjax.main --config=configs/tune_a_video.py --config.pretrained=FOLDE
 
 FOLDER is in the layout of `diffusers`, with safetensors. Clips of any length, rate, size and aspect: `data.frames`,
 `data.stride` or `data.fps`, and `data.size=(height, width)`. Variant `:released` has the numerics of the paper's code.
-Ablations: --config.stages.tune.train.steps=0 (no tuning), --config.sample.invert=False (no inversion),
---config.model.keys=frame (no attention between frames but the one over time).
+Local edits: --config.sample.mask=white-where-edits-go.png, --config.sample.edit_frames=8:16. Clips too long for memory:
+--config.sample.chunk=24 samples them in overlapping chunks. Ablations: --config.stages.tune.train.steps=0 (no tuning),
+--config.sample.invert=False (no inversion), --config.model.keys=frame (no attention between frames but the one over
+time).
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +44,17 @@ def get_config(variant: str = "default") -> ConfigDict:
                 )
             ),
             sample=dict(
-                prompts="", sampler="ddim", num_steps=50, guidance_scale=12.5, negative_prompt="", invert=True, fps=8.0
+                prompts="",
+                sampler="ddim",
+                num_steps=50,
+                guidance_scale=12.5,
+                negative_prompt="",
+                invert=True,
+                mask="",
+                edit_frames="",
+                chunk=None,
+                overlap=4,
+                fps=8.0,
             ),
         )
     )

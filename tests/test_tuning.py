@@ -126,6 +126,39 @@ def test_zero_shot_motion_moves_the_first_frame(folder, env, tmp_path):
     assert likeness(z[1][:, 2:], z[0][:, :-2]) > likeness(z[1], z[0])  # 4 pixels are 2 latents
 
 
+def test_outside_the_mask_an_edit_keeps_the_clip_bit_for_bit(run, tmp_path):
+    generator = recipe.generator(run)
+    clip = recipe.dataset(run).windows("train", per_clip=1)[0][0]
+    white = np.zeros((16, 16), np.uint8)
+    white[4:10, 7:9] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    latents = generator.encode(clip[None])
+    mask = editing.latent_mask(str(tmp_path / "mask.png"), "1:3", clip.shape[:3], latents.shape[1:4])
+    expected = np.zeros((4, 8, 8), bool)
+    expected[1:3, 2:5, 3:5] = True
+    np.testing.assert_array_equal(mask, expected)
+    edited = generator.latents(["a cat"], frames=4, size=(16, 16), kept=(latents, mask), num_steps=5)
+    np.testing.assert_array_equal(np.asarray(edited)[0][~mask], latents[0][~mask])
+    assert not np.allclose(np.asarray(edited)[0][mask], latents[0][mask], atol=0.1)
+    for picture, frames, says in (
+        ("", "2:9", "no range of the clip's 4"),
+        ("/nowhere.png", "", "cannot be read"),
+        (str(tmp_path / "mask.png"), "", "16x16 pixels, the clip 8x8"),
+    ):
+        with pytest.raises(InputError, match=says):
+            editing.latent_mask(picture, frames, (4, 8, 8), (4, 4, 4))
+
+
+def test_chunks_tile_a_clip(run):
+    """Chunks as long as the clip are the clip; shorter ones, with its frames seen apart, are near."""
+    generator = recipe.generator(run)
+    whole = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4)
+    same = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4, chunk=4, overlap=1)
+    np.testing.assert_allclose(same, whole, rtol=1e-5, atol=1e-5)
+    parts = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4, chunk=3, overlap=1)
+    assert np.corrcoef(np.ravel(parts), np.ravel(whole))[0, 1] > 0.5
+
+
 def test_blended_inversions_have_the_deviation_of_their_parts():
     a, b = np.random.default_rng(0).standard_normal((2, 1, 2, 4, 4, 3))
     mixed = editing.blend([a, b], [0.3, 0.7])

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from PIL import Image
 
 from vidjax.data.video_io import contact_sheet, write_mp4
 from vidjax.errors import InputError
@@ -54,11 +55,43 @@ def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
 
 def edits(generator: Generator, clip: np.ndarray, prompts: Sequence[str], workdir: Path) -> list[np.ndarray]:
     """uint8 videos [t, h, w, c], one a prompt, of the clip [t, h, w, c]; without `invert` they start from noise."""
-    start = None
-    if generator.defaults.invert:
-        start = inverted(generator, np.asarray(generator.encode(clip[None])), workdir / "inversion.npz")
+    latents, how = generator.encode(clip[None]), generator.defaults
+    start = inverted(generator, latents, workdir / "inversion.npz") if how.invert else None
+    kept = None
+    if how.mask or how.edit_frames:
+        kept = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
     size = clip.shape[1:3]
-    return [generator([prompt], frames=len(clip), size=size, noise=start)[0] for prompt in prompts]
+    return [generator([prompt], frames=len(clip), size=size, noise=start, kept=kept)[0] for prompt in prompts]
+
+
+def latent_mask(
+    picture: str, frames: str, size: tuple[int, int, int], latent: tuple[int, int, int]
+) -> Bool[np.ndarray, "t h w"]:
+    """Where an edit may go, latent by latent: wherever a white pixel of the picture lies, in the range of frames.
+
+    size, latent: (t, h, w) of the clip and of its latents. Raises InputError for a picture of another size and for a
+    range that is none of the clip's.
+    """
+    mask = np.ones(size, bool)
+    if picture:
+        try:
+            white = np.asarray(Image.open(picture).convert("L")) >= 128
+        except OSError as error:
+            raise InputError(f"the mask {picture} cannot be read: {error}") from None
+        if white.shape != size[1:]:
+            raise InputError(
+                f"the mask {picture} has {white.shape[0]}x{white.shape[1]} pixels, the clip {size[1]}x{size[2]}: "
+                "make it as large as config.data.size"
+            )
+        mask &= white
+    if frames:
+        first, _, last = frames.partition(":")
+        if not (first.isdigit() and last.isdigit() and int(first) < int(last) <= size[0]):
+            raise InputError(f"edit_frames={frames!r} is no range of the clip's {size[0]} frames; write 0:{size[0]}")
+        inside = np.arange(size[0])
+        mask &= ((inside >= int(first)) & (inside < int(last)))[:, None, None]
+    t, h, w = latent
+    return mask.reshape(t, size[0] // t, h, size[1] // h, w, size[2] // w).any((1, 3, 5))
 
 
 def write_edits(

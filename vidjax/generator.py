@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from vidjax.conditioning import embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
-from vidjax.diffusion.guidance import classifier_free
+from vidjax.diffusion.guidance import classifier_free, in_chunks, keep
 from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
 from vidjax.diffusion.schedule import Schedule
@@ -42,6 +42,10 @@ class SampleConfig:
     fps: float = 15.0
     prompts: str = ""  # of edits, with ; between them
     invert: bool = True  # edits start from the inverted clip, not from noise
+    mask: str = ""  # a picture of the clip's size, white where edits may go
+    edit_frames: str = ""  # such as 8:16, where edits may go
+    chunk: int | None = None  # longer clips are worked off in chunks of so many latent frames
+    overlap: int = 4
 
 
 class Generator:
@@ -62,8 +66,8 @@ class Generator:
         self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
         self._progress: Callable[[int], None] = lambda done: None
-        self._jitted = jax.jit(self._sample, static_argnames=("sampler", "guided", "rescale", "eta"))
-        self._inverted = jax.jit(self._invert)
+        self._jitted = jax.jit(self._sample, static_argnames=("sampler", "guided", "rescale", "eta", "chunk"))
+        self._inverted = jax.jit(self._invert, static_argnames="chunk")
         self._encode = jax.jit(lambda params, video: self._model(params).latents(video))
         self._decode = jax.jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
 
@@ -100,13 +104,15 @@ class Generator:
         size: tuple[int, int] | None = None,
         seed: int = 0,
         noise: Float[Array | np.ndarray, "b t h w c"] | None = None,
+        kept: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Float[Array, "b t h w c"]:
         """What is diffused, fp32, one a prompt: a caption, or for a class model a number (-1: none).
 
         `options` are fields of SampleConfig. Each prompt starts from its own standard normal noise: that of (seed,
-        place in the list), or from `noise`. Raises InputError.
+        place in the list), or from `noise`. kept: latents [b, t, h, w, c] and a mask [t, h, w], outside of which they
+        stay bit for bit. Raises InputError.
         """
         how = dataclasses.replace(self.defaults, **options)
         make_sampler(how.sampler, how.eta)
@@ -135,10 +141,12 @@ class Generator:
             times,
             how.num_steps,
             how.guidance_scale,
+            kept,
             sampler=how.sampler,
             guided=guided,
             rescale=how.rescale,
             eta=how.eta,
+            chunk=(how.chunk, how.overlap) if how.chunk else None,
         )
 
     def in_motion(
@@ -187,11 +195,15 @@ class Generator:
         times = np.asarray(self.schedule.timesteps(steps, self.defaults.spacing), np.float32)[::-1]
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
         self._progress = progress or (lambda done: None)
-        return self._inverted(self.params, self.conditions(prompts), jnp.asarray(latents, jnp.float32), times, steps)
+        chunk = (self.defaults.chunk, self.defaults.overlap) if self.defaults.chunk else None
+        latents = jnp.asarray(latents, jnp.float32)
+        return self._inverted(self.params, self.conditions(prompts), latents, times, steps, chunk=chunk)
 
-    def _invert(self, params, batch, latents, times, num_steps):
+    def _invert(self, params, batch, latents, times, num_steps, chunk):
         model = self._model(params)
         denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
+        if chunk:
+            denoise = in_chunks(denoise, *chunk)
         report = lambda done: self._progress(done)
         return sample(denoise, self.schedule, latents, times, num_steps, ddim_inverse(), jax.random.key(0), report)
 
@@ -246,9 +258,28 @@ class Generator:
         )
 
     def _sample(
-        self, params, batch, negative, noise, key, times, num_steps, guidance_scale, *, sampler, guided, rescale, eta
+        self,
+        params,
+        batch,
+        negative,
+        noise,
+        key,
+        times,
+        num_steps,
+        guidance_scale,
+        kept,
+        *,
+        sampler,
+        guided,
+        rescale,
+        eta,
+        chunk,
     ):
         denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided)
+        if chunk:
+            denoise = in_chunks(denoise, *chunk)
+        if kept is not None:
+            denoise = keep(self.schedule, denoise, *map(jnp.asarray, kept))
         return sample(
             denoise,
             self.schedule,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidjax.diffusion import schedule as schedules
-from vidjax.diffusion.guidance import classifier_free, keep, known_frames, regions, threshold
+from vidjax.diffusion.guidance import classifier_free, in_chunks, keep, known_frames, regions, threshold
 from vidjax.diffusion.samplers import SAMPLERS, sample
 from vidjax.errors import InputError
 
@@ -168,3 +168,21 @@ def test_regions():
     np.testing.assert_array_equal(frames, jnp.concatenate([one(X, T)[0][:, :1], two(X, T)[0][:, 1:]], 1))
     with pytest.raises(InputError, match="2 denoisers come with 1 masks"):
         regions([one, two], [left])
+
+
+def test_chunks_of_a_denoiser_by_frames_change_nothing():
+    denoise = lambda xt, t: (xt * 0.5 + t[:, :, None, None, None], jnp.tanh(xt))
+    xt, t = jax.random.normal(KEY, (2, 23, 2, 2, 3)), jnp.broadcast_to(jnp.linspace(0.1, 0.9, 23), (2, 23))
+    for frames, overlap in ((8, 3), (5, 0), (22, 21), (23, 4), (40, 2)):
+        for ours, theirs in zip(in_chunks(denoise, frames, overlap)(xt, t), denoise(xt, t)):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_every_chunk_sees_the_first_frame_of_the_clip():
+    """A denoiser that answers with its first frame answers with the clip's, wherever the chunk lies."""
+    first = lambda xt, t: (jnp.broadcast_to(xt[:, :1], xt.shape), xt)
+    xt = jax.random.normal(KEY, (1, 17, 2, 2, 1))
+    x0, _ = in_chunks(first, 6, 2)(xt, jnp.full((1, 17), 0.5))
+    np.testing.assert_allclose(x0[:, 6:], jnp.broadcast_to(xt[:, :1], x0[:, 6:].shape), rtol=1e-6)
+    with pytest.raises(InputError, match="cannot overlap by 6"):
+        in_chunks(first, 6, 6)

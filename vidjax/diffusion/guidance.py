@@ -130,6 +130,38 @@ def regions(denoisers: Sequence[Denoiser], masks: Sequence[Float[Array, "*s"]]) 
     return blended
 
 
+def in_chunks(denoise: Denoiser, frames: int, overlap: int) -> Denoiser:
+    """A clip of any length in chunks of `frames` frames, one after the other: memory is that of one chunk.
+
+    Neighbours share at least `overlap` frames, whose answers are averaged, each weighing more the farther it is from
+    its chunk's ends. Every later chunk has the clip's first frame before it, so that attention to the first frame
+    finds the same one. Raises InputError unless 0 <= overlap < frames.
+    """
+    if not 0 <= overlap < frames:
+        raise InputError(f"chunks of {frames} frames cannot overlap by {overlap}; take 0 to {frames - 1}")
+
+    def chunked(xt, t):
+        length = xt.shape[1]
+        if length <= frames:
+            return denoise(xt, t)
+        count = -(-(length - overlap) // (frames - overlap))
+        starts = jnp.round(jnp.linspace(0, length - frames, count)).astype(jnp.int32)
+        weight = 1.0 + jnp.minimum(jnp.arange(frames), jnp.arange(frames)[::-1])
+
+        def add(total, start):
+            own = start + jnp.arange(frames)
+            seen = jnp.concatenate([jnp.zeros(1, jnp.int32), own])
+            found = denoise(xt[:, seen], t[:, seen])
+            put = lambda sum_, part: sum_.at[:, own].add(part[:, 1:] * _like(weight[None], part))
+            return (*map(put, total[:2], found), total[2].at[own].add(weight)), None
+
+        zero = jnp.zeros(xt.shape, jnp.float32)
+        (x0, eps, total), _ = jax.lax.scan(add, (zero, zero, jnp.zeros(length)), starts)
+        return x0 / _like(total[None], x0), eps / _like(total[None], eps)
+
+    return chunked
+
+
 def _like(w, x):
     return w.reshape(w.shape + (1,) * (x.ndim - w.ndim))
 
