@@ -32,7 +32,7 @@ def clips() -> dict:
         autoencoder=dict(patch=(2, 8, 8), latent_channels=16, channels=(128,), blocks=(1,), decoder_blocks=(2,)),
         conditioning=dict(text=dict(dim=96, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(
-            channels=(64, 128),
+            channels=(64, 96),
             blocks_per_level=1,
             attention_levels=(False, True),
             heads=(4, 4),
@@ -51,11 +51,11 @@ def clips() -> dict:
             diffusion=dict(
                 objective="diffusion",
                 source="autoencoder",
-                train=dict(steps=1200, batch_size=8, log_every=20, save_every=250, sample_every=600, ema=0.99),
+                train=dict(steps=1400, batch_size=8, log_every=20, save_every=250, sample_every=700, ema=0.99),
                 optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
             ),
         ),
-        sample=dict(sampler="ddim", num_steps=25, guidance_scale=1.0, per_caption=2, fps=15.0),
+        sample=dict(sampler="ddim", num_steps=10, guidance_scale=1.0, per_caption=2, fps=15.0),
     )
 
 
