@@ -280,7 +280,7 @@ class Generator:
             denoise = in_chunks(denoise, *chunk)
         if kept is not None:
             denoise = keep(self.schedule, denoise, *map(jnp.asarray, kept))
-        return sample(
+        x = sample(
             denoise,
             self.schedule,
             noise * self.schedule.std(times[0]),
@@ -290,6 +290,10 @@ class Generator:
             key,
             lambda done: self._progress(done),
         )
+        if kept is None:
+            return x
+        latents, mask = kept  # again, as some schedules, Stable Diffusion's among them, end a little short of clean
+        return jnp.where(mask[..., None], x, latents)
 
 
 def what_to_ask(generator: Generator, dataset: Dataset) -> tuple[list[str | int], list[str]]:
