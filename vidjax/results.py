@@ -79,7 +79,8 @@ def write_samples(
     for i, (name, samples) in enumerate(zip(names, videos)):
         stem = f"{i:02d}-{slug(name)}"
         entry = {"caption": name, "png": f"{folder}/{stem}.png"}
-        contact_sheet(workdir / entry["png"], list(samples[:, None]), labels=[name] * len(samples))
+        rows = list(samples[:, None]) if samples.shape[1] > 1 else [samples[None, :, 0]]  # images side by side
+        contact_sheet(workdir / entry["png"], rows, labels=[name] * len(rows))
         (workdir / folder / f"{stem}.txt").write_text(name + "\n")
         if samples.shape[1] > 1:
             entry["mp4"] = f"{folder}/{stem}.mp4"
