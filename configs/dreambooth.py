@@ -4,11 +4,13 @@ python -m vidjax.main --config=configs/dreambooth.py --config.pretrained=FOLDER 
     --config.prompt="a photo of sks dog" --config.finetune.prior.prompt="a photo of a dog" \\
     --config.sample.prompts="sks dog on the moon;a photo of a dog"
 
-Pictures of the class are made once by the untuned model and kept. Variants: `:lora` trains adapters alone, `:text` the
-text encoder too, `:video` tunes on clips (DreamBooth-V; --config.data.path is a folder of videos).
+Pictures of the class are made once by the untuned model and kept; --config.finetune.prior.count=0 goes without.
+Variants: `:lora` trains adapters alone, `:text` the text encoder too, `:video` tunes on clips (DreamBooth-V;
+--config.data.path is a folder of videos).
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 VARIANTS = {
     "full": dict(strategy="full", text=False),
@@ -28,7 +30,7 @@ def get_config(variant: str = "full") -> ConfigDict:
             pretrained="",
             prompt="",
             data=dict(source="folder" if video else "images", path="", frames=8 if video else 1, size=(512, 512)),
-            model=dict(keys="first_and_previous" if video else None),
+            model=dict(keys="first_and_previous" if video else placeholder(str)),
             finetune=dict(prior=dict(prompt="", count=100, weight=1.0, num_steps=50), **VARIANTS[variant]),
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(

@@ -12,6 +12,7 @@ time).
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "default") -> ConfigDict:
@@ -23,7 +24,7 @@ def get_config(variant: str = "default") -> ConfigDict:
             seed=33,
             pretrained="",
             prompt="",
-            data=dict(video="", frames=24, size=(512, 512), stride=2, fps=None),
+            data=dict(video="", frames=24, size=(512, 512), stride=2, fps=placeholder(float)),
             model=dict(keys="first_and_previous", norm_over="clip" if released else "frame", released=released),
             finetune=dict(strategy="tune_a_video"),
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
@@ -52,7 +53,7 @@ def get_config(variant: str = "default") -> ConfigDict:
                 invert=True,
                 mask="",
                 edit_frames="",
-                chunk=None,
+                chunk=placeholder(int),
                 overlap=4,
                 fps=8.0,
             ),

@@ -1,9 +1,11 @@
 """A tuned run's edits: the clip is inverted once, then every prompt leads the same noise to another video."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
@@ -25,19 +27,23 @@ def inverted(generator: Generator, latents: Latents, file: Path) -> Latents:
 
     A file for other latents, steps or weights than these is computed again.
     """
-    latents, steps = np.asarray(latents), generator.defaults.num_steps
-    stamp = np.array([steps, generator.fingerprint()])
+    latents, how = np.asarray(latents), generator.defaults
+    stamp = f"{how.num_steps}|{how.spacing}|{how.chunk}|{how.overlap}|{generator.fingerprint():.12g}|{crc32(latents)}"
+    return kept(file, stamp, lambda: np.asarray(generator.invert(latents, [""] * len(latents))))
+
+
+def kept(file: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """`make()`, or what an earlier call with the same stamp has left in `file`."""
     if file.exists():
-        with np.load(file) as kept:
-            same = np.array_equal(kept["stamp"], stamp) and np.array_equal(kept["latents"], latents)
-            if same:
-                return kept["noise"]
-    noise = np.asarray(generator.invert(latents, [""] * len(latents)))
+        with np.load(file) as found:
+            if str(found["stamp"]) == stamp:
+                return found["array"]
+    array = make()
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part.npz")
-    np.savez(part, noise=noise, latents=latents, stamp=stamp)
+    part = file.with_suffix(f".{jax.process_index()}.part.npz")
+    np.savez(part, array=array, stamp=stamp)
     part.replace(file)
-    return noise
+    return array
 
 
 def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
@@ -114,7 +120,7 @@ def reconstruction_error(generator: Generator, latents: Latents, noise: Latents,
     """||DDIM(inversion) - latents|| / ||latents|| under `prompt` and without guidance: how faithful edits can be."""
     back = generator.latents(
         [prompt] * len(latents), noise=noise, frames=generator.size[0], size=generator.size[1:],
-        guidance_scale=1.0, negative_prompt="",
+        guidance_scale=1.0, negative_prompt="", sampler="ddim", eta=0.0,
     )  # fmt: skip
     return float(np.linalg.norm(np.asarray(back) - latents) / np.linalg.norm(latents))
 
@@ -122,8 +128,6 @@ def reconstruction_error(generator: Generator, latents: Latents, noise: Latents,
 def show(workdir: Path, generator: Generator, clip: np.ndarray, caption: str) -> dict[str, Any]:
     """Edits into `workdir`/samples; the entries and figures of summary.json."""
     prompts = split_prompts(generator.defaults.prompts) or [caption]
-    if not any(prompts):
-        raise InputError("there is no prompt: set --config.sample.prompts or --config.prompt")
     videos = edits(generator, clip, prompts, workdir)
     found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, generator.defaults.fps)}
     if generator.defaults.invert:

@@ -50,9 +50,11 @@ class StoredText(nnx.Module):
 def stand_in(model: VideoModel, text: bool = True) -> VideoModel:
     """`model` for batches that `encode_once` made: the same U-Net (not a copy), no autoencoder, no text encoder.
 
-    With `text` false it keeps the text encoder, which reads ids: so that this can train.
+    With `text` false it keeps the text encoder, which reads ids: so that this can train. No caption is dropped either
+    way, as neither DreamBooth nor Tune-A-Video drops them.
     """
     assert model.codec is not None
+    model.text.drop = 0.0
     codec = StoredMoments(model.codec.shift, model.codec.scale)
     stored = {"text": StoredText(model.text.tokens_dim)} if text else {"text": model.text}
     return VideoModel(model.unet, stored, codec, masked=model.masked, remat=model.remat)
@@ -79,13 +81,12 @@ class Encoded:
     def batches(
         self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        """As `Dataset.batches`. Raises InputError for a batch that the processes do not divide or that is too large."""
+        """As `Dataset.batches`, but a batch may hold an example several times, each with noise of its own.
+
+        Raises InputError for a batch that the processes do not divide.
+        """
         if batch_size % process_count:
             raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
-        if len(self._examples) < batch_size:
-            raise InputError(
-                f"{len(self._examples)} clips are too few for one batch of {batch_size}: make the batch smaller"
-            )
         return (self._batch(step, batch_size, process_index, process_count) for step in itertools.count(start_step))
 
     def _batch(self, step: int, batch_size: int, process: int, processes: int) -> dict[str, np.ndarray]:

@@ -67,6 +67,12 @@ def diffusers(workdir: Path, out: Path) -> None:
         )
     model = recipe.generator(workdir).model
     if tensors := lora_tensors(model):
+        config = recipe.read_config(workdir)
+        if config["finetune"].get("text") or any("temp" in path for path in tensors):
+            raise InputError(
+                "--format=diffusers writes adapters of an image U-Net alone, and this run has trained its text encoder "
+                "or layers over time too: take --format=orbax"
+            )
         unet = {path.removeprefix("unet."): value for path, value in tensors.items()}
         lora.save(out, unet, model.unet.config.blocks_per_level)
     else:

@@ -47,6 +47,11 @@ class SampleConfig:
     chunk: int | None = None  # longer clips are worked off in chunks of so many latent frames
     overlap: int = 4
 
+    def __post_init__(self):
+        choose(self.sampler, SAMPLERS, "sampler")
+        if self.chunk is not None and not 0 <= self.overlap < self.chunk:
+            raise InputError(f"chunks of {self.chunk} frames cannot overlap by {self.overlap}; change sample.overlap")
+
 
 class Generator:
     """A trained model, ready to sample. Compiles once a sampler and size of the result, for any number of steps."""
@@ -224,8 +229,8 @@ class Generator:
 
     def fingerprint(self) -> float:
         """A number that other parameters do not share: to know what was computed with these."""
-        total = lambda params: sum((1 + i % 89) * jnp.abs(params[path]).sum() for i, path in enumerate(sorted(params)))
-        return float(jax.jit(total)(self.params))
+        sums = jax.jit(lambda params: [jnp.abs(params[path]).sum() for path in sorted(params)])(self.params)
+        return float(sum((1 + i % 89) * float(value) for i, value in enumerate(sums)))
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
         """The batch entries that the model's embedders read. Raises InputError if they do not fit the model."""

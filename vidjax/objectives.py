@@ -135,6 +135,3 @@ def autoencoder(
     kl = posterior.kl().mean() / posterior.mean[0].size
     psnr = 10 * jnp.log10(4 / jnp.square(residual).mean((1, 2, 3, 4))).mean()
     return error + kl_weight * kl, {"reconstruction": error, "kl": kl, "psnr": psnr}
-
-
-OBJECTIVES = {"autoencoder": autoencoder, "diffusion": diffusion}

@@ -148,7 +148,7 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         generator = sampler(state.graphdef)
         generator.params = {**state.ema, **state.frozen}
-        return generator(what_to_ask(generator, dataset)[0])[:PREVIEWED]
+        return generator(what_to_ask(generator, dataset)[0][:PREVIEWED])
 
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),

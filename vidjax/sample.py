@@ -49,6 +49,10 @@ OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets;
 def main() -> None:
     if bool(WORKDIR.value) == bool(PRETRAINED.value):
         raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
+    if WORKDIR.value and INFLATE.value:
+        raise InputError("--inflate is for --pretrained; a run has layers of its own")
+    if MOTION.value and (INIT_NOISE.value or (FRAMES.value or 1) < 2):
+        raise InputError("--motion makes its own noise (leave --init_noise out) and wants --frames=2 or more")
     import numpy as np
     from tqdm import tqdm
 

@@ -109,8 +109,9 @@ def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
 
 def abstract_batch(stage: Stage, dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the training step sees of a batch, read off the first one."""
-    batch = next(dataset.batches(stage.train.batch_size))
-    shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in on_device(batch).items()}
+    size = stage.train.batch_size
+    batch = on_device(next(dataset.batches(1 if stage.pretrained else size)))
+    shapes = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
     return encoded_shapes(stage, shapes)
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from vidjax import objectives, pretrained, settings
+from vidjax import editing, objectives, pretrained, settings
 from vidjax.checkpoint import Checkpoints
+from vidjax.data.pipeline import DataConfig
+from vidjax.editing import kept
 from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
 from vidjax.errors import InputError
 from vidjax.finetune import strategy
@@ -57,24 +59,21 @@ class Prior:
     def __post_init__(self):
         if not self.prompt.strip():
             raise InputError(
-                "config.finetune.prior.prompt is empty: name the class, such as 'a photo of a dog', or remove `prior`"
+                "config.finetune.prior.prompt is empty: name the class, such as 'a photo of a dog', or set "
+                "config.finetune.prior.count=0"
             )
+        if self.count < 1:
+            raise InputError(f"config.finetune.prior.count={self.count} is not a number of pictures")
 
 
 def class_videos(generator: Generator, prior: Prior, file: Path) -> UInt8[np.ndarray, "n t h w c"]:
     """The class as the untuned model sees it: made once and kept in `file`, made again for another prompt, number or
     model."""
-    stamp = f"{prior.prompt}|{prior.count}|{prior.num_steps}|{generator.fingerprint():.9g}"
-    if file.exists():
-        with np.load(file) as kept:
-            if str(kept["stamp"]) == stamp:
-                return kept["videos"]
+    stamp = (
+        f"{dataclasses.replace(prior, weight=1.0)}|{generator.size}|{generator.defaults}|{generator.fingerprint():.12g}"
+    )
     make = lambda seed: generator([prior.prompt], seed=seed, num_steps=prior.num_steps)
-    videos = np.concatenate([make(seed) for seed in range(prior.count)])
-    part = file.with_suffix(".part.npz")
-    np.savez(part, videos=videos, stamp=stamp)
-    part.replace(file)
-    return videos
+    return kept(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
 
 
 def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
@@ -83,8 +82,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     if not folder:
         raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
     options = dict(section.get("finetune", {}))
-    prior = settings.construct(Prior, options.pop("prior"), "finetune.prior") if options.get("prior") else None
-    options.pop("prior", None)
+    given = options.pop("prior", None)
+    prior = settings.construct(Prior, given, "finetune.prior") if given and given.get("count", 1) else None
     tune = strategy(options.pop("strategy", "full"), **options)
     text = tune.trainable("text.")  # then captions are encoded at every step
     model = settings.construct(TunedConfig, section.get("model"), "model")
@@ -105,6 +104,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         tune.surgery(loaded, rngs)
         return loaded, stand_in(loaded, text=not text)
 
+    check_samples(section, common["data"], known.model)
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
     objective = settings.bind(
@@ -131,6 +131,21 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         trainable=tune.trainable,
         **common,
     )
+
+
+def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoModel) -> None:
+    """Raises InputError for settings that would fail after the training, or do nothing in it."""
+    for key, works in (("flip", False), ("images", 0), ("crop", "center")):
+        if getattr(data, key) != works:
+            raise InputError(f"config.data.{key} has no effect: tuning encodes each clip's first window, once")
+    sample = settings.construct(SampleConfig, section.get("sample"), "sample")
+    if not (editing.split_prompts(sample.prompts) or section.get("prompt")):
+        raise InputError("there is no prompt: set --config.prompt, what the clip shows, or --config.sample.prompts")
+    _, h, w = model.codec.autoencoder.strides
+    if data.hw[0] % h == 0 and data.hw[1] % w == 0:  # otherwise the autoencoder says so
+        editing.latent_mask(
+            sample.mask, sample.edit_frames, (data.frames, *data.hw), (data.frames, data.hw[0] // h, data.hw[1] // w)
+        )
 
 
 def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:

@@ -99,15 +99,9 @@ class VideoModel(nnx.Module):
         if self.masked:
             mask = jnp.zeros(x.shape[:2]) if cond.mask is None else cond.mask
             x = jnp.concatenate([x, jnp.broadcast_to(mask[..., None, None, None], (*x.shape[:-1], 1))], -1)
-        out = self.unet(
-            x.astype(self.dtype),
-            t,
-            cond.tokens,
-            cond.vector,
-            token_mask=cond.token_mask,
-            images=images,
-            remat=self.remat,
-        )
+        own = lambda a: None if a is None else a.astype(self.dtype)
+        tokens, vector, mask = own(cond.tokens), own(cond.vector), cond.token_mask
+        out = self.unet(x.astype(self.dtype), t, tokens, vector, token_mask=mask, images=images, remat=self.remat)
         return out.astype(jnp.float32)
 
     def denoiser(self, schedule: Schedule, prediction: str, cond: Conditioning):

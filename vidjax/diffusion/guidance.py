@@ -134,8 +134,8 @@ def in_chunks(denoise: Denoiser, frames: int, overlap: int) -> Denoiser:
     """A clip of any length in chunks of `frames` frames, one after the other: memory is that of one chunk.
 
     Neighbours share at least `overlap` frames, whose answers are averaged, each weighing more the farther it is from
-    its chunk's ends. Every later chunk has the clip's first frame before it, so that attention to the first frame
-    finds the same one. Raises InputError unless 0 <= overlap < frames.
+    its chunk's ends. Every chunk has the clip's first frame before it, so that attention to the first frame finds the
+    same one. Raises InputError unless 0 <= overlap < frames.
     """
     if not 0 <= overlap < frames:
         raise InputError(f"chunks of {frames} frames cannot overlap by {overlap}; take 0 to {frames - 1}")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 
+PURE = 1e-3  # alpha up to which xt is pure noise
 Denoiser = Callable[[Array, Array], tuple[Array, Array]]
 
 
@@ -116,7 +117,8 @@ def euler() -> Sampler:
 def heun() -> Sampler:
     """Karras et al. 2022 algorithm 1: d(x / alpha) = eps d(sigma / alpha), eps averaged over both ends of the step.
 
-    Two evaluations a step; one where the step starts at pure noise or ends clean, both out of the trapezoid's reach.
+    Two evaluations a step; one where the step starts at pure noise (as tables on the cosine all but do) or ends clean,
+    both out of the trapezoid's reach.
     """
 
     def step(denoise, schedule, x, t, t_next, carry, key):
@@ -124,7 +126,7 @@ def heun() -> Sampler:
         x0, eps = denoise(x, t)
         x1 = a1 * x0 + s1 * eps
         correct = lambda: x1 + (s1 - a1 * s / a) * (denoise(x1, t_next)[1] - eps) / 2
-        return jax.lax.cond((a > 0) & (t_next != schedule.clean), correct, lambda: x1), carry
+        return jax.lax.cond((a > PURE) & (t_next != schedule.clean), correct, lambda: x1), carry
 
     return Sampler(lambda x: (), step)
 
