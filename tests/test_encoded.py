@@ -10,6 +10,7 @@ from flax import nnx
 from tiny_folder import write_folder
 
 from vidjax import pretrained
+from vidjax.conditioning import embed
 from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
 from vidjax.errors import InputError
@@ -65,3 +66,27 @@ def test_batches_are_a_function_of_seed_and_step_and_split_over_processes():
     assert sorted(set(next(source.batches(9))["video"][:, 0])) == list(range(6))  # some of them twice
     with pytest.raises(InputError, match="does not divide over 2 processes"):
         source.batches(3, 0, 0, 2)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def test_in_bf16_nothing_is_promoted(loaded):
+    """Features are kept in fp32; beside weights in bf16 they must not make the rest of the network fp32."""
+    graphdef, state = nnx.split(stand_in(loaded.model))
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), state)
+
+    def call(state, x, tokens):
+        model = nnx.merge(graphdef, state)
+        return model(x, jnp.ones((1, 2)), embed(model.embedders, {"tokens": tokens}))
+
+    jaxpr = jax.make_jaxpr(call)(half, jnp.zeros((1, 2, 8, 8, 4)), jnp.zeros((1, 12, 24))).jaxpr
+    products = [e for e in equations(jaxpr) if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    assert len(products) > 50
+    assert not [e for e in products if any(v.aval.dtype == jnp.float32 for v in e.invars)]

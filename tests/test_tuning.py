@@ -1,5 +1,6 @@
 """Tuning as a user runs it: what may change changes, all else stays, and the clip comes back better than before."""
 
+import dataclasses
 import json
 import os
 import re
@@ -53,7 +54,13 @@ def tune(folder, workdir, env, *overrides, prompts="a fox walks;a cat"):
 @pytest.fixture(scope="module")
 def run(folder, env, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("tuned")
-    more = ("stages.tune.train.steps=40", "stages.tune.optimizer.learning_rate=1e-2", "stages.tune.train.dtype=float32")
+    more = (
+        "sample.chunk=3",
+        "sample.overlap=1",
+        "stages.tune.train.steps=40",
+        "stages.tune.optimizer.learning_rate=1e-2",
+        "stages.tune.train.dtype=float32",
+    )
     done = tune(folder, workdir, env, *more, "stages.tune.train.frozen_dtype=float32", "sample.guidance_scale=3.0")
     assert done.returncode == 0, done.stderr
     return workdir
@@ -94,7 +101,7 @@ def test_the_inversion_is_kept_until_something_it_depends_on_changes(run, tuned)
     clip = recipe.dataset(run).windows("train", per_clip=1)[0][0]
     latents = generator.encode(clip[None])
     with np.load(run / "inversion.npz") as kept:
-        noise = kept["noise"]
+        noise = kept["array"]
     written = (run / "inversion.npz").stat().st_mtime_ns
     np.testing.assert_array_equal(editing.inverted(generator, latents, run / "inversion.npz"), noise)
     assert (run / "inversion.npz").stat().st_mtime_ns == written
@@ -106,6 +113,7 @@ def test_inversion_then_sampling_returns_the_latents(run, tuned, monkeypatch):
     generator = tuned
     calmer = {p: v * 0.3 if p.startswith("unet.conv_out") else v for p, v in generator.params.items()}
     monkeypatch.setattr(generator, "params", calmer)
+    monkeypatch.setattr(generator, "defaults", dataclasses.replace(generator.defaults, chunk=None))
     latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
     errors = []
     for steps in (10, 40, 400):
@@ -158,7 +166,7 @@ def test_outside_the_mask_an_edit_keeps_the_clip_bit_for_bit(run, tuned, tmp_pat
 def test_chunks_tile_a_clip(tuned):
     """Chunks with frames seen apart are near the whole."""
     generator = tuned
-    whole = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4)
+    whole = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4, chunk=None)
     parts = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4, chunk=3, overlap=1)
     assert np.corrcoef(np.ravel(parts), np.ravel(whole))[0, 1] > 0.5
 
@@ -218,7 +226,7 @@ def test_dreambooth_has_a_loss_of_the_class_beside_its_own(dreambooth):
     for line in lines:
         assert line["loss"] == pytest.approx(line["instance"] + line["prior"], rel=1e-3)
     with np.load(dreambooth / "tune" / "class.npz") as kept:
-        assert kept["videos"].shape == (2, 1, 16, 16, 3)
+        assert kept["array"].shape == (2, 1, 16, 16, 3)
     assert len(list((dreambooth / "samples").glob("*.png"))) == 2
 
 
@@ -277,6 +285,9 @@ def lora_of(generator):
         ("finetune.strategy=tune_a_vidio", "did you mean 'tune_a_video'"),
         ("model.keys=frst", "first_and_previous"),
         ("data.size=(15, 16)", "15"),
+        ("sample.chunk=4", "cannot overlap by 4"),
+        ("sample.mask=/nowhere.png", "cannot be read"),
+        ("sample.sampler=dimm", "did you mean 'ddim'"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_compiled(override, says, folder, env, tmp_path):

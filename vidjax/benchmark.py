@@ -68,17 +68,17 @@ def abstract(stage: Stage, config: Any) -> dict[str, float]:
 
 def timed(stage: Stage) -> dict[str, float]:
     """Compilation, the median step, memory, and how fast the data come by themselves."""
-    from vidjax.train import create_state
+    from vidjax.train import prepare
 
     mesh = sharding.make_mesh(**stage.mesh)
     dataset = stage.dataset()
     stage = dataclasses.replace(stage, loaded=lambda state, dataset: {})
-    state = create_state(stage, mesh, dataset)
+    state, source = prepare(stage, mesh, dataset)
     options = stage.train
     step = make_train_step(
         stage.objective, stage.optimizer, 0, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype
     )
-    batches = dataset.batches(options.batch_size)
+    batches = source.batches(options.batch_size)
     batch = sharding.put_batch(mesh, on_device(next(batches)))
     began = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()

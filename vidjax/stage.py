@@ -60,7 +60,7 @@ class Stage:
     mesh: dict[str, int]
     seed: int
     data: DataConfig
-    init: Callable[[nnx.Rngs], nnx.Module]  # a model at its random start
+    init: Callable[[nnx.Rngs], nnx.Module] | None  # a model at its random start
     objective: Objective
     optimizer: optax.GradientTransformation
     tokenize: Callable[[str], np.ndarray] | None = None
@@ -80,7 +80,11 @@ class Stage:
 
     def abstract(self) -> nnx.Module:
         """The model with shapes for parameters (where they cost something)."""
-        return self.pretrained(False)[1] if self.pretrained else nnx.eval_shape(lambda: self.init(OneKey()))
+        if self.pretrained is not None:
+            return self.pretrained(False)[1]
+        init = self.init
+        assert init is not None
+        return nnx.eval_shape(lambda: init(OneKey()))
 
 
 def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:

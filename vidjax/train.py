@@ -40,8 +40,9 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
     """A fresh state, each array made where its sharding wants it; then what the stage loads over random numbers."""
     # "rbg" numbers compile in half the time of the default ones.
     rngs = lambda: nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))
-    dtype = stage.train.frozen_dtype
-    make = lambda: TrainState.create(stage.init(rngs()), stage.optimizer, stage.trainable, frozen_dtype=dtype)
+    dtype, init = stage.train.frozen_dtype, stage.init
+    assert init is not None
+    make = lambda: TrainState.create(init(rngs()), stage.optimizer, stage.trainable, frozen_dtype=dtype)
     shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
     state = jax.jit(make, out_shardings=shardings)()
     for path, value in stage.loaded(state, dataset).items():

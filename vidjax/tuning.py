@@ -122,7 +122,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         return encode_clips(encode, encoder, videos, [known.tokenize(prior.prompt)] * len(videos), seed)
 
     return Stage(
-        init=lambda rngs: models(True)[1],
+        init=None,
         pretrained=models,
         encode=encode,
         objective=objectives.with_prior(objective, prior.weight) if prior else objective,

@@ -8,6 +8,7 @@ images is written beside the share of samples in which it sees the class that wa
 """
 
 import argparse
+import datetime
 import json
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.svm import SVC
 
-from vidjax import recipe
+from vidjax import recipe, results
 from vidjax.data.sources import read_idx
 from vidjax.diffusion.samplers import SAMPLERS
 
@@ -31,6 +32,7 @@ def main() -> None:
     for flag in ("workdir", "data", "json"):
         parser.add_argument(f"--{flag}", required=True, type=Path)
     parser.add_argument("--per_class", type=int, default=20)
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), help="measured anew; others stay as in --json")
     args = parser.parse_args()
     flat = lambda images: images.reshape(len(images), -1).astype(np.float32) / 255
     real = {
@@ -40,16 +42,25 @@ def main() -> None:
     accuracy = classifier.score(*(a[:2_000] for a in real["t10k"]))
     generator = recipe.generator(args.workdir)
     labels = [label for label in range(10) for _ in range(args.per_class)]
-    table = {}
-    for sampler in SAMPLERS:
+    table = json.loads(args.json.read_text())["recognised"] if args.json.exists() else {}
+    for sampler in args.samplers:
+        table[sampler] = {}
         for evaluations in EVALUATIONS:
             steps = evaluations // 2 if sampler == "heun" else evaluations  # Heun asks twice a step
             began = time.perf_counter()
             images = generator(labels, sampler=sampler, num_steps=steps, seed=0)[:, 0, :, :, 0]
             share = float((classifier.predict(flat(images)) == labels).mean())
-            table.setdefault(sampler, {})[evaluations] = share
+            table[sampler][evaluations] = share
             print(f"{sampler:<10} {evaluations:>3} {share:.3f}  {time.perf_counter() - began:.1f} s", flush=True)
-    figures = {"classifier_on_real_images": accuracy, "samples": len(labels), "recognised": table}
+    figures = {
+        "date": datetime.date.today().isoformat(),
+        "device": results.device(),
+        "versions": results.versions(),
+        "command": "python tests/benchmarks/samplers.py --workdir=runs/ddpm-fashion --data=FOLDER --json=FILE",
+        "classifier_on_real_images": accuracy,
+        "samples": len(labels),
+        "recognised": table,
+    }
     args.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"the classifier on real test images: {accuracy:.3f}")
 
