@@ -26,6 +26,14 @@ def test_a_convolution_counts_its_taps():
     assert count_flops(lambda x, k: convolve(x, k), ones(2, 8, 6, 5), ones(3, 3, 5, 7)) == 2 * (2 * 8 * 6 * 7) * (9 * 5)
 
 
+def test_the_gradient_of_a_strided_convolution_costs_what_the_convolution_does():
+    forward = lambda x, k: convolve(x, k, strides=2, implementation="plain")
+    loss = lambda x, k: jnp.square(forward(x, k)).sum()
+    args = ones(2, 8, 8, 5), ones(3, 3, 5, 7)
+    once = count_flops(forward, *args)
+    assert count_flops(jax.grad(loss, (0, 1)), *args) == pytest.approx(3 * once, rel=0.2)  # borders apart
+
+
 def test_a_gradient_costs_twice_its_forward_pass_more():
     loss = lambda w, x: jnp.sum(jnp.tanh(x @ w))
     forward = count_flops(loss, ones(5, 7), ones(3, 5))

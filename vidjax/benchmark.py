@@ -1,7 +1,7 @@
 """What a recipe costs on this machine: `python -m vidjax.benchmark --config=configs/lvdm.py --steps 10 --json FILE`.
 
-FLOPs are those of matrix products and convolutions: three times the forward pass of what trains, once that of what is
-frozen. Work done again under rematerialisation is not counted, so MFU is comparable between policies.
+FLOPs are those of matrix products and convolutions in the loss and its gradient: what is frozen costs no more than it
+must. Work done again under rematerialisation is not counted, so MFU is comparable between policies.
 """
 
 import dataclasses

@@ -63,5 +63,6 @@ def _own(equation: Any) -> float:
         case "conv_general_dilated":
             kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
             spec = equation.params["dimension_numbers"].rhs_spec  # (out features, in features, *space)
-            return 2.0 * math.prod(out) * math.prod(kernel) / kernel[spec[0]]
+            zeros = math.prod(equation.params["lhs_dilation"])  # between the inputs: no products to count
+            return 2.0 * math.prod(out) * math.prod(kernel) / kernel[spec[0]] / zeros
     return 0.0

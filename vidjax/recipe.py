@@ -159,7 +159,6 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
         trainable=lambda path: not path.startswith("codec."),
         loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
         preview=preview,
-        untrained=lambda model, batch: model.latents(batch["video"]),
         **common,
     )
 

@@ -14,7 +14,7 @@ from flax import nnx
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.encoded import Encoded
 from vidjax.flops import count_flops
-from vidjax.train_state import Params, TrainState
+from vidjax.train_state import Params, TrainState, abstract_parameters, merge, split
 from vidjax.train_step import Objective, draws_at
 
 
@@ -69,7 +69,6 @@ class Stage:
     finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
     preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at
     fps: float = 15.0
-    untrained: Callable[[Any, Any], Any] | None = None  # (model, batch): the forward pass that no gradient comes to
 
     pretrained: Callable[[bool], tuple[Any, Any]] | None = None
     encode: Callable[[Any, Any], Any] | None = None
@@ -99,16 +98,15 @@ def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
 
 
 def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
-    """FLOPs of a training step on a batch of these shapes: three times the forward pass of what trains, once that of
-    what does not (a frozen encoder). Work done again under rematerialisation does not count."""
-    loss, state = abstract_loss(stage)
-    total = count_flops(loss, state, batch)
-    untrained = stage.untrained
-    if untrained is None:
-        return 3 * total
-    graphdef = nnx.graphdef(stage.abstract())
-    once = count_flops(lambda state, batch: untrained(nnx.merge(graphdef, state), batch), state, batch)
-    return 3 * (total - once) + once
+    """FLOPs of a training step on a batch of these shapes: the loss and its gradient by what trains, which is three
+    times the forward pass where everything does. Work done again under rematerialisation does not count."""
+    model = stage.abstract()
+    if hasattr(model, "remat"):
+        model.remat = "none"
+    graphdef, draws = nnx.graphdef(model), draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
+    trained, frozen = split(abstract_parameters(nnx.state(model)), stage.trainable)
+    loss = lambda trained, frozen, batch: stage.objective(merge(graphdef, trained, frozen), batch, draws)[0]
+    return count_flops(jax.grad(loss), trained, frozen, batch)
 
 
 def abstract_batch(stage: Stage, dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
