@@ -44,16 +44,23 @@ def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, tm
 
 # What makes a copy of a recipe small enough to train inside a test: everything else stays as the recipe has it.
 SMALL = {
-    "lvdm:clips": dict(data=dict(size=16), autoencoder=dict(channels=(32,)), model=dict(channels=(32, 32))),
+    "lvdm:clips": dict(data=dict(size=16), autoencoder=dict(channels=(32,)), model=dict(channels=(32,))),
     "lvdm:sky": dict(
         data=dict(source="shapes", path="", frames=8, size=16),
-        autoencoder=dict(channels=(32, 32, 32, 32), decoder_channels=(32, 32, 32, 4), decoder_blocks=(1, 0, 0, 0)),
-        model=dict(channels=(32, 32)),
+        autoencoder=dict(
+            channels=(32, 32),
+            blocks=(0, 1),
+            decoder_channels=(32, 4),
+            decoder_blocks=(1, 0),
+            steps=((2, 2, 2),),
+            decoder_steps=((2, 2, 2),),
+        ),
+        model=dict(channels=(32,)),
     ),
-    "ddpm:fashion": dict(data=dict(source="shapes", path="", size=8), model=dict(in_channels=3, channels=(16, 16))),
-    "ddpm:cifar10": dict(data=dict(source="shapes", path="", size=8), model=dict(channels=(32, 32))),
-    "vdm:clips": dict(data=dict(size=8), model=dict(channels=(32, 32))),
-    "vdm:ucf101": dict(data=dict(source="shapes", path="", frames=4, size=8, images=2), model=dict(channels=(32, 32))),
+    "ddpm:fashion": dict(data=dict(source="shapes", path="", size=8), model=dict(in_channels=3, channels=(16,))),
+    "ddpm:cifar10": dict(data=dict(source="shapes", path="", size=8), model=dict(channels=(32,))),
+    "vdm:clips": dict(data=dict(size=8), model=dict(channels=(32,))),
+    "vdm:ucf101": dict(data=dict(source="shapes", path="", frames=4, size=8, images=2), model=dict(channels=(32,))),
 }
 
 
@@ -63,7 +70,7 @@ def test_a_small_copy_of_every_recipe_trains_two_steps(name, tmp_path):
     for section, values in SMALL[name].items():
         made[section] = {**made[section], **values}
     made["data"] = {**made["data"], "workers": 0}
-    made["model"] = {**made["model"], "blocks_per_level": 1, "attention_levels": (False, True), "heads": 2}
+    made["model"] = {**made["model"], "blocks_per_level": 1, "attention_levels": (True,), "heads": 2}
     for stage in made["stages"].values():
         stage["train"] = {**stage["train"], "batch_size": 4, "accumulate": 2, "log_every": 1}
     for stage_name in recipe.stage_names(made):

@@ -12,6 +12,7 @@ from vidjax import objectives
 from vidjax.data.transforms import to_unit
 from vidjax.diffusion.schedule import cosine, flow
 from vidjax.errors import InputError
+from vidjax.models.autoencoder import Posterior
 from vidjax.train_step import draws_at
 
 SCHEDULES = {"cosine": cosine(steps=None), "flow": flow()}
@@ -102,7 +103,7 @@ def test_stills_follow_the_clip_and_are_never_known():
 def test_the_autoencoder_pays_for_what_it_loses_and_for_its_bits():
     mean, logvar = jnp.full((64, 2, 2, 2, 3), 0.5), jnp.full((64, 2, 2, 2, 3), -60.0)
     kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))
-    posterior = SimpleNamespace(mean=mean, logvar=logvar, kl=lambda: kl)
+    posterior = Posterior(mean, logvar)
     target = to_unit(batch()["video"])
     model = SimpleNamespace(encode=lambda x: posterior, decode=lambda z: target + 0.1)
     loss, metrics = objectives.autoencoder(model, batch(), draws(), distance="l1", kl_weight=0.5)

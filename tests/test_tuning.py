@@ -258,16 +258,16 @@ def test_the_prior_holds_the_class_where_it_was(folder):
         xt = base.schedule.q_sample(x0, draws.normal(x0.shape[1:]), jnp.full((2, 1), 300.0))
         return model(xt, jnp.full((2, 1), 300.0), embed(model.embedders, probe))
 
-    drift = {}
+    drift, ask = {}, jax.jit(lambda state: answer(state.model(state.params)))
     for weight in (0.0, 2.0):
         optimizer = make_optimizer(steps=40, learning_rate=1e-3)
         state = TrainState.create(stand_in(pretrained.load(folder).model), optimizer)
-        before = jax.jit(lambda state: answer(state.model(state.params)))(state)
+        before = ask(state)
         step = jax.jit(make_train_step(with_prior(loss, weight), optimizer, 0))
         for batch, _ in zip(source.batches(2), range(40)):
             batch.pop("substituted")
             state, _ = step(state, batch)
-        after = jax.jit(lambda state: answer(state.model(state.params)))(state)
+        after = ask(state)
         target = draws_at(jax.random.key(1), jnp.zeros((), jnp.int32), 2).normal(before.shape[1:])
         drift[weight] = float(jnp.linalg.norm(after - target) / jnp.linalg.norm(before - target))
     assert drift[2.0] < 0.95 * drift[0.0], drift

@@ -47,7 +47,7 @@ class Codec(nnx.Module):
         return self.autoencoder.decode(z / self.scale - self.shift)
 
 
-def latent_statistics(autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "n t h w c"]]) -> dict[str, float]:
+def latent_statistics(autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "_ t h w c"]]) -> dict[str, float]:
     """`{"shift", "scale"}` for a Codec, measured: over all latents of the videos, mean 0 and variance 1."""
     encode = jax.jit(lambda x: autoencoder.encode(to_unit(x)).mean)
     z = np.concatenate([np.asarray(encode(clip[None])).ravel() for clips in videos for clip in clips])

@@ -16,8 +16,9 @@ from vidjax.errors import InputError
 from vidjax.models.clip import ClipImage, ClipText
 from vidjax.weights import clip
 from vidjax.weights.configs import clip_configs
-from vidjax.weights.convert import load
+from vidjax.weights.convert import Rules, load
 from vidjax.weights.folder import clip_tokenizer, read_json, read_weights
+from vidjax.weights.tensors import Tensors
 
 NEEDS = "a CLIP folder has config.json, model.safetensors, preprocessor_config.json and tokenizer files"
 Video = UInt8[np.ndarray, "t h w 3"]
@@ -101,7 +102,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     return read_json(folder / "preprocessor_config.json", NEEDS)
 
 
-def _tower(make: Callable[[], ClipText | ClipImage], tensors: dict[str, np.ndarray], half: str, rules) -> Callable:
+def _tower(make: Callable[[], ClipText | ClipImage], tensors: Tensors, half: str, rules: Rules) -> Callable:
     """The pooled output of a tower with its half of the tensors, jitted."""
     model = nnx.eval_shape(make)
     load(model, {k: v for k, v in tensors.items() if re.search(half, k)}, rules, ignore=clip.BUFFERS)
