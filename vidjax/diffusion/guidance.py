@@ -107,7 +107,7 @@ def keep(
     return known_frames(schedule, denoise, x0, batched <= 0.5, show=False)
 
 
-def regions(denoisers: Sequence[Denoiser], masks: Sequence[Float[Array, "*s"]]) -> Denoiser:
+def regions(denoisers: Sequence[Denoiser], masks: Sequence[Float[Array, "..."]]) -> Denoiser:
     """Each denoiser answers in its region: their mean weighted by `masks` (MultiDiffusion, Bar-Tal et al. 2023, eq. 5).
 
     One mask a denoiser, `[t]` or `[t, h, w]`, with the batch in front or without; they are divided by their sum, and
