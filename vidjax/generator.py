@@ -1,7 +1,7 @@
 """From prompts or labels to videos with a trained model."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,11 @@ class SampleConfig:
     edit_frames: str = ""  # such as 8:16, where edits may go
     chunk: int | None = None  # longer clips are worked off in chunks of so many latent frames
     overlap: int = 4
+
+    @property
+    def chunks(self) -> tuple[int, int] | None:
+        """(frames, overlap) of chunks, if there are any."""
+        return (self.chunk, self.overlap) if self.chunk else None
 
     def __post_init__(self):
         choose(self.sampler, SAMPLERS, "sampler")
@@ -119,21 +124,11 @@ class Generator:
         place in the list), or from `noise`. kept: latents [b, t, h, w, c] and a mask [t, h, w], outside of which they
         stay bit for bit. Raises InputError.
         """
-        how = dataclasses.replace(self.defaults, **options)
-        make_sampler(how.sampler, how.eta)
-        if not 1 <= how.num_steps <= CAPACITY:
-            raise InputError(f"num_steps {how.num_steps} is not between 1 and {CAPACITY}")
-        guided = how.guidance_scale != 1.0
-        if how.negative_prompt and not guided:
-            raise InputError(
-                f"negative_prompt {how.negative_prompt!r} does nothing at guidance_scale 1; raise guidance_scale"
-            )
-        shape = (len(prompts), *self.latent_shape(frames, size))
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
-        if noise is None:
-            noise = jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
-        if noise.shape != shape:
-            raise InputError(f"the noise has shape {noise.shape}, these videos start from {shape}; change either")
+        how = self._how(options)
+        keys, own = self._start(len(prompts), self.latent_shape(frames, size), seed)
+        noise = own if noise is None else noise
+        if noise.shape != own.shape:
+            raise InputError(f"the noise has shape {noise.shape}, these videos start from {own.shape}; change either")
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
         self._progress = progress or (lambda done: None)
@@ -148,11 +143,28 @@ class Generator:
             how.guidance_scale,
             kept,
             sampler=how.sampler,
-            guided=guided,
+            guided=how.guidance_scale != 1.0,
             rescale=how.rescale,
             eta=how.eta,
-            chunk=(how.chunk, how.overlap) if how.chunk else None,
+            chunk=how.chunks,
         )
+
+    def _how(self, options: Mapping[str, Any]) -> SampleConfig:
+        """The defaults with these options. Raises InputError for what cannot be sampled."""
+        how = dataclasses.replace(self.defaults, **options)
+        make_sampler(how.sampler, how.eta)
+        if not 1 <= how.num_steps <= CAPACITY:
+            raise InputError(f"num_steps {how.num_steps} is not between 1 and {CAPACITY}")
+        if how.negative_prompt and how.guidance_scale == 1.0:
+            raise InputError(
+                f"negative_prompt {how.negative_prompt!r} does nothing at guidance_scale 1; raise guidance_scale"
+            )
+        return how
+
+    def _start(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
+        """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list)."""
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
+        return keys, jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
     def in_motion(
         self,
@@ -168,8 +180,7 @@ class Generator:
 
         For image models that look at the first frame (`keys="first"`), without training. As `latents` otherwise.
         """
-        how = dataclasses.replace(self.defaults, **options)
-        codec = self.codec
+        how, codec = self._how(options), self.codec
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
         make = make_sampler(how.sampler, how.eta)
@@ -181,10 +192,8 @@ class Generator:
             x = noise * self.schedule.std(times[0])
             return zero_shot(denoise, self.schedule, x, times, frames, move, keys[0], sampler=make)
 
-        shape = self.latent_shape(1, size)
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(prompts)))
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        negative = self.tokens([how.negative_prompt] * len(prompts)) if how.negative_prompt else {}
+        keys, noise = self._start(len(prompts), self.latent_shape(1, size), seed)
+        negative = self.tokens([how.negative_prompt] * len(prompts))
         return jax.jit(run)(self.params, self.conditions(prompts), negative, keys, noise)
 
     def invert(
@@ -200,8 +209,8 @@ class Generator:
         times = np.asarray(self.schedule.timesteps(steps, self.defaults.spacing), np.float32)[::-1]
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
         self._progress = progress or (lambda done: None)
-        chunk = (self.defaults.chunk, self.defaults.overlap) if self.defaults.chunk else None
         latents = jnp.asarray(latents, jnp.float32)
+        chunk = self.defaults.chunks
         return self._inverted(self.params, self.conditions(prompts), latents, times, steps, chunk=chunk)
 
     def _invert(self, params, batch, latents, times, num_steps, chunk):

@@ -16,6 +16,7 @@ from vidjax.checkpoint import Checkpoints
 from vidjax.data.pipeline import Dataset
 from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
+from vidjax.finetune import describe
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
@@ -116,12 +117,14 @@ def train(stage: Stage, log_every: int | None = None) -> None:
 
 
 def overview(stage: Stage, state: TrainState) -> None:
-    """One line on what trains; the table of all parameters goes to parameters.txt."""
+    """One line on what trains, for tuning a table of it; that of all parameters goes to parameters.txt."""
     frozen = count(state.frozen)
     print(
         f"{stage.name}: {count(state.params):,} parameters train" + (f", {frozen:,} are frozen" if frozen else ""),
         flush=True,
     )
+    if stage.pretrained is not None:
+        print(describe(state.params), flush=True)
     if jax.process_index() == 0:
         table = lambda params: get_parameter_overview(params, include_stats=False) if params else "none"
         (stage.folder / "parameters.txt").write_text(

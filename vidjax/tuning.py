@@ -22,7 +22,7 @@ from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
 from vidjax.models.layers import Over
 from vidjax.stage import Stage
-from vidjax.train_state import abstract_parameters, parameters, split
+from vidjax.train_state import Params, abstract_parameters, parameters, split
 from vidjax.video_model import VideoModel
 
 
@@ -114,10 +114,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     encode = partial(encode_once, text=not text)
 
     def class_examples(encoder: VideoModel) -> Encoded:
-        generator = Generator(
-            nnx.graphdef(encoder), parameters(encoder), known.schedule, known.prediction, known.tokenize,
-            (data.frames, *data.hw), 3, settings.construct(SampleConfig, section.get("sample"), "sample"),
-        )  # fmt: skip
+        generator = _generator(section, known, data, nnx.graphdef(encoder), parameters(encoder))
         videos = class_videos(generator, prior, common["folder"] / "class.npz")
         return encode_clips(encode, encoder, videos, [known.tokenize(prior.prompt)] * len(videos), seed)
 
@@ -165,13 +162,13 @@ def tuned_generator(section: Mapping[str, Any], stage: Stage) -> Generator:
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
         params = {**parameters(full), **checkpoints.restore_ema(trained)}
     known = pretrained.load(section["pretrained"], weights=False)
-    return Generator(
-        nnx.graphdef(full),
-        {path: jnp.asarray(value) for path, value in params.items()},
-        known.schedule,
-        known.prediction,
-        known.tokenize,
-        (stage.data.frames, *stage.data.hw),
-        3,
-        settings.construct(SampleConfig, section.get("sample"), "sample"),
-    )
+    params = {path: jnp.asarray(value) for path, value in params.items()}
+    return _generator(section, known, stage.data, nnx.graphdef(full), params)
+
+
+def _generator(
+    section: Mapping[str, Any], known: pretrained.Pretrained, data: DataConfig, graphdef: nnx.GraphDef, params: Params
+) -> Generator:
+    size = (data.frames, *data.hw)
+    sample = settings.construct(SampleConfig, section.get("sample"), "sample")
+    return Generator(graphdef, params, known.schedule, known.prediction, known.tokenize, size, 3, sample)

@@ -139,8 +139,8 @@ def test_every_layer_that_can_be_adapted_has_its_key_back():
     small = {k: v for k, v in THEIRS.items() if k not in (*motion, *video)}
     for kind, options, there, back in [
         ("UNet2DConditionModel", THEIRS | dict(layers_per_block=2), (), ()),
-        ("UNetMotionModel", small | motion, rules.ANIMATEDIFF, lora.ANIMATEDIFF),
-        ("UNet3DConditionModel", small | video, rules.MODELSCOPE, lora.MODELSCOPE),
+        ("UNetMotionModel", small | motion, rules.ANIMATEDIFF, rules.ANIMATEDIFF_KEYS),
+        ("UNet3DConditionModel", small | video, rules.MODELSCOPE, rules.MODELSCOPE_KEYS),
     ]:
         model, n = getattr(diffusers, kind)(**options), options["layers_per_block"]
         names = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]

@@ -62,6 +62,7 @@ def unet_keys(blocks_per_level: int) -> Rules:
 
 # After those of `unet_keys`.
 TUNE_A_VIDEO_KEYS: Rules = [(r"\.attn_temp\.norm\.", ".norm_temp.")]
+ANIMATEDIFF_KEYS: Rules = [(r"\.temporal_attentions\.", ".motion_modules.")]
 MODELSCOPE_KEYS: Rules = [
     (r"^stem\.temporal_in\.", "transformer_in."),
     (r"\.temporal_attentions\.", ".temp_attentions."),

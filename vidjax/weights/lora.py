@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from vidjax.errors import InputError
 from vidjax.models.lora import Tensors, layers_of
 from vidjax.weights.convert import Rules, rename
-from vidjax.weights.diffusers import unet
+from vidjax.weights.diffusers import unet, unet_keys
 
 FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # a JSON of peft's LoraConfig, its keys with the model's name in front
@@ -28,28 +28,8 @@ NAMES = {"lora_A.weight": "lora_down", "lora_B.weight": "lora_up", "alpha": "lor
 
 
 def module_key(layer: str, blocks_per_level: int) -> str:
-    """The name in `diffusers` of a layer of the U-Net: `weights.diffusers.unet` backwards, for all but samplers."""
-    n = blocks_per_level
-
-    def block(m: re.Match) -> str:
-        return f"{m[1]}_blocks.{int(m[2]) // (n + 1)}.{m[3]}s.{int(m[2]) % (n + 1)}."
-
-    return rename(
-        layer,
-        [
-            (r"^(down|up)\.(\d+)\.(\w+)\.", block),
-            (r"^mid\.(\d+)\.(\w+)\.", r"mid_block.\2s.\1."),
-            (r"\.blocks\.", ".transformer_blocks."),
-            (r"\.ff\.proj_in$", ".ff.net.0.proj"),
-            (r"\.ff\.proj_out$", ".ff.net.2"),
-            (r"\.to_out$", ".to_out.0"),
-        ],
-    )
-
-
-# As `diffusers.ANIMATEDIFF` and `diffusers.MODELSCOPE`, backwards.
-ANIMATEDIFF: Rules = [(r"\.temporal_attentions\.", ".motion_modules.")]
-MODELSCOPE: Rules = [(r"^stem\.temporal_in\.", "transformer_in."), (r"\.temporal_attentions\.", ".temp_attentions.")]
+    """The name in `diffusers` of a layer of the U-Net."""
+    return rename(f"{layer}.", unet_keys(blocks_per_level)).removesuffix(".")
 
 
 def save(
@@ -57,7 +37,7 @@ def save(
 ) -> Path:
     """Writes the adapters of a U-Net (`models.lora.lora_tensors`, its paths with or without `unet.`), in fp32.
 
-    `family` renames what a family calls its own layers, such as `ANIMATEDIFF`; `linear_projection` is
+    `family` renames what a family calls its own layers, such as `diffusers.ANIMATEDIFF_KEYS`; `linear_projection` is
     `use_linear_projection` of the model there (Stable Diffusion 2: True), else projections of transformers are 1x1
     convolutions. alpha / rank goes into the second matrix, so that every reader applies it. Raises InputError for a
     layer that `diffusers` has no name for.
