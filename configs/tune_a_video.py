@@ -4,7 +4,10 @@ python -m vidjax.main --config=configs/tune_a_video.py --config.pretrained=FOLDE
     --config.prompt="a man is skiing" --config.sample.prompts="a panda is skiing;a man is skiing on the moon"
 
 FOLDER is in the layout of `diffusers`, with safetensors. Clips of any length, rate, size and aspect: `data.frames`,
-`data.stride` or `data.fps`, and `data.size=(height, width)`. Variant `:released` has the numerics of the paper's code.
+`data.stride` or `data.fps`, and `data.size=(height, width)`. Variant `:released` has the numerics of the paper's code;
+`:dreamix` is Molad et al. 2023: everything trains, on the clip and on its frames alone, and edits start from the clip
+under noise (--config.sample.strength). More faithful edits: --config.sample.null_text=10 (Mokady et al. 2022). Motions
+mixed: --config.data.source=folder --config.data.path=CLIPS --config.sample.blend="(0.5, 0.5)".
 Local edits: --config.sample.mask=white-where-edits-go.png, --config.sample.edit_frames=8:16. Clips too long for memory:
 --config.sample.chunk=24 samples them in overlapping chunks. Ablations: --config.stages.tune.train.steps=0 (no tuning),
 --config.sample.invert=False (no inversion), --config.model.keys=frame (no attention between frames but the one over
@@ -16,17 +19,18 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "default") -> ConfigDict:
-    if variant not in ("default", "released"):
-        raise ValueError(f"configs/tune_a_video.py has no variant {variant!r}: choose default or released")
-    released = variant == "released"
+    if variant not in ("default", "released", "dreamix"):
+        raise ValueError(f"configs/tune_a_video.py has no variant {variant!r}: choose default, released or dreamix")
+    released, dreamix = variant == "released", variant == "dreamix"
     return ConfigDict(
         dict(
             seed=33,
             pretrained="",
             prompt="",
-            data=dict(video="", frames=24, size=(512, 512), stride=2, fps=placeholder(float)),
+            data=dict(video="", source="clip", path="", frames=24, size=(512, 512), stride=2, fps=placeholder(float)),
             model=dict(keys="first_and_previous", norm_over="clip" if released else "frame", released=released),
-            finetune=dict(strategy="tune_a_video"),
+            finetune=dict(strategy="full", text=False) if dreamix else dict(strategy="tune_a_video"),
+            loss=dict(own_images=4, image_share=0.35) if dreamix else {},
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(
                 tune=dict(
@@ -50,7 +54,10 @@ def get_config(variant: str = "default") -> ConfigDict:
                 num_steps=50,
                 guidance_scale=12.5,
                 negative_prompt="",
-                invert=True,
+                invert=not dreamix,
+                strength=0.85 if dreamix else 1.0,
+                null_text=0,
+                blend=(),
                 mask="",
                 edit_frames="",
                 chunk=placeholder(int),

@@ -163,6 +163,35 @@ def test_outside_the_mask_an_edit_keeps_the_clip_bit_for_bit(run, tuned, tmp_pat
             editing.latent_mask(picture, frames, (4, 8, 8), (4, 4, 4))
 
 
+def test_null_text_leads_guidance_back_to_the_clip(run, tuned, tmp_path):
+    """Two routes: sampling with the null captions ends where their search did, nearer to the clip than without."""
+    generator = tuned
+    latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
+    options = dict(num_steps=10, guidance_scale=3.0, chunk=None)
+    noise, nulls = generator.null_text(latents, ["the fox"], null_text=20, **options)
+    far = lambda x: float(jnp.linalg.norm(x - latents) / jnp.linalg.norm(latents))
+    plain = far(generator.latents(["the fox"], noise=noise, **options))
+    found = far(generator.latents(["the fox"], noise=noise, nulls=nulls, **options))
+    assert found < 0.8 * plain, (found, plain)
+    with pytest.raises(InputError, match="guidance_scale above 1"):
+        generator.null_text(latents, ["the fox"], null_text=20, guidance_scale=1.0)
+
+
+def test_edits_start_from_as_much_of_the_clip_as_the_strength_leaves(run, tuned):
+    generator = tuned
+    latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
+    edit = lambda strength: generator.latents(["a cat"], begin=latents, strength=strength, chunk=None)
+    far = [float(jnp.linalg.norm(edit(strength) - latents)) for strength in (0.1, 0.3, 0.6)]
+    assert far[0] < far[1] < far[2], far
+
+
+def test_the_inversions_of_two_clips_are_blended(tuned, tmp_path):
+    clips = list(np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8))
+    mixed = editing.blended(tuned, clips, (0.3, 0.7), tmp_path)
+    alone = [editing.inverted(tuned, tuned.encode(clip[None]), tmp_path / "one.npz") for clip in clips]
+    np.testing.assert_allclose(mixed, editing.blend(alone, (0.3, 0.7)), rtol=1e-5)
+
+
 def test_chunks_tile_a_clip(tuned):
     """Chunks with frames seen apart are near the whole."""
     generator = tuned
@@ -286,6 +315,8 @@ def lora_of(generator):
         ("model.keys=frst", "first_and_previous"),
         ("data.size=(15, 16)", "15"),
         ("sample.chunk=4", "cannot overlap by 4"),
+        ("sample.blend=(0.5, 0.5)", "2 weights for 1 clips"),
+        ("sample.strength=1.5", "strength=1.5"),
         ("sample.mask=/nowhere.png", "cannot be read"),
         ("sample.sampler=dimm", "did you mean 'ddim'"),
     ],

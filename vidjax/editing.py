@@ -1,6 +1,7 @@
 """A tuned run's edits: the clip is inverted once, then every prompt leads the same noise to another video."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -27,9 +28,27 @@ def inverted(generator: Generator, latents: Latents, file: Path) -> Latents:
 
     A file for other latents, steps or weights than these is computed again.
     """
-    latents, how = np.asarray(latents), generator.defaults
-    stamp = f"{how.num_steps}|{how.spacing}|{how.chunk}|{how.overlap}|{generator.fingerprint():.12g}|{crc32(latents)}"
-    return kept(file, stamp, lambda: np.asarray(generator.invert(latents, [""] * len(latents))))
+    make = lambda: np.asarray(generator.invert(latents, [""] * len(latents)))
+    return kept(file, stamp(generator, latents), make)
+
+
+def nulled(generator: Generator, latents: Latents, prompt: str, folder: Path) -> tuple[Latents, np.ndarray]:
+    """The noise of `latents` under `prompt`, and the null captions a step that lead back; likewise kept."""
+    how = generator.defaults
+    under = f"{stamp(generator, latents)}|{prompt}|{how.negative_prompt}|{how.guidance_scale}|{how.null_text}"
+    made = cache(lambda: generator.null_text(latents, [prompt] * len(latents)))
+    noise, nulls = (
+        kept(folder / f"null_text_{name}.npz", under, lambda i=i: np.asarray(made()[i]))
+        for i, name in enumerate(("noise", "tokens"))
+    )
+    return noise, nulls
+
+
+def stamp(generator: Generator, latents: Latents) -> str:
+    """What an inversion depends on."""
+    how = generator.defaults
+    steps = f"{how.num_steps}|{how.spacing}|{how.chunk}|{how.overlap}"
+    return f"{steps}|{generator.fingerprint():.12g}|{crc32(np.asarray(latents))}"
 
 
 def kept(file: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -59,15 +78,37 @@ def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
     return mixed * (np.mean([noise.std() for noise in noises]) / mixed.std())
 
 
-def edits(generator: Generator, clip: np.ndarray, prompts: Sequence[str], workdir: Path) -> list[np.ndarray]:
-    """uint8 videos [t, h, w, c], one a prompt, of the clip [t, h, w, c]; without `invert` they start from noise."""
-    latents, how = generator.encode(clip[None]), generator.defaults
-    start = inverted(generator, latents, workdir / "inversion.npz") if how.invert else None
-    kept = None
+def edits(
+    generator: Generator, clips: Sequence[np.ndarray], prompts: Sequence[str], caption: str, workdir: Path
+) -> list[np.ndarray]:
+    """uint8 videos [t, h, w, c], one a prompt, of the first clip [t, h, w, c], which `caption` describes.
+
+    How they start is `sample`'s to say: from the clip's inversion, or the mixture of several clips' (`blend`), with
+    `null_text` from its inversion under the caption; with `strength` from the clip under noise; else from noise.
+    """
+    clip, how = clips[0], generator.defaults
+    latents, size = generator.encode(clip[None]), clip.shape[1:3]
+    start: dict[str, Any] = {}
+    if how.strength < 1:
+        start["begin"] = latents
+    elif how.null_text:
+        start["noise"], start["nulls"] = nulled(generator, latents, caption, workdir)
+    elif how.blend:
+        start["noise"] = blended(generator, clips[: len(how.blend)], how.blend, workdir)
+    elif how.invert:
+        start["noise"] = inverted(generator, latents, workdir / "inversion.npz")
     if how.mask or how.edit_frames:
-        kept = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
-    size = clip.shape[1:3]
-    return [generator([prompt], frames=len(clip), size=size, noise=start, kept=kept)[0] for prompt in prompts]
+        start["kept"] = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
+    return [generator([prompt], frames=len(clip), size=size, **start)[0] for prompt in prompts]
+
+
+def blended(generator: Generator, clips: Sequence[np.ndarray], weights: Sequence[float], workdir: Path) -> Latents:
+    """The inversions of several clips in one start."""
+    noises = [
+        inverted(generator, generator.encode(clip[None]), workdir / f"inversion{f'_{i}' if i else ''}.npz")
+        for i, clip in enumerate(clips)
+    ]
+    return blend(noises, weights)
 
 
 def latent_mask(
@@ -116,22 +157,28 @@ def write_edits(
     return entries
 
 
-def reconstruction_error(generator: Generator, latents: Latents, noise: Latents, prompt: str) -> float:
-    """||DDIM(inversion) - latents|| / ||latents|| under `prompt` and without guidance: how faithful edits can be."""
-    back = generator.latents(
-        [prompt] * len(latents), noise=noise, frames=generator.size[0], size=generator.size[1:],
-        guidance_scale=1.0, negative_prompt="", sampler="ddim", eta=0.0,
-    )  # fmt: skip
+def reconstruction_error(generator: Generator, latents: Latents, noise: Latents, prompt: str, **options: Any) -> float:
+    """||DDIM(inversion) - latents|| / ||latents|| under `prompt`, by default without guidance: how faithful edits can
+    be."""
+    how = dict(guidance_scale=1.0, negative_prompt="", sampler="ddim", eta=0.0) | options
+    size = dict(frames=generator.size[0], size=generator.size[1:])
+    back = generator.latents([prompt] * len(latents), noise=noise, **size, **how)
     return float(np.linalg.norm(np.asarray(back) - latents) / np.linalg.norm(latents))
 
 
-def show(workdir: Path, generator: Generator, clip: np.ndarray, caption: str) -> dict[str, Any]:
-    """Edits into `workdir`/samples; the entries and figures of summary.json."""
-    prompts = split_prompts(generator.defaults.prompts) or [caption]
-    videos = edits(generator, clip, prompts, workdir)
-    found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, generator.defaults.fps)}
-    if generator.defaults.invert:
+def show(workdir: Path, generator: Generator, clips: Sequence[np.ndarray], captions: Sequence[str]) -> dict[str, Any]:
+    """Edits of the first clip into `workdir`/samples; the entries and figures of summary.json."""
+    clip, how = clips[0], generator.defaults
+    prompts = split_prompts(how.prompts) or [captions[0]]
+    videos = edits(generator, clips, prompts, captions[0], workdir)
+    found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, how.fps)}
+    if how.invert and how.strength == 1:
         latents = np.asarray(generator.encode(clip[None]))
         noise = inverted(generator, latents, workdir / "inversion.npz")
         found["inversion_error"] = reconstruction_error(generator, latents, noise, "")
+        if how.null_text:
+            noise, nulls = nulled(generator, latents, captions[0], workdir)
+            more = dict(guidance_scale=how.guidance_scale, negative_prompt=how.negative_prompt)
+            found["guided_error"] = reconstruction_error(generator, latents, noise, captions[0], **more)
+            found["null_text_error"] = reconstruction_error(generator, latents, noise, captions[0], nulls=nulls, **more)
     return found

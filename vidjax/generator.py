@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vidjax.conditioning import embed, nulls
+from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free, in_chunks, keep
 from vidjax.diffusion.latent_motion import zero_shot
+from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
@@ -42,6 +43,9 @@ class SampleConfig:
     fps: float = 15.0
     prompts: str = ""  # of edits, with ; between them
     invert: bool = True  # edits start from the inverted clip, not from noise
+    null_text: int = 0  # updates a step of null-text inversion, under the clip's own prompt (theirs: 10)
+    blend: tuple[float, ...] = ()  # weights of the inversions of the first so many clips
+    strength: float = 1.0  # below 1, edits start from the clip under noise, this share of the steps from clean
     mask: str = ""  # a picture of the clip's size, white where edits may go
     edit_frames: str = ""  # such as 8:16, where edits may go
     chunk: int | None = None  # longer clips are worked off in chunks of so many latent frames
@@ -54,6 +58,13 @@ class SampleConfig:
 
     def __post_init__(self):
         choose(self.sampler, SAMPLERS, "sampler")
+        if not 0 < self.strength <= 1:
+            raise InputError(f"sample.strength={self.strength} is not above 0 and up to 1")
+        for other, on in (("null_text", self.null_text), ("blend", self.blend)):
+            if on and (not self.invert or self.strength < 1):
+                raise InputError(f"sample.{other} works on inversions: set sample.invert=True and sample.strength=1")
+        if self.null_text and self.blend:
+            raise InputError("sample.null_text and sample.blend cannot be used at once; leave one out")
         if self.chunk is not None and not 0 <= self.overlap < self.chunk:
             raise InputError(f"chunks of {self.chunk} frames cannot overlap by {self.overlap}; change sample.overlap")
 
@@ -78,6 +89,8 @@ class Generator:
         self._progress: Callable[[int], None] = lambda done: None
         self._jitted = jax.jit(self._sample, static_argnames=("sampler", "guided", "rescale", "eta", "chunk"))
         self._inverted = jax.jit(self._invert, static_argnames="chunk")
+        self._nulled = jax.jit(self._null_text, static_argnames=("chunk", "updates"))
+        self._moved = jax.jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
         self._encode = jax.jit(lambda params, video: self._model(params).latents(video))
         self._decode = jax.jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
 
@@ -115,6 +128,8 @@ class Generator:
         seed: int = 0,
         noise: Float[Array | np.ndarray, "b t h w c"] | None = None,
         kept: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
+        begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
+        nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Float[Array, "b t h w c"]:
@@ -122,7 +137,8 @@ class Generator:
 
         `options` are fields of SampleConfig. Each prompt starts from its own standard normal noise: that of (seed,
         place in the list), or from `noise`. kept: latents [b, t, h, w, c] and a mask [t, h, w], outside of which they
-        stay bit for bit. Raises InputError.
+        stay bit for bit. begin: latents that get the noise of the first of the last `strength` share of the steps, all
+        that is then done (Meng et al. 2022, SDEdit). nulls: null captions a step, from `null_text`. Raises InputError.
         """
         how = self._how(options)
         keys, own = self._start(len(prompts), self.latent_shape(frames, size), seed)
@@ -130,7 +146,9 @@ class Generator:
         if noise.shape != own.shape:
             raise InputError(f"the noise has shape {noise.shape}, these videos start from {own.shape}; change either")
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
-        times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
+        table = None if nulls is None else (jnp.asarray(nulls), times)
+        steps = how.num_steps if begin is None else max(round(how.strength * how.num_steps), 1)
+        times = np.pad(times[-1 - steps :], (0, CAPACITY - steps), "edge")
         self._progress = progress or (lambda done: None)
         return self._jitted(
             self.params,
@@ -139,9 +157,11 @@ class Generator:
             jnp.asarray(noise, jnp.float32),
             keys[0],
             times,
-            how.num_steps,
+            steps,
             how.guidance_scale,
             kept,
+            begin,
+            table,
             sampler=how.sampler,
             guided=how.guidance_scale != 1.0,
             rescale=how.rescale,
@@ -182,19 +202,29 @@ class Generator:
         """
         how, codec = self._how(options), self.codec
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
-        times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
-        make = make_sampler(how.sampler, how.eta)
-        move = (velocity[0] / strides[0], velocity[1] / strides[1])
-
-        def run(params, batch, negative, keys, noise):
-            guided = how.guidance_scale != 1.0
-            denoise = self._denoiser(params, batch, negative, how.guidance_scale, how.rescale, guided=guided)
-            x = noise * self.schedule.std(times[0])
-            return zero_shot(denoise, self.schedule, x, times, frames, move, keys[0], sampler=make)
-
         keys, noise = self._start(len(prompts), self.latent_shape(1, size), seed)
-        negative = self.tokens([how.negative_prompt] * len(prompts))
-        return jax.jit(run)(self.params, self.conditions(prompts), negative, keys, noise)
+        return self._moved(
+            self.params,
+            self.conditions(prompts),
+            self.tokens([how.negative_prompt] * len(prompts)),
+            noise,
+            keys[0],
+            (velocity[0] / strides[0], velocity[1] / strides[1]),
+            how.guidance_scale,
+            frames=frames,
+            steps=(how.num_steps, how.spacing),
+            sampler=(how.sampler, how.eta),
+            guided=how.guidance_scale != 1.0,
+            rescale=how.rescale,
+        )
+
+    def _in_motion(
+        self, params, batch, negative, noise, key, velocity, guidance_scale, *, frames, steps, sampler, guided, rescale
+    ):
+        denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided)
+        times = np.asarray(self.schedule.timesteps(*steps), np.float32)
+        x = noise * self.schedule.std(times[0])
+        return zero_shot(denoise, self.schedule, x, times, frames, velocity, key, sampler=make_sampler(*sampler))
 
     def invert(
         self,
@@ -220,6 +250,32 @@ class Generator:
             denoise = in_chunks(denoise, *chunk)
         report = lambda done: self._progress(done)
         return sample(denoise, self.schedule, latents, times, num_steps, ddim_inverse(), jax.random.key(0), report)
+
+    def null_text(
+        self, latents: Float[Array | np.ndarray, "b t h w c"], prompts: Sequence[str | int], **options: Any
+    ) -> tuple[Float[Array, "b t h w c"], Float[Array, "s b m d"]]:
+        """(noise, nulls) from which sampling with guidance under these prompts comes back to the latents; as for
+        `latents`, sample's `null_text` is the number of updates a step. Raises InputError for models without text."""
+        how = self._how(options)
+        if "text" not in self.embedder_names or how.guidance_scale == 1.0:
+            raise InputError(f"null_text={how.null_text} wants a model that reads text, and guidance_scale above 1")
+        times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
+        negative = self.tokens([how.negative_prompt] * len(prompts))
+        latents = jnp.asarray(latents, jnp.float32)
+        args = self.params, self.conditions(prompts), negative, latents, times, how.guidance_scale
+        return self._nulled(*args, chunk=how.chunks, updates=how.null_text)
+
+    def _null_text(self, params, batch, negative, latents, times, guidance_scale, *, chunk, updates):
+        model = self._model(params)
+        whole = (lambda denoise: in_chunks(denoise, *chunk)) if chunk else (lambda denoise: denoise)
+        conditional = whole(self._denoiser(params, batch, negative, 1.0, 0.0, guided=False))
+        away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
+        unconditional = lambda tokens: whole(self._under(model, away, tokens))
+        path = pivots(conditional, self.schedule, latents, times)
+        found, _ = null_text(
+            conditional, unconditional, self.schedule, path, times, away.tokens, guidance_scale, steps=updates
+        )
+        return path[0], found
 
     def encode(self, video: UInt8[np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b s i j z"]:
         """What is diffused of a video: its latents, without noise."""
@@ -260,16 +316,22 @@ class Generator:
             )
         return {}
 
-    def _denoiser(self, params, batch, negative, guidance_scale, rescale, *, guided) -> Denoiser:
+    def _denoiser(self, params, batch, negative, guidance_scale, rescale, *, guided, table=None) -> Denoiser:
         model = self._model(params)
         denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
         if not guided:
             return denoise
         away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
         null = model.denoiser(self.schedule, self.prediction, away)
+        if table is not None:
+            null = lambda x, t: self._under(model, away, at_time(*table, t))(x, t)
         return classifier_free(
             self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
         )
+
+    def _under(self, model: VideoModel, cond: Conditioning, tokens: Array) -> Denoiser:
+        """The denoiser under other tokens."""
+        return model.denoiser(self.schedule, self.prediction, dataclasses.replace(cond, tokens=tokens))
 
     def _sample(
         self,
@@ -282,6 +344,8 @@ class Generator:
         num_steps,
         guidance_scale,
         kept,
+        begin,
+        table,
         *,
         sampler,
         guided,
@@ -289,15 +353,16 @@ class Generator:
         eta,
         chunk,
     ):
-        denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided)
+        denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided, table=table)
         if chunk:
             denoise = in_chunks(denoise, *chunk)
+        start = noise * self.schedule.std(times[0]) if begin is None else self.schedule.q_sample(begin, noise, times[0])
         if kept is not None:
             denoise = keep(self.schedule, denoise, *map(jnp.asarray, kept))
         x = sample(
             denoise,
             self.schedule,
-            noise * self.schedule.std(times[0]),
+            start,
             times,
             num_steps,
             make_sampler(sampler, eta),

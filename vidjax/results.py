@@ -36,7 +36,7 @@ def show(workdir: Path) -> dict[str, Any]:
     began = time.perf_counter()
     if recipe.read_config(workdir).get("pretrained"):
         clips, texts = first_windows(dataset)
-        summary |= editing.show(workdir, generator, clips[0], texts[0])
+        summary |= editing.show(workdir, generator, clips, texts)
     else:
         summary |= samples_of(workdir, generator, dataset)
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
@@ -183,6 +183,8 @@ def print_table(summary: Mapping[str, Any]) -> None:
         "  the clip's mean window (dB)  ": summary.get("mean_window_psnr_all"),
         "motion of samples over clips": summary.get("motion_ratio"),
         "clip inverted and back, relative error": summary.get("inversion_error"),
+        "  with guidance": summary.get("guided_error"),
+        "  with guidance, null-text": summary.get("null_text_error"),
         **{f"{stage} (s)": value for stage, value in summary["seconds"].items()},
         "peak memory (GB)": summary["peak_memory_gb"],
     }

@@ -25,12 +25,14 @@ from vidjax.train_step import make_train_step
 
 
 def prepare(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> tuple[TrainState, Dataset | Encoded | Beside]:
-    """The state at step 0 and what hands out the batches; a stage that tunes encodes its clips here, once."""
+    """The state at step 0 and what hands out the batches; a stage that tunes may encode its clips here, once."""
     if stage.pretrained is None:
         return create_state(stage, mesh, dataset), dataset
     encoder, model = stage.pretrained(True)
-    videos, texts = first_windows(dataset)
-    source = encode_clips(stage.encode, encoder, videos, map(stage.tokenize, texts), stage.seed)
+    source = dataset
+    if stage.encode is not None:
+        videos, texts = first_windows(dataset)
+        source = encode_clips(stage.encode, encoder, videos, map(stage.tokenize, texts), stage.seed)
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
     state = TrainState.create(model, stage.optimizer, stage.trainable, frozen_dtype=stage.train.frozen_dtype)

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from vidjax import editing, objectives, pretrained, settings
 from vidjax.checkpoint import Checkpoints
-from vidjax.data.pipeline import DataConfig
+from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.editing import kept
 from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
 from vidjax.errors import InputError
@@ -84,6 +84,9 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     options = dict(section.get("finetune", {}))
     given = options.pop("prior", None)
     prior = settings.construct(Prior, given, "finetune.prior") if given and given.get("count", 1) else None
+    once = options.pop("encode_once", True)
+    if prior and not once:
+        raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
     tune = strategy(options.pop("strategy", "full"), **options)
     text = tune.trainable("text.")  # then captions are encoded at every step
     model = settings.construct(TunedConfig, section.get("model"), "model")
@@ -104,9 +107,9 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         tune.surgery(loaded, rngs)
         return loaded, stand_in(loaded, text=not text)
 
-    check_samples(section, common["data"], known.model)
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
+    check_samples(section, common["data"], known.model, once)
     objective = settings.bind(
         objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
     )
@@ -121,7 +124,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     return Stage(
         init=None,
         pretrained=models,
-        encode=encode,
+        encode=encode if once else None,
         objective=objectives.with_prior(objective, prior.weight) if prior else objective,
         prior=class_examples if prior else None,
         tokenize=known.tokenize,
@@ -130,14 +133,16 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     )
 
 
-def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoModel) -> None:
+def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoModel, once: bool) -> None:
     """Raises InputError for settings that would fail after the training, or do nothing in it."""
     for key, works in (("flip", False), ("images", 0), ("crop", "center")):
-        if getattr(data, key) != works:
+        if once and getattr(data, key) != works:
             raise InputError(f"config.data.{key} has no effect: tuning encodes each clip's first window, once")
     sample = settings.construct(SampleConfig, section.get("sample"), "sample")
     if not (editing.split_prompts(sample.prompts) or section.get("prompt")):
         raise InputError("there is no prompt: set --config.prompt, what the clip shows, or --config.sample.prompts")
+    if len(sample.blend) > 1 and len(sample.blend) > (clips := len(make_dataset(data, seed=0))):
+        raise InputError(f"config.sample.blend={sample.blend} has {len(sample.blend)} weights for {clips} clips")
     _, h, w = model.codec.autoencoder.strides
     if data.hw[0] % h == 0 and data.hw[1] % w == 0:  # otherwise the autoencoder says so
         editing.latent_mask(

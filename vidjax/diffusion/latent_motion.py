@@ -26,7 +26,7 @@ def latents_in_motion(
     x: Float[Array, "b 1 h w c"],
     times: Times,
     frames: int,
-    velocity: tuple[float, float],
+    velocity: tuple[ArrayLike, ArrayLike],
     key: Key[Array, ""],
     interpolation: Interpolation = "nearest",
 ) -> Float[Array, "b {frames} h w c"]:
@@ -48,7 +48,7 @@ def zero_shot(
     x: Float[Array, "b 1 h w c"],
     times: Times,
     frames: int,
-    velocity: tuple[float, float],
+    velocity: tuple[ArrayLike, ArrayLike],
     key: Key[Array, ""],
     *,
     t1: float = 0.96,
@@ -74,7 +74,7 @@ def zero_shot(
     return sample(denoise, schedule, x, times[first:], steps - first, sampler, after, progress)
 
 
-def displacements(frames: int, velocity: tuple[float, float]) -> Float[Array, "{frames} 2"]:
+def displacements(frames: int, velocity: tuple[ArrayLike, ArrayLike]) -> Float[Array, "{frames} 2"]:
     """Of each frame against the first, (down, right): k times the velocity (eq. 5)."""
     return jnp.arange(frames, dtype=jnp.float32)[:, None] * jnp.asarray(velocity, jnp.float32)
 
