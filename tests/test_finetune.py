@@ -75,6 +75,23 @@ def test_the_codec_never_trains_and_the_text_encoder_when_asked(name):
         assert tops == ({"unet", "text"} if text else {"unet"})
 
 
+def test_the_temporal_decoder_starts_as_the_decoder_of_frames():
+    rngs = nnx.Rngs(0)
+    config = AutoencoderConfig(**AUTOENCODER, kernels=((3, 3), (3, 3)), linear=False)
+    codec = Codec(Autoencoder(config, rngs=rngs))
+    z = jax.random.normal(jax.random.key(0), (1, 3, 4, 4, 4))
+    before = codec.decode(z)
+    strategy("temporal_decoder").surgery(codec, rngs)
+    np.testing.assert_allclose(codec.decode(z), before, atol=1e-5)
+    assert codec.per_frame("encoder") and not codec.per_frame("decoder")
+    kernel = codec.autoencoder.decoder.up[0].resnet_0.conv1.kernel
+    kernel[...] = kernel[...].at[0].set(0.1)  # the frame before
+    changed = np.abs(codec.decode(z.at[:, 0].add(1)) - codec.decode(z)).max((0, 2, 3, 4)) > 1e-4
+    assert changed.tolist() == [True, True, False]
+    with pytest.raises(InputError, match="cannot be made to look over time"):
+        strategy("temporal_decoder").surgery(codec, rngs)
+
+
 def test_the_temporal_decoder_is_all_that_trains():
     params = chosen(whole, "temporal_decoder")
     assert params and all(path.startswith("codec.autoencoder.") for path in params)

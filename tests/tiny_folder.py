@@ -2,6 +2,7 @@
 
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from flax import nnx
 from vidjax import pretrained
 
 LETTERS = [a + end for a in "!" + string.ascii_lowercase for end in ("", "</w>")]
-VOCABULARY = [*LETTERS, "th", "the</w>", "<|startoftext|>", "<|endoftext|>"]
+ENDS = ["<|startoftext|>", "<|endoftext|>"]
+VOCABULARY, MERGES = [*LETTERS, "th", "the</w>", *ENDS], ["t h", "th e</w>"]
 CONFIGS = {
     "unet": dict(
         _class_name="UNet2DConditionModel",
@@ -58,18 +60,26 @@ CONFIGS = {
 }
 
 
+def write_configs(
+    path: Path, configs: dict = CONFIGS, vocabulary: Sequence[str] = VOCABULARY, merges: Sequence[str] = MERGES
+) -> Path:
+    """All of a folder but its weights."""
+    for part, config in configs.items():
+        (path / part).mkdir(parents=True)
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (path / part / name).write_text(json.dumps(config))
+    (path / "tokenizer").mkdir()
+    (path / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (path / "tokenizer" / "merges.txt").write_text("\n".join(("#version: 0.2", *merges, "")))
+    length = configs["text_encoder"]["max_position_embeddings"]
+    kind = dict(tokenizer_class="CLIPTokenizer", model_max_length=length, pad_token="<|endoftext|>")
+    (path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(kind))
+    return path
+
+
 def write_folder(path: Path, seed: int = 0) -> Path:
     """The folder `path`, made; its U-Net has 8x8 latents of 16x16 pixels."""
-    configs = path.with_name(path.name + "-configs")
-    for part, config in CONFIGS.items():
-        (configs / part).mkdir(parents=True)
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        (configs / part / name).write_text(json.dumps(config))
-    (configs / "tokenizer").mkdir()
-    (configs / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCABULARY)}))
-    (configs / "tokenizer" / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n")
-    kind = dict(tokenizer_class="CLIPTokenizer", model_max_length=12, pad_token="<|endoftext|>")
-    (configs / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(kind))
+    configs = write_configs(path.with_name(path.name + "-configs"))
     model, random = pretrained.load(configs, weights=False).model, np.random.default_rng(seed)
     for place, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         noise = random.standard_normal(leaf.shape).astype("f")

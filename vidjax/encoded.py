@@ -65,7 +65,7 @@ def encode_once(model: VideoModel, batch: Mapping[str, Any], text: bool = True) 
     codec = model.codec
     assert codec is not None
     x = to_unit(batch["video"]).astype(codec.dtype)
-    count = FRAMES if codec.per_frame else x.shape[1]
+    count = FRAMES if codec.per_frame("encoder") else x.shape[1]
     parts = [codec.autoencoder.encode(x[:, i : i + count]) for i in range(0, x.shape[1], count)]
     moments = jnp.concatenate([jnp.concatenate([p.mean, p.logvar], -1) for p in parts], 1)
     tokens = model.text(batch["tokens"])["tokens"].astype(jnp.float32) if text else batch["tokens"]

@@ -48,9 +48,25 @@ def tune_a_video(*, text: bool = False) -> Strategy:
     return _with_text(_paths(r"\.attn[12]\.to_q\.|\.attn_temp\.(?!norm\.)"), text)
 
 
-def temporal_decoder() -> Strategy:
-    """The autoencoder's decoder, to take the flicker out of its frames; latents stay (Align your Latents, figure 3)."""
-    return _paths(r"^(codec\.autoencoder\.)?(decoder|post_quant_conv|linear_out)\.", outside=r"$^")
+def temporal_decoder(*, wide: bool = True) -> Strategy:
+    """The autoencoder's decoder, to take the flicker out of its frames; latents stay (Align your Latents, figure 3).
+
+    With `wide` the convolutions of its residual blocks see the frames before and after too, with weights of zero at the
+    start: until it is trained it decodes as it did, frame by frame.
+    """
+
+    def surgery(model: nnx.Module, rngs: nnx.Rngs) -> None:
+        for path, module in nnx.iter_modules(model):
+            if "decoder" in path and path[-1] in ("conv1", "conv2") and wide:
+                module.look_over_time()
+
+    decoder = _paths(r"^(codec\.autoencoder\.)?(decoder|post_quant_conv|linear_out)\.", outside=r"$^")
+    return decoder._replace(surgery=surgery)
+
+
+def autoencoder() -> Strategy:
+    """The whole autoencoder."""
+    return _paths("", outside=r"^(text|unet)\.")
 
 
 def lora(*, rank: int = 32, alpha: float | int | None = None, targets: str = ATTENTION, text: bool = False) -> Strategy:
@@ -86,6 +102,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "temporal": temporal,
     "tune_a_video": tune_a_video,
     "temporal_decoder": temporal_decoder,
+    "autoencoder": autoencoder,
     "lora": lora,
     "appearance_lora": appearance_lora,
     "motion_lora": motion_lora,

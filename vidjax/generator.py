@@ -279,16 +279,16 @@ class Generator:
 
     def encode(self, video: UInt8[np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b s i j z"]:
         """What is diffused of a video: its latents, without noise."""
-        return self._in_parts(self._encode, video)
+        return self._in_parts("encoder", self._encode, video)
 
     def decode(self, latents: Float[Array | np.ndarray, "b s i j z"]) -> UInt8[np.ndarray, "b t h w c"]:
         """Videos of latents."""
-        return self._in_parts(self._decode, latents)
+        return self._in_parts("decoder", self._decode, latents)
 
-    def _in_parts(self, run: Callable[..., Array], x: Array | np.ndarray) -> np.ndarray:
-        """Some frames at a time, if the codec takes each by itself: its memory does not grow with the clip."""
+    def _in_parts(self, part: str, run: Callable[..., Array], x: Array | np.ndarray) -> np.ndarray:
+        """Some frames at a time, if that part of the codec takes each by itself: its memory does not grow with the clip."""
         codec = self.codec
-        count = FRAMES if isinstance(codec, Codec) and codec.per_frame else x.shape[1]
+        count = FRAMES if isinstance(codec, Codec) and codec.per_frame(part) else x.shape[1]
         parts = [np.asarray(run(self.params, x[:, i : i + count])) for i in range(0, x.shape[1], count)]
         return np.concatenate(parts, 1)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Pretrained:
 def load(
     path: str | Path,
     *,
-    inflate: str | Sequence[Sequence[str]] | None = None,
+    inflate: str | Sequence[Sequence[str]] | Mapping[str, Any] | None = None,
     fresh: str | None = None,
     norm_over: Over = "frame",
     dtype: DTypeLike = jnp.float32,
@@ -51,8 +51,8 @@ def load(
 ) -> Pretrained:
     """A folder with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
 
-    inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks. What
-    the folder has no weights for stays at its start, which leaves images as they are: the parameters whose paths match
+    inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks; or any
+    fields of UNetConfig. What the folder has no weights for stays at its start, which leaves images as they are: the parameters whose paths match
     the regular expression `fresh`, with `inflate` by default all over time ("temp"). Every other parameter without
     weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype: of all parameters;
     memory stays near one copy of them. weights: false for a model of shapes, which reads no weights. Raises InputError.
@@ -60,7 +60,8 @@ def load(
     folder = Folder(Path(path))
     unet, rules = unet_config(folder.config("unet"), norm_over)
     if inflate is not None:
-        unet = dataclasses.replace(unet, block=inflate)
+        more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
+        unet = dataclasses.replace(unet, **more)
         fresh = fresh or "temp"
     autoencoder, scaling = autoencoder_config(folder.config("vae"))
     text = clip_text_config(folder.config("text_encoder"))
@@ -116,6 +117,8 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
     config = written_as(model.unet.config, folder.config("unet"))
+    if not model.codec.per_frame("decoder"):
+        raise InputError("the decoder looks at several frames at once, which no class of diffusers does: export as orbax")
     weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     shutil.copytree(
         folder.path,

@@ -20,6 +20,7 @@ from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
 from vidjax.errors import InputError
 from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
+from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.layers import Over
 from vidjax.stage import Stage
 from vidjax.train_state import Params, abstract_parameters, parameters, split
@@ -30,21 +31,24 @@ from vidjax.video_model import VideoModel
 class TunedConfig:
     """How an image U-Net becomes one of videos. The defaults start as the image model, frame by frame.
 
-    keys: what a frame's self-attention looks at (see `models.attention`); None: an image model stays one. norm_over
+    keys: what a frame's self-attention looks at (see `models.attention`); None: the model stays what it is. convs: four
+    convolutions over time behind each residual block (Blattmann et al. 2023, Align your Latents). norm_over
     "clip" and `released` (a random bias where the layers over time put out, so that they are not the identity at the
     start) are the numerics of Tune-A-Video's released code.
     """
 
     keys: str | None = "first_and_previous"
+    convs: bool = False
     norm_over: Over = "frame"
     released: bool = False
 
     @property
-    def block(self) -> tuple[tuple[str, str], ...] | None:
-        """The sublayers of a transformer block, as in `models.unet.BLOCKS`."""
+    def inflation(self) -> dict[str, Any] | None:
+        """What changes in the U-Net's config."""
         if self.keys is None:
             return None
-        return (("attn1", self.keys), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))
+        block = (("attn1", self.keys), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))
+        return {"block": block, **({"after_resnet": "convs"} if self.convs else {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     options = dict(section.get("finetune", {}))
     given = options.pop("prior", None)
     prior = settings.construct(Prior, given, "finetune.prior") if given and given.get("count", 1) else None
-    once = options.pop("encode_once", True)
+    once = options.pop("encode_once", section.get("objective") != "autoencoder")
     if prior and not once:
         raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
     tune = strategy(options.pop("strategy", "full"), **options)
@@ -93,7 +97,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     load = partial(
         pretrained.load,
         folder,
-        inflate=model.block,
+        inflate=model.inflation,
         norm_over=model.norm_over,
         remat=section["train"].get("remat", "none"),
     )
@@ -105,11 +109,19 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         if model.released and weights:
             random_biases(loaded, rngs)
         tune.surgery(loaded, rngs)
-        return loaded, stand_in(loaded, text=not text)
+        return loaded, stand_in(loaded, text=not text) if once else loaded
 
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
     check_samples(section, common["data"], known.model, once)
+    if section.get("objective") == "autoencoder":
+        return Stage(
+            init=None,
+            pretrained=lambda weights: (full := models(weights)[0], full.codec.autoencoder),
+            objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
+            trainable=tune.trainable,
+            **common,
+        )
     objective = settings.bind(
         objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
     )
@@ -165,7 +177,10 @@ def tuned_generator(section: Mapping[str, Any], stage: Stage) -> Generator:
     full, model = stage.pretrained(True)
     trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
-        params = {**parameters(full), **checkpoints.restore_ema(trained)}
+        own = checkpoints.restore_ema(trained)
+    if isinstance(model, Autoencoder):
+        own = {f"codec.autoencoder.{path}": value for path, value in own.items()}
+    params = {**parameters(full), **own}
     known = pretrained.load(section["pretrained"], weights=False)
     params = {path: jnp.asarray(value) for path, value in params.items()}
     return _generator(section, known, stage.data, nnx.graphdef(full), params)

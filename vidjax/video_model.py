@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Num, UInt8
 from vidjax.conditioning import Conditioning
 from vidjax.data.transforms import to_unit
 from vidjax.diffusion.schedule import Schedule
+from vidjax.models.convolution import Conv
 from vidjax.models.unet import UNet, UNetConfig
 
 Normal = Callable[[tuple[int, ...]], Array]  # shape an example -> standard normal [b, *shape]
@@ -37,11 +38,11 @@ class Codec(nnx.Module):
     def dtype(self) -> jnp.dtype:
         return self.autoencoder.decoder.conv_out.kernel.dtype
 
-    @property
-    def per_frame(self) -> bool:
-        """Whether every frame is encoded and decoded by itself."""
-        config = self.autoencoder.config
-        return config.strides[0] == 1 and config.norm_over == "frame" and all(len(k) == 2 for k in config.kernels)
+    def per_frame(self, part: str) -> bool:
+        """Whether the "encoder" or the "decoder" takes every frame by itself."""
+        config, modules = self.autoencoder.config, nnx.iter_modules(getattr(self.autoencoder, part))
+        flat = all(module.kernel.ndim == 4 for _, module in modules if isinstance(module, Conv))
+        return config.strides[0] == 1 and config.norm_over == "frame" and flat
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         return self.autoencoder.decode(z / self.scale - self.shift)

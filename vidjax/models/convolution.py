@@ -12,6 +12,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from vidjax.errors import InputError
+
 Pairs = tuple[tuple[int, int], ...]
 
 PREFERRED = {"cpu": "folded"}  # backend -> name in CONVOLUTIONS; "plain" elsewhere
@@ -195,6 +197,15 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
         y = convolve(x, self.kernel[...], self.strides, self.padding, self.mode)
         return y + self.bias[...].astype(x.dtype)
+
+    def look_over_time(self, reach: int = 1) -> None:
+        """Makes a (k, k) kernel one of (2 reach + 1, k, k) that starts as it was, each frame by itself. Raises
+        InputError for other kernels, strides and paddings."""
+        if self.kernel.ndim != 4 or self.strides != 1 or self.padding is not None:
+            raise InputError(f"a convolution with kernel {self.kernel.shape} cannot be made to look over time")
+        widen = lambda kernel: jnp.pad(kernel[None], ((reach, reach), *((0, 0),) * kernel.ndim))
+        value = self.kernel.get_value()
+        self.kernel.set_value(widen(value) if isinstance(value, jax.Array) else jax.eval_shape(widen, value))
 
 
 class ConvTranspose(nnx.Module):

@@ -1,0 +1,127 @@
+"""A small Stable Diffusion that knows coloured shapes, trained here from nothing, as a folder in diffusers' layout.
+
+    python tests/benchmarks/shapes_folder.py --out=FOLDER [--steps 400 2500]
+
+Its autoencoder, U-Net and text encoder learn the frames of drawn clips ("a red circle moves left"). It is small enough
+for two cores, and what it draws can be judged without a network: see `shapes_edits.py`.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from vidjax import pretrained
+from vidjax.data.shapes import COLOURS, MOVES, SHAPES, draw
+from vidjax.models.autoencoder import Autoencoder
+from vidjax.models.clip import ClipText
+from vidjax.models.unet import UNet
+from vidjax.settings import write_json
+from vidjax.video_model import latent_statistics
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tiny_folder import CONFIGS, ENDS, LETTERS, write_configs  # noqa: E402
+
+RECIPE = Path(__file__).with_name("shapes_recipe.py")
+WORDS = ("a", "moves", *SHAPES, *COLOURS, *MOVES)
+DIM = 96
+
+
+def word_merges() -> list[tuple[str, str]]:
+    """Byte-pair merges that make one token of each word, from its end on."""
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        end = word[-1] + "</w>"
+        for letter in reversed(word[:-1]):
+            merges.append((letter, end))
+            end = letter + end
+    return list(dict.fromkeys(merges))
+
+
+def configs() -> dict:
+    own = {part: dict(config) for part, config in CONFIGS.items()}
+    own["unet"] |= dict(
+        sample_size=8,
+        block_out_channels=[64, 128],
+        down_block_types=["CrossAttnDownBlock2D"] * 2,
+        up_block_types=["CrossAttnUpBlock2D"] * 2,
+        cross_attention_dim=DIM,
+        norm_num_groups=16,
+    )
+    own["vae"] |= dict(
+        block_out_channels=[32, 64, 64, 64],
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        norm_num_groups=16,
+    )
+    size = len(vocabulary())
+    own["text_encoder"] |= dict(
+        vocab_size=size,
+        hidden_size=DIM,
+        intermediate_size=2 * DIM,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=8,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+    )
+    return own
+
+
+def vocabulary() -> list[str]:
+    return [*LETTERS, *dict.fromkeys(a + b for a, b in word_merges()), *ENDS]
+
+
+def start(out: Path) -> None:
+    """The folder at its random start."""
+    with tempfile.TemporaryDirectory() as made:
+        bare = write_configs(Path(made) / "configs", configs(), vocabulary(), [" ".join(pair) for pair in word_merges()])
+        model, rngs = pretrained.load(bare, weights=False).model, nnx.Rngs(0)
+        model.unet = UNet(model.unet.config, rngs=rngs)
+        model.codec.autoencoder = Autoencoder(model.codec.autoencoder.config, rngs=rngs)
+        model.text.encoder = ClipText(model.text.encoder.config, rngs=rngs)
+        pretrained.save(model, bare, out)
+
+
+def run(stage: str, folder: Path, work: Path, steps: int) -> Path:
+    """Trains one part of the folder; the folder that has it."""
+    command = [sys.executable, "-m", "vidjax.main", f"--config={RECIPE}:{stage}", f"--workdir={work / stage}"]
+    command += [f"--config.pretrained={folder}", f"--config.stages.tune.train.steps={steps}"]
+    subprocess.run(command, check=True)
+    out = work / f"{stage}-folder"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "vidjax.export", f"--workdir={work / stage}", "--format=diffusers"]
+    subprocess.run([*command, f"--out={out}"], check=True)
+    return out
+
+
+def scale(folder: Path) -> None:
+    """The latents' measured deviation into the autoencoder's config, as Stable Diffusion has it."""
+    autoencoder = pretrained.load(folder).model.codec.autoencoder
+    frames = np.stack([draw(s, c, "right", 8)[None] for s in SHAPES for c in COLOURS])
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    write_json(folder / "vae" / "config.json", config | {"scaling_factor": latent_statistics(autoencoder, frames)["scale"]})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/shapes_folder"))
+    parser.add_argument("--steps", type=int, nargs=2, default=(400, 2500), help="of the autoencoder, of the diffusion")
+    args = parser.parse_args()
+    if not (args.work / "start").exists():
+        start(args.work / "start")
+    folder = run("autoencoder", args.work / "start", args.work, args.steps[0])
+    scale(folder)
+    shutil.copytree(run("diffusion", folder, args.work, args.steps[1]), args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
