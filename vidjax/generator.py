@@ -286,7 +286,7 @@ class Generator:
         return self._in_parts("decoder", self._decode, latents)
 
     def _in_parts(self, part: str, run: Callable[..., Array], x: Array | np.ndarray) -> np.ndarray:
-        """Some frames at a time, if that part of the codec takes each by itself: its memory does not grow with the clip."""
+        """Some frames at a time, if that part of the codec takes each by itself: memory does not grow with the clip."""
         codec = self.codec
         count = FRAMES if isinstance(codec, Codec) and codec.per_frame(part) else x.shape[1]
         parts = [np.asarray(run(self.params, x[:, i : i + count])) for i in range(0, x.shape[1], count)]

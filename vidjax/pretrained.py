@@ -52,10 +52,11 @@ def load(
     """A folder with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
 
     inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks; or any
-    fields of UNetConfig. What the folder has no weights for stays at its start, which leaves images as they are: the parameters whose paths match
-    the regular expression `fresh`, with `inflate` by default all over time ("temp"). Every other parameter without
-    weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype: of all parameters;
-    memory stays near one copy of them. weights: false for a model of shapes, which reads no weights. Raises InputError.
+    fields of UNetConfig. What the folder has no weights for stays at its start, which leaves images as they are: the
+    parameters whose paths match the regular expression `fresh`, with `inflate` by default all over time ("temp"). Every
+    other parameter without weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype:
+    of all parameters; memory stays near one copy of them. weights: false for a model of shapes, which reads no weights.
+    Raises InputError.
     """
     folder = Folder(Path(path))
     unet, rules = unet_config(folder.config("unet"), norm_over)
@@ -118,7 +119,9 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
         raise InputError(f"{out} is not empty; name a new folder")
     config = written_as(model.unet.config, folder.config("unet"))
     if not model.codec.per_frame("decoder"):
-        raise InputError("the decoder looks at several frames at once, which no class of diffusers does: export as orbax")
+        raise InputError(
+            "the decoder looks at several frames at once, which no class of diffusers does: export as orbax"
+        )
     weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     shutil.copytree(
         folder.path,

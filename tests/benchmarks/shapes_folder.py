@@ -26,7 +26,7 @@ from vidjax.settings import write_json
 from vidjax.video_model import latent_statistics
 
 sys.path.append(str(Path(__file__).parents[1]))
-from tiny_folder import CONFIGS, ENDS, LETTERS, write_configs  # noqa: E402
+from tiny_folder import CONFIGS, ENDS, LETTERS, write_configs
 
 RECIPE = Path(__file__).with_name("shapes_recipe.py")
 WORDS = ("a", "moves", *SHAPES, *COLOURS, *MOVES)
@@ -81,7 +81,9 @@ def vocabulary() -> list[str]:
 def start(out: Path) -> None:
     """The folder at its random start."""
     with tempfile.TemporaryDirectory() as made:
-        bare = write_configs(Path(made) / "configs", configs(), vocabulary(), [" ".join(pair) for pair in word_merges()])
+        bare = write_configs(
+            Path(made) / "configs", configs(), vocabulary(), [" ".join(pair) for pair in word_merges()]
+        )
         model, rngs = pretrained.load(bare, weights=False).model, nnx.Rngs(0)
         model.unet = UNet(model.unet.config, rngs=rngs)
         model.codec.autoencoder = Autoencoder(model.codec.autoencoder.config, rngs=rngs)
@@ -106,7 +108,9 @@ def scale(folder: Path) -> None:
     autoencoder = pretrained.load(folder).model.codec.autoencoder
     frames = np.stack([draw(s, c, "right", 8)[None] for s in SHAPES for c in COLOURS])
     config = json.loads((folder / "vae" / "config.json").read_text())
-    write_json(folder / "vae" / "config.json", config | {"scaling_factor": latent_statistics(autoencoder, frames)["scale"]})
+    write_json(
+        folder / "vae" / "config.json", config | {"scaling_factor": latent_statistics(autoencoder, frames)["scale"]}
+    )
 
 
 def main() -> None:
