@@ -85,7 +85,6 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     given = options.pop("prior", None)
     prior = settings.construct(Prior, given, "finetune.prior") if given and given.get("count", 1) else None
     tune = strategy(options.pop("strategy", "full"), **options)
-    text = tune.trainable("text.")  # then captions are encoded at every step
     model = settings.construct(TunedConfig, section.get("model"), "model")
     load = partial(
         pretrained.load,
@@ -102,7 +101,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         if model.released and weights:
             random_biases(loaded, rngs)
         tune.surgery(loaded, rngs)
-        return loaded, stand_in(loaded, text=not text)
+        return loaded, stand_in(loaded, text=not tune.text)
 
     check_samples(section, common["data"], known.model)
     if section.get("prompt"):
@@ -111,7 +110,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
     )
     data = common["data"]
-    encode = partial(encode_once, text=not text)
+    encode = partial(encode_once, text=not tune.text)
 
     def class_examples(encoder: VideoModel) -> Encoded:
         generator = _generator(section, known, data, nnx.graphdef(encoder), parameters(encoder))
