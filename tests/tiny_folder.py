@@ -56,12 +56,20 @@ CONFIGS = {
         prediction_type="epsilon",
     ),
 }
+# A U-Net of ModelScope's kind, with layers over time of its own.
+VIDEO = dict(
+    CONFIGS["unet"],
+    _class_name="UNet3DConditionModel",
+    down_block_types=["CrossAttnDownBlock3D"],
+    up_block_types=["CrossAttnUpBlock3D"],
+    attention_head_dim=8,
+)
 
 
-def write_folder(path: Path, seed: int = 0) -> Path:
+def write_folder(path: Path, seed: int = 0, unet: dict | None = None) -> Path:
     """The folder `path`, made; its U-Net has 8x8 latents of 16x16 pixels."""
     configs = path.with_name(path.name + "-configs")
-    for part, config in CONFIGS.items():
+    for part, config in {**CONFIGS, "unet": unet or CONFIGS["unet"]}.items():
         (configs / part).mkdir(parents=True)
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         (configs / part / name).write_text(json.dumps(config))
