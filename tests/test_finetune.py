@@ -27,8 +27,8 @@ class Speaker(nnx.Module):
     """A text encoder as far as names go."""
 
     def __init__(self):
-        self.attn1 = nnx.Linear(6, 6, rngs=OneKey())
-        self.to_q = nnx.Linear(6, 6, rngs=OneKey())
+        for name in ("attn1", "to_q", "q_proj"):
+            setattr(self, name, nnx.Linear(6, 6, rngs=OneKey()))
 
 
 def unet(block="tuned", **more):
@@ -42,14 +42,14 @@ def whole():
 
 def chosen(make, name, **options):
     """Shapes of what trains, by path, after the surgery."""
-    surgery, trainable = strategy(name, **options)
+    tune = strategy(name, **options)
 
     def operated():
         model = make()
-        surgery(model, OneKey())
+        tune.surgery(model, OneKey())
         return model
 
-    return split(abstract_parameters(nnx.eval_shape(operated)), trainable)[0]
+    return split(abstract_parameters(nnx.eval_shape(operated)), tune.trainable)[0]
 
 
 def size(params):
@@ -90,6 +90,13 @@ def test_the_temporal_decoder_starts_as_the_decoder_of_frames():
     assert changed.tolist() == [True, True, False]
     with pytest.raises(InputError, match="cannot be made to look over time"):
         strategy("temporal_decoder").surgery(codec, rngs)
+
+
+def test_adapters_leave_the_text_encoder_itself_alone():
+    for name in ("lora", "appearance_lora", "motion_lora"):
+        text = {path for path in chosen(whole, name, rank=2, text=True) if path.startswith("text.")}
+        assert text == {"text.q_proj.lora_down", "text.q_proj.lora_up"}
+    assert strategy("lora", text=True).text and not strategy("lora").text and strategy("full").text
 
 
 def test_the_temporal_decoder_is_all_that_trains():

@@ -173,7 +173,8 @@ def test_own_frames_ride_along_as_stills():
 def test_stills_have_their_share_of_the_loss():
     images = batch()["video"][:, :2]
     x0 = jnp.concatenate([to_unit(batch()["video"]), to_unit(images)], 1)
-    model = predictor(lambda x, cond: x0 + jnp.array([0.1] * 4 + [0.4] * 2)[:, None, None, None])
+    wrong = x0 + jnp.array([0.1] * 4 + [0.4] * 2)[:, None, None, None]
+    model = predictor(lambda x, cond: wrong[:, -x.shape[1] :])
     options = dict(schedule=SCHEDULES["cosine"], prediction="x0")
     loss = lambda **more: float(
         objectives.diffusion(model, {**batch(), "images": images}, draws(), **options, **more)[0]
@@ -182,6 +183,24 @@ def test_stills_have_their_share_of_the_loss():
         assert np.isclose(loss(image_share=share), (1 - share) * 0.1**2 + share * 0.4**2, rtol=1e-4)
     assert np.isclose(loss(), (4 * 0.1**2 + 2 * 0.4**2) / 6, rtol=1e-4)
     assert np.isclose(loss(debiased=1.0), loss() + 4 * 0.1**2 * (np.sqrt(2) - 1) ** 2 / 6, rtol=1e-4)
+
+
+def test_where_stills_are_all_the_loss_the_network_sees_no_clip():
+    """MotionDirector's spatial loss: one random frame of the clip, another one with other draws."""
+    seen = []
+
+    def look(x, cond):
+        seen.append(np.asarray(x))
+        return x
+
+    options = dict(schedule=flow(shift=1e-7), prediction="x0", own_images=1, image_share=1.0)
+    objectives.diffusion(predictor(look), moving(), draws(), **options)
+    clip = np.asarray(to_unit(moving()["video"]))
+    assert seen[0].shape[1] == 1
+    distance = np.abs(seen[0] - clip).max((2, 3, 4))
+    assert distance.min(1).max() < 1e-3 and len(np.unique(distance.argmin(1))) == clip.shape[1]
+    with pytest.raises(InputError, match=r"debiased=1\.0 is a loss of clips"):
+        objectives.diffusion(predictor(look), moving(), draws(), **options, debiased=1.0)
 
 
 def gain_loss(objective, batch, draws, gain):

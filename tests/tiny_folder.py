@@ -58,6 +58,14 @@ CONFIGS = {
         prediction_type="epsilon",
     ),
 }
+# A U-Net of ModelScope's kind, with layers over time of its own.
+VIDEO = dict(
+    CONFIGS["unet"],
+    _class_name="UNet3DConditionModel",
+    down_block_types=["CrossAttnDownBlock3D"],
+    up_block_types=["CrossAttnUpBlock3D"],
+    attention_head_dim=8,
+)
 
 
 def write_configs(
@@ -77,9 +85,9 @@ def write_configs(
     return path
 
 
-def write_folder(path: Path, seed: int = 0) -> Path:
+def write_folder(path: Path, seed: int = 0, unet: dict | None = None) -> Path:
     """The folder `path`, made; its U-Net has 8x8 latents of 16x16 pixels."""
-    configs = write_configs(path.with_name(path.name + "-configs"))
+    configs = write_configs(path.with_name(path.name + "-configs"), {**CONFIGS, "unet": unet or CONFIGS["unet"]})
     model, random = pretrained.load(configs, weights=False).model, np.random.default_rng(seed)
     for place, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         noise = random.standard_normal(leaf.shape).astype("f")

@@ -128,7 +128,7 @@ def latent_mask(
         if white.shape != size[1:]:
             raise InputError(
                 f"the mask {picture} has {white.shape[0]}x{white.shape[1]} pixels, the clip {size[1]}x{size[2]}: "
-                "make it as large as config.data.size"
+                "make it as large"
             )
         mask &= white
     if frames:

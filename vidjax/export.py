@@ -1,7 +1,7 @@
 """What a run has learned, for other programs: `python -m vidjax.export --workdir W --format orbax|diffusers --out DIR`.
 
 orbax: the averaged parameters by path, and the config. diffusers: for runs that tune a folder in that layout, the whole
-folder again with the tuned weights; with LoRA, the adapters alone (pytorch_lora_weights.safetensors).
+folder again with the tuned weights; with LoRA, the adapters of the stage alone (pytorch_lora_weights.safetensors).
 """
 
 import shutil
@@ -15,6 +15,7 @@ from vidjax.errors import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
 FORMAT = flags.DEFINE_string("format", "orbax", "orbax or diffusers.")
+STAGE = flags.DEFINE_string("stage", None, "The stage whose model it is; default: the last one.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")
 
 
@@ -47,7 +48,7 @@ def orbax(workdir: Path, out: Path) -> None:
 
     from vidjax import recipe, settings
 
-    generator = recipe.generator(workdir)
+    generator = recipe.generator(workdir, STAGE.value)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((out / "parameters").absolute(), generator.params)
     settings.write_json(out / "config.json", recipe.read_config(workdir))
@@ -57,24 +58,19 @@ def diffusers(workdir: Path, out: Path) -> None:
     """A folder that `diffusers` loads, or a LoRA for one."""
     from vidjax import pretrained, recipe
     from vidjax.models.lora import lora_tensors
-    from vidjax.weights import lora
 
-    source = recipe.read_config(workdir).get("pretrained")
+    config = recipe.read_config(workdir)
+    source = config.get("pretrained")
     if not source:
         raise InputError(
             f"--format=diffusers: {workdir} was not tuned from a folder of diffusers, which has no such model; "
             "take --format=orbax"
         )
-    model = recipe.generator(workdir).model
+    model = recipe.generator(workdir, STAGE.value).model
     if tensors := lora_tensors(model):
-        config = recipe.read_config(workdir)
-        if config["finetune"].get("text") or any("temp" in path for path in tensors):
-            raise InputError(
-                "--format=diffusers writes adapters of an image U-Net alone, and this run has trained its text encoder "
-                "or layers over time too: take --format=orbax"
-            )
-        unet = {path.removeprefix("unet."): value for path, value in tensors.items()}
-        lora.save(out, unet, model.unet.config.blocks_per_level)
+        trains = recipe.build(config, STAGE.value or recipe.stage_names(config)[-1], workdir).trainable
+        own = {path: value for path, value in tensors.items() if trains(f"{path.rpartition('.')[0]}.lora_down")}
+        pretrained.save_adapters(model, own, source, out)
     else:
         pretrained.save(model, source, out)
 

@@ -14,14 +14,17 @@ ATTENTION = r"\.to_(q|k|v|out)$"
 # Zhao et al. 2023 (MotionDirector): where text acts, in cross-attention, the appearance is left alone.
 APPEARANCE = r"^(?!.*temp).*(\.attn1\.to_(q|k|v|out)|\.ff\.proj_(in|out))$"
 MOTION = r"temp.*(\.to_(q|k|v|out)|\.ff\.proj_(in|out))$"
+TEXT = r"^text\.(.*\.)?(q|k|v|out)_proj$"
 
 
 class Strategy(NamedTuple):
     """`surgery(model, rngs)` changes the model in place before its parameters are loaded or split; then
-    `trainable(path)` chooses among them."""
+    `trainable(path)` chooses among them. `text`: something of the text encoder trains, which then reads captions at
+    every step."""
 
     surgery: Callable[[nnx.Module, nnx.Rngs], Any]
     trainable: Callable[[str], bool]
+    text: bool = False
 
 
 def _leave(model: nnx.Module, rngs: nnx.Rngs) -> None:
@@ -70,15 +73,21 @@ def autoencoder() -> Strategy:
 
 
 def lora(*, rank: int = 32, alpha: float | int | None = None, targets: str = ATTENTION, text: bool = False) -> Strategy:
-    """Low-rank adapters on the linear layers that `targets` finds, without codec and text encoder (Hu et al. 2021)."""
-    pattern = rf"^(?!codec\.|text\.).*(?:{targets})"
+    """Low-rank adapters on the linear layers that `targets` finds (Hu et al. 2021), never the codec's.
+
+    With `text` also on the attention of CLIP's text encoder, whose own weights stay.
+    """
+    patterns = [rf"^(?!codec\.|text\.).*(?:{targets})", *([TEXT] if text else [])]
 
     def trainable(path: str) -> bool:
         layer, _, name = path.rpartition(".")
-        return name in ("lora_down", "lora_up") and bool(re.search(pattern, layer))
+        return name in ("lora_down", "lora_up") and any(re.search(pattern, layer) for pattern in patterns)
 
-    surgery = lambda model, rngs: add_lora(model, pattern, rank, alpha, rngs=rngs)
-    return _with_text(Strategy(surgery, trainable), text)
+    def surgery(model: nnx.Module, rngs: nnx.Rngs) -> None:
+        for pattern in patterns:
+            add_lora(model, pattern, rank, alpha, rngs=rngs)
+
+    return Strategy(surgery, trainable, text)
 
 
 def appearance_lora(*, rank: int = 32, alpha: float | int | None = None, text: bool = False) -> Strategy:
@@ -94,7 +103,7 @@ def motion_lora(*, rank: int = 32, alpha: float | int | None = None, text: bool 
 def _with_text(strategy: Strategy, text: bool) -> Strategy:
     """The text encoder trains too, or not, whatever the strategy."""
     trainable = lambda path: text if path.startswith("text.") else strategy.trainable(path)
-    return strategy._replace(trainable=trainable)
+    return strategy._replace(trainable=trainable, text=text)
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
-from vidjax.diffusion.guidance import classifier_free, in_chunks, keep
+from vidjax.diffusion.guidance import classifier_free, in_chunks, keep, regions
 from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
@@ -67,6 +67,18 @@ class SampleConfig:
             raise InputError("sample.null_text and sample.blend cannot be used at once; leave one out")
         if self.chunk is not None and not 0 <= self.overlap < self.chunk:
             raise InputError(f"chunks of {self.chunk} frames cannot overlap by {self.overlap}; change sample.overlap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One of several in a video: its prompt, and parameters if not the model's own, act where `mask` is true.
+
+    The mask is of latents; one of a single frame is that of all frames.
+    """
+
+    prompt: str | int
+    mask: Bool[np.ndarray, "t h w"]
+    params: Params | None = None
 
 
 class Generator:
@@ -130,6 +142,7 @@ class Generator:
         kept: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
+        subjects: Sequence[Subject] = (),
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Float[Array, "b t h w c"]:
@@ -138,10 +151,12 @@ class Generator:
         `options` are fields of SampleConfig. Each prompt starts from its own standard normal noise: that of (seed,
         place in the list), or from `noise`. kept: latents [b, t, h, w, c] and a mask [t, h, w], outside of which they
         stay bit for bit. begin: latents that get the noise of the first of the last `strength` share of the steps, all
-        that is then done (Meng et al. 2022, SDEdit). nulls: null captions a step, from `null_text`. Raises InputError.
+        that is then done (Meng et al. 2022, SDEdit). nulls: null captions a step, from `null_text`. subjects: each acts
+        in its mask, the prompt outside of all; where masks meet, the mean of them. Raises InputError.
         """
         how = self._how(options)
-        keys, own = self._start(len(prompts), self.latent_shape(frames, size), seed)
+        shape = self.latent_shape(frames, size)
+        keys, own = self._start(len(prompts), shape, seed)
         noise = own if noise is None else noise
         if noise.shape != own.shape:
             raise InputError(f"the noise has shape {noise.shape}, these videos start from {own.shape}; change either")
@@ -150,6 +165,7 @@ class Generator:
         steps = how.num_steps if begin is None else max(round(how.strength * how.num_steps), 1)
         times = np.pad(times[-1 - steps :], (0, CAPACITY - steps), "edge")
         self._progress = progress or (lambda done: None)
+        others = [self._subject(subject, len(prompts), shape) for subject in subjects]
         return self._jitted(
             self.params,
             self.conditions(prompts),
@@ -162,12 +178,21 @@ class Generator:
             kept,
             begin,
             table,
+            others,
             sampler=how.sampler,
             guided=how.guidance_scale != 1.0,
             rescale=how.rescale,
             eta=how.eta,
             chunk=how.chunks,
         )
+
+    def _subject(self, subject: Subject, count: int, shape: tuple[int, ...]) -> tuple[Params, dict[str, Array], Array]:
+        """(parameters, conditions of `count` videos, mask). Raises InputError for a mask of another size."""
+        t, h, w, _ = shape
+        if subject.mask.shape not in ((t, h, w), (1, h, w)):
+            raise InputError(f"the mask of {subject.prompt!r} is {subject.mask.shape}, the latents are {(t, h, w)}")
+        params = self.params if subject.params is None else subject.params
+        return params, self.conditions([subject.prompt] * count), jnp.asarray(subject.mask, jnp.float32)
 
     def _how(self, options: Mapping[str, Any]) -> SampleConfig:
         """The defaults with these options. Raises InputError for what cannot be sampled."""
@@ -346,6 +371,7 @@ class Generator:
         kept,
         begin,
         table,
+        subjects,
         *,
         sampler,
         guided,
@@ -353,7 +379,12 @@ class Generator:
         eta,
         chunk,
     ):
-        denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided, table=table)
+        guide = dict(guided=guided, table=table)
+        ask = lambda params, batch: self._denoiser(params, batch, negative, guidance_scale, rescale, **guide)
+        denoise = ask(params, batch)
+        if subjects:
+            own = [ask(params, batch) for params, batch, _ in subjects]
+            denoise = regions([denoise, *own], [jnp.zeros(1), *(mask for *_, mask in subjects)])
         if chunk:
             denoise = in_chunks(denoise, *chunk)
         start = noise * self.schedule.std(times[0]) if begin is None else self.schedule.q_sample(begin, noise, times[0])

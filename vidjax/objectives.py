@@ -39,7 +39,8 @@ def diffusion(
     With `frame_masks` (kind: weight) some frames are known: they come with noise up to the quantile `known_level` of
     the training times, and do not count in the loss. Independent stills in `batch["images"]` follow the clip (Ho et al.
     2022, section 3.1), and so do `own_images` random frames of the clip itself, out of order and each alone (Dreamix,
-    Molad et al. 2023). All frames count alike, unless the stills have `image_share` of the loss (Dreamix: 1 - alpha).
+    Molad et al. 2023). All frames count alike, unless the stills have `image_share` of the loss (Dreamix: 1 - alpha);
+    where that is 1, the network does not see the clip at all (MotionDirector's spatial loss).
 
     `debiased` is the weight of MotionDirector's second loss (theirs: 1), with `anchor` as its beta: see `debias`.
     Raises InputError if a clip has fewer frames than `own_images`.
@@ -52,6 +53,10 @@ def diffusion(
     if own_images:
         x0 = jnp.concatenate([x0, random_frames(stills, x0[:, : x0.shape[1] - images], own_images)], 1)
         images += own_images
+    if images and image_share == 1:
+        if debiased:
+            raise InputError(f"debiased={debiased} is a loss of clips, which image_share=1 leaves out; set either to 0")
+        x0 = x0[:, -images:]
     t = jnp.broadcast_to(schedule.sample_t(times.uniforms)[:, None], x0.shape[:2])
     mask = None
     if frame_masks is not None:

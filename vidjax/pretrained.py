@@ -18,14 +18,17 @@ from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig
 from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.layers import Over
+from vidjax.models.lora import Tensors
 from vidjax.models.unet import UNetConfig
 from vidjax.settings import write_json
 from vidjax.train_state import parameters
 from vidjax.video_model import Codec, VideoModel
-from vidjax.weights import clip, convert, diffusers
+from vidjax.weights import clip, convert, diffusers, lora
 from vidjax.weights.configs import autoencoder_config, clip_text_config, schedule, unet_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
+
+FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +135,32 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
     write_json(out / "unet" / "config.json", config)
     n = model.unet.config.blocks_per_level
     parts = {
-        "unet": (model.unet, [*diffusers.unet_keys(n), *diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]),
+        "unet": (model.unet, [*diffusers.unet_keys(n), *FAMILIES]),
         "vae": (model.codec.autoencoder, AUTOENCODER_KEYS),
         "text_encoder": (model.text.encoder, clip.TEXT_KEYS),
     }
-    # ModelScope's projections are always linear; its config does not say so.
-    linear = config.get("use_linear_projection", model.unet.config.after_resnet == "convs")
-    projections = "" if linear else r"|attentions\.\d+\.proj_(in|out)"
+    projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
     for part, (module, keys) in parts.items():
         tensors = convert.unfit(parameters(module), keys, rf"(conv_shortcut|quant_conv{projections})\.weight$")
         tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
         save_file(tensors, out / part / f"{weights[part]}.safetensors", metadata={"format": "pt"})
+
+
+def save_adapters(model: VideoModel, tensors: Tensors, source: str | Path, out: str | Path) -> None:
+    """Writes adapters of `model`, which came from the folder `source`, into the folder `out`, for `diffusers`.
+
+    Raises InputError if they are on layers that the source has not: what they adapt would be in no file.
+    """
+    config = Folder(Path(source)).config("unet")
+    if written_as(model.unet.config, config) != config and any("temp" in path for path in tensors):
+        raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
+    linear = linear_projection(config, model.unet.config)
+    lora.save(out, tensors, model.unet.config.blocks_per_level, FAMILIES, linear_projection=linear)
+
+
+def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
+    """Whether projections of transformers are linear layers there; ModelScope's always are, its config is silent."""
+    return config.get("use_linear_projection", unet.after_resnet == "convs")
 
 
 def written_as(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
     kind = section.get("objective", name)
     make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
     if "pretrained" in section:
-        make = tuning
+        make = partial(tuning, source=source_of(section, config, workdir))
     return make(
         section,
         workdir,
@@ -95,6 +95,11 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         optimizer=optimizer,
         fps=settings.construct(SampleConfig, section.get("sample"), "sample").fps,
     )
+
+
+def source_of(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> Stage | None:
+    """The stage from which one goes on."""
+    return build(config, section["source"], workdir) if section.get("source") else None
 
 
 def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
@@ -265,14 +270,15 @@ def dataset(workdir: Path) -> Dataset:
     return build(config, stage_names(config)[-1], workdir).dataset()
 
 
-def generator(workdir: Path) -> Generator:
-    """The model of a run's last stage with its averaged parameters. Raises InputError if it was not trained yet."""
+def generator(workdir: Path, name: str | None = None) -> Generator:
+    """The model of a run's stage, by default the last one, with its averaged parameters. Raises InputError if it was
+    not trained yet."""
     config = read_config(workdir)
-    name = stage_names(config)[-1]
+    name = name or stage_names(config)[-1]
     stage = build(config, name, workdir)
     section = settings.stage_settings(config, name)
     if stage.pretrained is not None:
-        return tuned_generator(section, stage)
+        return tuned_generator(section, stage, source_of(section, config, workdir))
     model = stage.abstract()
     params, frozen = split(abstract_parameters(model), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:

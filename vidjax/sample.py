@@ -22,8 +22,16 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
 INFLATE = flags.DEFINE_string("inflate", None, "What frames of an image folder see: tuned, zero_shot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
+LORA = flags.DEFINE_multi_string(
+    "lora", [], "FILE.safetensors or FILE:WEIGHT, adapters in the layout of diffusers; several add up."
+)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A caption; give the flag several times for several videos.")
 NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What guidance steers away from.")
+SUBJECT = flags.DEFINE_multi_string(
+    "subject",
+    [],
+    "PROMPT|MASK.png|LORA[:WEIGHT], the last part optional: what is where the mask is white; --prompt is elsewhere.",
+)
 LABEL = flags.DEFINE_multi_integer("label", [], "A class number, for class-conditional models.")
 FRAMES = flags.DEFINE_integer(
     "frames", None, "Frames of the video; default: as trained, 1 for a folder.", lower_bound=1
@@ -53,13 +61,19 @@ def main() -> None:
         raise InputError("--inflate is for --pretrained; a run has layers of its own")
     if MOTION.value and (INIT_NOISE.value or (FRAMES.value or 1) < 2):
         raise InputError("--motion makes its own noise (leave --init_noise out) and wants --frames=2 or more")
+    if MOTION.value and SUBJECT.value:
+        raise InputError("--motion moves the whole picture; leave --subject out")
     import numpy as np
     from tqdm import tqdm
 
     from vidjax import results
+    from vidjax.adapters import adapted
+    from vidjax.subjects import read_subject
     from vidjax.watermark import embed
 
     generator = make_generator()
+    if LORA.value:
+        generator.params = adapted(generator, LORA.value)
     prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
     options = {
         "sampler": SAMPLER.value,
@@ -70,6 +84,7 @@ def main() -> None:
     }
     options = {name: value for name, value in options.items() if value is not None}
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
+    subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
     began = time.perf_counter()
     steps = dataclasses.replace(generator.defaults, **options).num_steps
     with tqdm(total=steps, desc="sampling", unit="step", disable=None) as bar:
@@ -83,6 +98,7 @@ def main() -> None:
                 size=size,
                 seed=SEED.value,
                 noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
+                subjects=subjects,
                 progress=lambda n: bar.update(int(n) - bar.n),
                 **options,
             )

@@ -25,6 +25,7 @@ from vidjax.models.layers import Over
 from vidjax.stage import Stage
 from vidjax.train_state import Params, abstract_parameters, parameters, split
 from vidjax.video_model import VideoModel
+from vidjax.weights import convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +81,22 @@ def class_videos(generator: Generator, prior: Prior, file: Path) -> UInt8[np.nda
     return kept(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
 
 
-def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
-    """A stage that tunes `config.pretrained`. Raises InputError for what in the folder or the config does not fit."""
+def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = None, **common: Any) -> Stage:
+    """A stage that tunes `config.pretrained`, or goes on from the stage `source`, whose parameters it adds to.
+
+    Raises InputError for what in the folder or the config does not fit.
+    """
     folder, seed = section["pretrained"], common["seed"]
     if not folder:
         raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
     options = dict(section.get("finetune", {}))
+    options.pop("source_weight", None)  # for samples alone
     given = options.pop("prior", None)
     prior = settings.construct(Prior, given, "finetune.prior") if given and given.get("count", 1) else None
     once = options.pop("encode_once", section.get("objective") != "autoencoder")
     if prior and not once:
         raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
     tune = strategy(options.pop("strategy", "full"), **options)
-    text = tune.trainable("text.")  # then captions are encoded at every step
     model = settings.construct(TunedConfig, section.get("model"), "model")
     load = partial(
         pretrained.load,
@@ -104,12 +108,15 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
     known = load(weights=False)
 
     def models(weights: bool) -> tuple[VideoModel, VideoModel]:
-        loaded = load(weights=weights).model
         rngs = nnx.Rngs(seed)
-        if model.released and weights:
-            random_biases(loaded, rngs)
+        if source is not None:
+            loaded = tuned_model(source, weights)
+        else:
+            loaded = load(weights=weights).model
+            if model.released and weights:
+                random_biases(loaded, rngs)
         tune.surgery(loaded, rngs)
-        return loaded, stand_in(loaded, text=not text) if once else loaded
+        return loaded, stand_in(loaded, text=not tune.text) if once else loaded
 
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
@@ -126,7 +133,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, **common: Any) -> Stage:
         objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
     )
     data = common["data"]
-    encode = partial(encode_once, text=not text)
+    encode = partial(encode_once, text=not tune.text)
 
     def class_examples(encoder: VideoModel) -> Encoded:
         generator = _generator(section, known, data, nnx.graphdef(encoder), parameters(encoder))
@@ -171,18 +178,30 @@ def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:
             leaf.set_value(jax.random.uniform(rngs.params(), leaf.shape, leaf.dtype, -bound, bound))
 
 
-def tuned_generator(section: Mapping[str, Any], stage: Stage) -> Generator:
-    """The tuned model with its averaged parameters, text encoder and autoencoder included."""
+def tuned_model(stage: Stage, weights: bool = True) -> VideoModel:
+    """What a stage has tuned, text encoder and autoencoder included, with its averaged parameters if `weights`."""
     assert stage.pretrained is not None
-    full, model = stage.pretrained(True)
-    trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
-    with Checkpoints(stage.folder / "checkpoints") as checkpoints:
-        own = checkpoints.restore_ema(trained)
-    if isinstance(model, Autoencoder):
-        own = {f"codec.autoencoder.{path}": value for path, value in own.items()}
-    params = {**parameters(full), **own}
+    full, model = stage.pretrained(weights)
+    if weights:
+        trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
+        with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+            params = checkpoints.restore_ema(trained)
+        for path, leaf in convert.parameters(model).items():
+            if path in params:
+                leaf.set_value(params[path])
+    return full
+
+
+def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | None = None) -> Generator:
+    """The tuned model. What a `source` stage has adapted counts `config.finetune.source_weight` as much, 1 by default:
+    MotionDirector leaves the appearance out, so that other appearances move alike."""
+    full = tuned_model(stage)
     known = pretrained.load(section["pretrained"], weights=False)
-    params = {path: jnp.asarray(value) for path, value in params.items()}
+    params = {path: jnp.asarray(value) for path, value in parameters(full).items()}
+    weight = section.get("finetune", {}).get("source_weight", 1.0)
+    if source is not None and weight != 1:
+        own = [path for path in params if source.trainable(path) and path.endswith(".lora_up")]
+        params |= {path: weight * params[path] for path in own}
     return _generator(section, known, stage.data, nnx.graphdef(full), params)
 
 

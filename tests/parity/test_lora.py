@@ -56,10 +56,17 @@ def their_output(model):
     return np.moveaxis(out.numpy(), 1, -1)[:, None]
 
 
+def whole(params):
+    """As in a model that has more than the U-Net."""
+    return {f"unet.{path}": value for path, value in params.items()}
+
+
 @jax.jit
 def our_output(params):
     graph = nnx.graphdef(nnx.eval_shape(lambda: UNet(OURS, rngs=nnx.Rngs(0))))
-    return merge(graph, params)(jnp.asarray(X), jnp.asarray(T)[:, None], jnp.asarray(TOKENS))
+    return merge(graph, {path.removeprefix("unet."): value for path, value in params.items()})(
+        jnp.asarray(X), jnp.asarray(T)[:, None], jnp.asarray(TOKENS)
+    )
 
 
 def error(got, expected):
@@ -75,9 +82,9 @@ def randomised(tensors):
 def test_ours_load_in_diffusers(tmp_path, alpha):
     model = reference()
     mine, plain = ours(model), their_output(model)
-    base = parameters(mine)
+    base = whole(parameters(mine))
     layers = add_lora(mine, LAYERS, rank=4, alpha=alpha, rngs=nnx.Rngs(0))
-    tensors = randomised(lora_tensors(mine))
+    tensors = randomised(whole(lora_tensors(mine)))
     lora.save(tmp_path, tensors, blocks_per_level=1)
     model.load_lora_adapter(tmp_path, prefix="unet", weight_name=lora.FILE)
     adapted = [name for name, m in model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
@@ -101,7 +108,7 @@ def peft_adapter(model, **options):
 
 def test_theirs_load_here_with_their_alphas(tmp_path):
     model = reference()
-    base = parameters(ours(model))
+    base = whole(parameters(ours(model)))
     options = dict(lora_alpha=6, alpha_pattern={"to_k": 3, "ff.net.2": 9}, rank_pattern={"to_v": 2})
     state = peft_adapter(model, **options)
     config = model.peft_config["default"].to_dict()
@@ -122,10 +129,13 @@ def test_theirs_load_here_with_their_alphas(tmp_path):
 def test_older_names_and_alpha_keys_say_the_same(tmp_path):
     model = reference()
     state = {f"unet.{k}": v.numpy() for k, v in peft_adapter(model, lora_alpha=6).items()}
-    base, expected = parameters(ours(reference())), their_output(model)
+    base, expected = whole(parameters(ours(reference()))), their_output(model)
     old = {k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in state.items()}
     old |= {k.replace("lora_A.weight", "alpha"): np.full((), 6, "f") for k in state if "lora_A" in k}
     save_file(old, tmp_path / lora.FILE)
+    save_file({k: v.astype(jnp.bfloat16) for k, v in old.items()}, tmp_path / "bf16.safetensors")
+    half = our_output(merge_loras(base, {"half": (lora.load(tmp_path / "bf16.safetensors", 1), 1.0)}))
+    assert 0 < error(half, expected) <= 2e-2
     got = our_output(merge_loras(base, {"old": (lora.load(tmp_path, 1), 1.0)}))
     assert error(got, expected) <= 1e-5
 
@@ -153,11 +163,14 @@ def test_every_layer_that_can_be_adapted_has_its_key_back():
 def test_files_that_are_no_adapters_are_errors_of_one_line(tmp_path):
     with pytest.raises(InputError, match="can't be read as safetensors"):
         lora.load(tmp_path, 1)
-    save_file({"text_encoder.a.lora_A.weight": np.ones((2, 3), np.float32)}, tmp_path / lora.FILE)
-    with pytest.raises(InputError, match=r"has text_encoder\.a\.lora_A\.weight, which is no adapter of a U-Net"):
+    save_file({"vae.a.lora_A.weight": np.ones((2, 3), np.float32)}, tmp_path / lora.FILE)
+    with pytest.raises(InputError, match=r"has vae\.a\.lora_A\.weight, which is no adapter of a U-Net"):
         lora.load(tmp_path, 1)
     save_file({"unet.a.lora_A.weight": np.ones((2, 3), np.float32)}, tmp_path / lora.FILE)
-    with pytest.raises(InputError, match=r"lacks a\.lora_up"):
+    with pytest.raises(InputError, match=r"lacks unet\.a\.lora_up"):
+        lora.load(tmp_path, 1)
+    save_file({"unet.a.lora_A.weight": np.ones((2, 3, 3, 3), np.float32)}, tmp_path / lora.FILE)
+    with pytest.raises(InputError, match=r"has shape \(2, 3, 3, 3\); only adapters of linear layers"):
         lora.load(tmp_path, 1)
     with pytest.raises(InputError, match=r"text\.to_q is not one of a U-Net"):
         lora.save(tmp_path, {"text.to_q.lora_down": np.ones((3, 2)), "text.to_q.lora_up": np.ones((2, 3))}, 1)

@@ -13,10 +13,17 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from flax import nnx  # noqa: E402
 
 from vidjax import pretrained  # noqa: E402
+from vidjax.adapters import adapted  # noqa: E402
 from vidjax.errors import InputError  # noqa: E402
+from vidjax.finetune import strategy  # noqa: E402
+from vidjax.models.lora import lora_tensors  # noqa: E402
 from vidjax.train_state import parameters  # noqa: E402
+from vidjax.weights import lora  # noqa: E402
 
 LENGTH = 12
 LETTERS = [a + end for a in "!" + string.ascii_lowercase for end in ("", "</w>")]
@@ -171,6 +178,39 @@ def test_latents_and_pixels(pipe, generator):
     ours = generator.decode(latents)
     assert pixels.std() > 0.05
     assert np.abs(ours / 255 - pixels).max() <= 1 / 255
+
+
+def test_adapters_of_both_networks_from_one_file(pipe, tmp_path):
+    """Written here, loaded there with a weight, merged here: the same pictures' latents."""
+    folder, _ = pipe
+    reference = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    reference.set_progress_bar_config(disable=True)
+    generator = pretrained.generator(folder)
+    model, random = generator.model, np.random.default_rng(1)
+    strategy("lora", rank=3, alpha=5, text=True, targets=r"\.(to_q|to_out|ff\.proj_in)$").surgery(model, nnx.Rngs(0))
+    tensors = {
+        k: v if k.endswith("alpha") else 0.3 * random.standard_normal(v.shape, "f")
+        for k, v in lora_tensors(model).items()
+    }
+    file = lora.save(tmp_path, tensors, blocks_per_level=1)
+    noise, plain = noise_like((2, 1, 8, 8, 4)), generator.params
+    ask = lambda: generator.latents(PROMPTS, noise=noise, num_steps=2, guidance_scale=3.0)
+    base = ask()
+    generator.params = adapted(generator, [f"{file}:0.7"])
+    reference.load_lora_weights(tmp_path, weight_name=lora.FILE, adapter_name="both")
+    reference.set_adapters("both", 0.7)
+    assert reference.get_list_adapters() == {"unet": ["both"], "text_encoder": ["both"]}
+    expected = theirs(reference, noise, steps=2, guidance_scale=3.0)
+    assert error(ask(), expected) <= 1e-3 and error(base, expected) > 0.05
+    # And theirs: what peft made, their pipeline wrote.
+    states = {
+        f"{part}_lora_layers": peft.get_peft_model_state_dict(getattr(reference, part), adapter_name="both")
+        for part in ("unet", "text_encoder")
+    }
+    diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path / "again", **states)
+    generator.params = plain
+    generator.params = adapted(generator, [f"{tmp_path / 'again'}:0.7"])
+    assert error(ask(), expected) <= 1e-3
 
 
 def test_there_and_back(pipe, tmp_path):

@@ -12,8 +12,10 @@ from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
 from vidjax.models.lora import Tensors, layers_of
+from vidjax.weights.clip import TEXT, TEXT_KEYS
 from vidjax.weights.convert import Rules, rename
-from vidjax.weights.diffusers import unet, unet_keys
+from vidjax.weights.diffusers import ANIMATEDIFF, MODELSCOPE, TUNE_A_VIDEO, unet, unet_keys
+from vidjax.weights.tensors import read
 
 FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # a JSON of peft's LoraConfig, its keys with the model's name in front
@@ -35,7 +37,7 @@ def module_key(layer: str, blocks_per_level: int) -> str:
 def save(
     folder: str | Path, tensors: Tensors, blocks_per_level: int, family: Rules = (), *, linear_projection: bool = False
 ) -> Path:
-    """Writes the adapters of a U-Net (`models.lora.lora_tensors`, its paths with or without `unet.`), in fp32.
+    """Writes the adapters of a model (`models.lora.lora_tensors`: paths in `unet.` and `text.encoder.`), in fp32.
 
     `family` renames what a family calls its own layers, such as `diffusers.ANIMATEDIFF_KEYS`; `linear_projection` is
     `use_linear_projection` of the model there (Stable Diffusion 2: True), else projections of transformers are 1x1
@@ -47,62 +49,76 @@ def save(
     for layer in layers_of(tensors):
         down, up = (np.asarray(tensors[f"{layer}.{end}"], np.float32) for end in ("lora_down", "lora_up"))
         scale = tensors.get(f"{layer}.lora_alpha", down.shape[1]) / down.shape[1]
-        key = rename(module_key(layer.removeprefix("unet."), blocks_per_level), family)
-        if not re.match(r"(down_blocks|up_blocks|mid_block|transformer_in|time_embedding|add_embedding)\.", key):
-            raise InputError(f"LoRA layer {layer} is not one of a U-Net in diffusers; adapt other layers or merge it")
+        key = _key(layer, blocks_per_level, family)
         for end, matrix in (("lora_A", down), ("lora_B", np.float32(scale) * up)):
             kernel = matrix.T[..., None, None] if re.search(convolutions, key) else matrix.T
-            out[f"unet.{key}.{end}.weight"] = np.ascontiguousarray(kernel)
+            out[f"{key}.{end}.weight"] = np.ascontiguousarray(kernel)
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(out, path, metadata={"format": "pt"})
     return path
 
 
-def load(
-    path: str | Path, blocks_per_level: int, family: Rules = (), prefix: str = ""
-) -> dict[str, np.ndarray | float]:
-    """The adapters of a file, or of the one in a folder, for `models.lora.merge_loras`: paths, each after `prefix`.
+def _key(layer: str, blocks_per_level: int, family: Rules) -> str:
+    """The name of a layer of the whole model in a pipeline of `diffusers`. Raises InputError if it has none."""
+    if layer.startswith("text.encoder.layers."):
+        return f"text_encoder.{rename(layer.removeprefix('text.encoder.'), TEXT_KEYS)}"
+    key = rename(module_key(layer.removeprefix("unet."), blocks_per_level), family)
+    if not re.match(r"(down_blocks|up_blocks|mid_block|transformer_in|time_embedding|add_embedding)\.", key):
+        raise InputError(
+            f"LoRA layer {layer} is not one of a U-Net or a text encoder in diffusers; adapt other layers or merge it"
+        )
+    return f"unet.{key}"
 
-    `family`: rules of `weights.diffusers` such as its ANIMATEDIFF. Reads `lora_A` and `lora_B`, the older `lora.down`
-    and `lora.up` and those of attention processors; alpha from keys, else from the metadata, else the rank. Raises
-    InputError if the file cannot be read, is not whole, or has more than the U-Net's adapters.
+
+def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | float]:
+    """The adapters of a file, or of the one in a folder, for `models.lora.merge_loras`: paths of the whole model.
+
+    Of any family's U-Net and of CLIP's text encoder. Reads `lora_A` and `lora_B`, the older `lora.down` and `lora.up`
+    and those of attention processors; alpha from keys, else from the metadata, else the rank. Raises InputError if the
+    file cannot be read, is not whole, or has more than adapters of linear layers.
     """
     path = Path(path)
     tensors, metadata = _read(path / FILE if path.is_dir() else path)
-    rules = [*family, *unet(blocks_per_level)]
+    parts = {
+        "unet": ("unet.", [*TUNE_A_VIDEO, *ANIMATEDIFF, *MODELSCOPE, *unet(blocks_per_level)]),
+        "text_encoder": ("text.encoder.", TEXT),
+    }
     out: dict[str, np.ndarray | float] = {}
     for full, value in tensors.items():
-        key, found = rename(full, ENDS), None
-        if key.startswith("unet."):
-            found = re.fullmatch(r"unet\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)", key)
+        found = re.fullmatch(r"(unet|text_encoder)\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)", rename(full, ENDS))
         if found is None:
-            raise InputError(f"{path} has {full}, which is no adapter of a U-Net; take it out of the file")
-        layer = prefix + rename(f"{found[1]}.", rules).rstrip(".")
-        name = NAMES[found[2]]
-        out[f"{layer}.{name}"] = float(value) if name == "lora_alpha" else _matrix(value)
-        if name == "lora_down" and "unet.lora_alpha" in metadata:
-            out.setdefault(f"{layer}.lora_alpha", _alpha(metadata, found[1]))
+            raise InputError(
+                f"{path} has {full}, which is no adapter of a U-Net or a text encoder; take it out of the file"
+            )
+        (part, module, end), (prefix, rules) = found.groups(), parts[found[1]]
+        layer = prefix + rename(f"{module}.", rules).rstrip(".")
+        name = NAMES[end]
+        out[f"{layer}.{name}"] = float(value) if name == "lora_alpha" else _matrix(value, full, path)
+        if name == "lora_down" and f"{part}.lora_alpha" in metadata:
+            out.setdefault(f"{layer}.lora_alpha", _alpha(metadata, part, module))
     layers_of(out, str(path))
     return out
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _read(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} can't be read as safetensors ({error}); give a LoRA of diffusers") from None
-    return tensors, json.loads(metadata.get(METADATA, "{}"))
+    return read(path), json.loads(metadata.get(METADATA, "{}"))
 
 
-def _matrix(value: np.ndarray) -> np.ndarray:
+def _matrix(value: np.ndarray, key: str, path: Path) -> np.ndarray:
     """[out, in] of a linear layer, or [out, in, 1, 1] of a convolution, as [in, out]."""
+    if value.ndim < 2 or value.size != value.shape[0] * value.shape[1]:
+        raise InputError(f"{path}: {key} has shape {value.shape}; only adapters of linear layers are read")
     return value.reshape(value.shape[:2]).T
 
 
-def _alpha(metadata: Mapping[str, Any], module: str) -> float:
+def _alpha(metadata: Mapping[str, Any], part: str, module: str) -> float:
     """Of one module: the pattern that names it, or the common one. The scale is alpha / rank."""
-    patterns = metadata.get("unet.alpha_pattern") or {}
+    patterns = metadata.get(f"{part}.alpha_pattern") or {}
     own = [value for name, value in patterns.items() if re.search(rf"(^|\.){name}$", module)]
-    return float((own or [metadata["unet.lora_alpha"]])[0])
+    return float((own or [metadata[f"{part}.lora_alpha"]])[0])

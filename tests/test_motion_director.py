@@ -1,0 +1,158 @@
+"""MotionDirector's recipe, small: two stages of adapters on one model, each of which leaves the other's alone."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_configs import config
+from tiny_folder import VIDEO, write_folder
+
+from vidjax import pretrained, recipe, settings
+from vidjax.adapters import adapted
+from vidjax.encoded import first_windows
+from vidjax.errors import InputError
+from vidjax.models.lora import lora_tensors
+from vidjax.sharding import make_mesh
+from vidjax.stage import on_device
+from vidjax.train import prepare, train
+from vidjax.train_state import abstract_parameters, parameters, split
+from vidjax.tuning import tuned_model
+from vidjax.weights import lora
+
+ROOT = Path(__file__).parents[1]
+CLIPS = ROOT / "vidjax" / "clips" / "real"
+
+
+def small(folder, clips, **sections):
+    made = config("motion_director:default")
+    made |= dict(pretrained=str(folder), prompt="the fox runs")
+    sections = dict(
+        data=dict(path=str(clips), frames=3, size=(16, 16), workers=0),
+        finetune=dict(rank=2),
+        train=dict(steps=2, log_every=1, dtype="float32", frozen_dtype="float32", remat="none"),
+        optimizer=dict(learning_rate=1e-2),
+        **sections,
+    )
+    for section, values in sections.items():
+        made[section] = {**made.get(section, {}), **values}
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("modelscope") / "folder", unet=VIDEO)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two clips of one motion."""
+    path = tmp_path_factory.mktemp("clips")
+    for name in ("path", "man"):
+        shutil.copy(CLIPS / f"{name}.mp4", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder, clips, tmp_path_factory):
+    """A run of both stages, as `vidjax.main` does it."""
+    workdir, made = tmp_path_factory.mktemp("run"), small(folder, clips)
+    assert recipe.stage_names(made) == ["appearance", "motion"]
+    for name in recipe.stage_names(made):  # before any has run
+        recipe.check(recipe.build(made, name, workdir))
+    assert not list(workdir.iterdir())
+    settings.write_json(workdir / "config.json", made)
+    for name in recipe.stage_names(made):
+        train(recipe.build(made, name, workdir))
+    return workdir
+
+
+def test_both_stages_train(run):
+    for name in ("appearance", "motion"):
+        lines = [json.loads(line) for line in (run / name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2]
+        assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_each_stage_changes_its_own_adapters_and_not_one_bit_of_the_rest(run, folder):
+    made = recipe.read_config(run)
+    base = parameters(pretrained.load(folder).model)
+    appearance, motion = (parameters(tuned_model(recipe.build(made, n, run))) for n in ("appearance", "motion"))
+    assert base.keys() < appearance.keys() < motion.keys()
+    for before, after in ((base, appearance), (appearance, motion)):
+        for path, value in before.items():
+            assert np.asarray(value).tobytes() == np.asarray(after[path]).tobytes()
+    for path in motion.keys() - base.keys():
+        assert ("temp" in path) == (path not in appearance)
+        assert np.any(motion[path])  # `up`, which starts at 0, has moved as well
+
+
+def test_the_appearance_has_a_weight_in_samples(run):
+    made = recipe.read_config(run)
+    full = parameters(tuned_model(recipe.build(made, "motion", run)))
+    for weight in (0.0, 0.5):
+        made["stages"]["motion"]["finetune"]["source_weight"] = weight
+        section = settings.stage_settings(made, "motion")
+        source = recipe.build(made, "appearance", run)
+        params = recipe.tuned_generator(section, recipe.build(made, "motion", run), source).params
+        for path, value in full.items():
+            spatial = path.endswith("lora_up") and "temp" not in path
+            np.testing.assert_array_equal(params[path], weight * value if spatial else value)
+
+
+def test_a_motion_file_on_the_folder_is_the_run(run, folder, tmp_path):
+    """Without the appearance, which its own file has."""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "vidjax.export", f"--workdir={run}", "--format=diffusers"]
+    done = subprocess.run([*command, f"--out={tmp_path / 'motion'}"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = recipe.generator(run), pretrained.generator(folder)
+    theirs.params = adapted(theirs, [str(tmp_path / "motion")])
+    assert all("temp" in layer for layer in lora.load(tmp_path / "motion", 1))
+    ask = dict(frames=3, size=(16, 16), num_steps=2, guidance_scale=2.0)
+    expected = ours.latents(["a cat runs"], **ask)
+    np.testing.assert_allclose(theirs.latents(["a cat runs"], **ask), expected, rtol=1e-3, atol=1e-4)
+    done = subprocess.run(
+        [*command, "--stage=appearance", f"--out={tmp_path / 'look'}"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    model = tuned_model(recipe.build(recipe.read_config(run), "appearance", run))
+    look, tensors = lora.load(tmp_path / "look", 1), lora_tensors(model)
+    assert look.keys() == {key for key in tensors if not key.endswith("alpha")}
+    for key, value in look.items():
+        np.testing.assert_allclose(value, tensors[key], rtol=1e-6)
+
+
+def test_all_clips_are_seen_in_turn(run):
+    made = recipe.read_config(run)
+    stage = recipe.build(made, "motion", run)
+    dataset = stage.dataset()
+    videos, texts = first_windows(dataset)
+    assert len(videos) == 2 and set(texts) == {"the fox runs"}
+    _, source = prepare(stage, make_mesh(**stage.mesh), dataset)
+    batches = source.batches(1)
+    seen = [on_device(next(batches))["video"] for _ in range(4)]
+    for pair in (seen[:2], seen[2:]):
+        assert not np.allclose(*pair, atol=0.1)
+    for clip in seen[2:]:
+        assert any(np.array_equal(clip, other) for other in seen[:2])
+
+
+def test_on_an_inflated_image_model_motion_is_in_the_new_layers(clips, tmp_path):
+    image = write_folder(tmp_path / "sd")
+    made = small(image, clips, model=dict(keys="first_and_previous"))
+    stage = recipe.build(made, "motion", tmp_path)
+    recipe.check(stage)
+    model = stage.abstract()
+    params, frozen = split(abstract_parameters(model), stage.trainable)
+    assert params and all("attn_temp" in path for path in params)
+    assert any("attn1.to_q.lora_down" in path for path in frozen)
+    with pytest.raises(InputError, match=r"on layers over time that .* has not"):
+        pretrained.save_adapters(model, {path: np.zeros((2, 2)) for path in params}, image, tmp_path / "out")
+    with pytest.raises(InputError, match="train that stage first"):
+        prepare(stage, make_mesh(**stage.mesh), stage.dataset())
