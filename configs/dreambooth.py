@@ -5,8 +5,8 @@ python -m vidjax.main --config=configs/dreambooth.py --config.pretrained=FOLDER 
     --config.sample.prompts="sks dog on the moon;a photo of a dog"
 
 Pictures of the class are made once by the untuned model and kept; --config.finetune.prior.count=0 goes without.
-Variants: `:lora` trains adapters alone, `:text` the text encoder too, `:video` tunes on clips (DreamBooth-V;
---config.data.path is a folder of videos).
+Variants: `:lora` trains adapters alone (--config.finetune.text=True: in the text encoder as well), `:text` the text
+encoder too, `:video` tunes on clips (DreamBooth-V; --config.data.path is a folder of videos).
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from ml_collections.config_dict import placeholder
 VARIANTS = {
     "full": dict(strategy="full", text=False),
     "text": dict(strategy="full", text=True),
-    "lora": dict(strategy="lora", rank=16),
+    "lora": dict(strategy="lora", rank=16, text=False),
     "video": dict(strategy="full", text=False),
 }
 

@@ -17,12 +17,12 @@ from vidjax import pretrained, recipe, settings
 from vidjax.adapters import adapted
 from vidjax.encoded import first_windows
 from vidjax.errors import InputError
-from vidjax.models.lora import lora_tensors
+from vidjax.models.lora import lora_tensors, merge_loras
 from vidjax.sharding import make_mesh
 from vidjax.stage import on_device
 from vidjax.train import prepare, train
 from vidjax.train_state import abstract_parameters, parameters, split
-from vidjax.tuning import tuned_model
+from vidjax.tuning import tuned_generator, tuned_model
 from vidjax.weights import lora
 
 ROOT = Path(__file__).parents[1]
@@ -60,29 +60,35 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, clips, tmp_path_factory):
-    """A run of both stages, as `vidjax.main` does it."""
+    """The folder of a run, and its stages, trained in turn."""
     workdir, made = tmp_path_factory.mktemp("run"), small(folder, clips)
-    assert recipe.stage_names(made) == ["appearance", "motion"]
-    for name in recipe.stage_names(made):  # before any has run
-        recipe.check(recipe.build(made, name, workdir))
+    stages = {name: recipe.build(made, name, workdir) for name in recipe.stage_names(made)}
+    assert list(stages) == ["appearance", "motion"]
+    for stage in stages.values():
+        recipe.check(stage)
     assert not list(workdir.iterdir())
     settings.write_json(workdir / "config.json", made)
-    for name in recipe.stage_names(made):
-        train(recipe.build(made, name, workdir))
-    return workdir
+    for stage in stages.values():
+        train(stage)
+    return workdir, stages
+
+
+@pytest.fixture(scope="module")
+def tuned(run):
+    """Parameters after each stage."""
+    return {name: parameters(tuned_model(stage)) for name, stage in run[1].items()}
 
 
 def test_both_stages_train(run):
     for name in ("appearance", "motion"):
-        lines = [json.loads(line) for line in (run / name / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (run[0] / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2]
         assert all(math.isfinite(line["loss"]) for line in lines)
 
 
-def test_each_stage_changes_its_own_adapters_and_not_one_bit_of_the_rest(run, folder):
-    made = recipe.read_config(run)
+def test_each_stage_changes_its_own_adapters_and_not_one_bit_of_the_rest(tuned, folder):
     base = parameters(pretrained.load(folder).model)
-    appearance, motion = (parameters(tuned_model(recipe.build(made, n, run))) for n in ("appearance", "motion"))
+    appearance, motion = tuned.values()
     assert base.keys() < appearance.keys() < motion.keys()
     for before, after in ((base, appearance), (appearance, motion)):
         for path, value in before.items():
@@ -92,45 +98,41 @@ def test_each_stage_changes_its_own_adapters_and_not_one_bit_of_the_rest(run, fo
         assert np.any(motion[path])  # `up`, which starts at 0, has moved as well
 
 
-def test_the_appearance_has_a_weight_in_samples(run):
-    made = recipe.read_config(run)
-    full = parameters(tuned_model(recipe.build(made, "motion", run)))
-    for weight in (0.0, 0.5):
-        made["stages"]["motion"]["finetune"]["source_weight"] = weight
-        section = settings.stage_settings(made, "motion")
-        source = recipe.build(made, "appearance", run)
-        params = recipe.tuned_generator(section, recipe.build(made, "motion", run), source).params
-        for path, value in full.items():
-            spatial = path.endswith("lora_up") and "temp" not in path
-            np.testing.assert_array_equal(params[path], weight * value if spatial else value)
+def test_the_appearance_has_a_weight_in_samples(run, tuned):
+    section = settings.stage_settings(recipe.read_config(run[0]), "motion")
+    assert section["finetune"]["source_weight"] == 0
+    section["finetune"]["source_weight"] = 0.5
+    params = tuned_generator(section, run[1]["motion"], run[1]["appearance"]).params
+    for path, value in tuned["motion"].items():
+        spatial = path.endswith("lora_up") and "temp" not in path
+        np.testing.assert_array_equal(params[path], 0.5 * value if spatial else value)
 
 
-def test_a_motion_file_on_the_folder_is_the_run(run, folder, tmp_path):
+def test_a_motion_file_on_the_folder_is_the_run(run, folder, tuned, tmp_path):
     """Without the appearance, which its own file has."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "vidjax.export", f"--workdir={run}", "--format=diffusers"]
+    command = [sys.executable, "-m", "vidjax.export", f"--workdir={run[0]}", "--format=diffusers"]
     done = subprocess.run([*command, f"--out={tmp_path / 'motion'}"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ours, theirs = recipe.generator(run), pretrained.generator(folder)
-    theirs.params = adapted(theirs, [str(tmp_path / "motion")])
-    assert all("temp" in layer for layer in lora.load(tmp_path / "motion", 1))
-    ask = dict(frames=3, size=(16, 16), num_steps=2, guidance_scale=2.0)
-    expected = ours.latents(["a cat runs"], **ask)
-    np.testing.assert_allclose(theirs.latents(["a cat runs"], **ask), expected, rtol=1e-3, atol=1e-4)
+    generator = recipe.generator(run[0])
+    ours = merge_loras(generator.params, {"run": (lora_tensors(generator.model), 1.0)})
+    theirs = adapted(pretrained.generator(folder), [str(tmp_path / "motion")])
+    moved = {path for path in theirs if not np.array_equal(theirs[path], tuned["motion"][path])}
+    assert moved and all("temp" in path for path in moved)
+    for path, value in theirs.items():
+        np.testing.assert_allclose(value, ours[path], rtol=1e-5, atol=1e-6)
     done = subprocess.run(
         [*command, "--stage=appearance", f"--out={tmp_path / 'look'}"], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    model = tuned_model(recipe.build(recipe.read_config(run), "appearance", run))
-    look, tensors = lora.load(tmp_path / "look", 1), lora_tensors(model)
-    assert look.keys() == {key for key in tensors if not key.endswith("alpha")}
-    for key, value in look.items():
-        np.testing.assert_allclose(value, tensors[key], rtol=1e-6)
+    look = lora.load(tmp_path / "look", 1)
+    assert look.keys() == {path for path in tuned["appearance"] if "lora" in path}
+    for path, value in look.items():
+        np.testing.assert_allclose(value, tuned["appearance"][path], rtol=1e-6)
 
 
 def test_all_clips_are_seen_in_turn(run):
-    made = recipe.read_config(run)
-    stage = recipe.build(made, "motion", run)
+    stage = run[1]["motion"]
     dataset = stage.dataset()
     videos, texts = first_windows(dataset)
     assert len(videos) == 2 and set(texts) == {"the fox runs"}

@@ -242,7 +242,7 @@ def dreambooth(folder, env, tmp_path_factory):
         "data.size=(16, 16)",
     )
     flags += ("stages.tune.train.steps=3", "stages.tune.train.log_every=1", "sample.num_steps=2", "finetune.rank=2")
-    flags += ("stages.tune.optimizer.learning_rate=1e-2",)
+    flags += ("stages.tune.optimizer.learning_rate=1e-2", "finetune.text=True")
     command = [sys.executable, "-m", "vidjax.main", f"--config={ROOT}/configs/dreambooth.py:lora"]
     command += [f"--workdir={workdir}", *(f"--config.{flag}" for flag in flags)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -266,7 +266,8 @@ def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, folder, env, 
     base = parameters(pretrained.load(folder).model)
     merged = merge_loras(base, {"fox": (lora.load(tmp_path / "lora", blocks_per_level=1), 1.0)})
     ours = merge_loras(base, {"fox": (lora_tensors(recipe.generator(dreambooth).model), 1.0)})
-    assert any(not np.array_equal(merged[path], base[path]) for path in base)
+    changed = {path.split(".")[0] for path in base if not np.array_equal(merged[path], base[path])}
+    assert changed == {"unet", "text"}
     for path in base:
         np.testing.assert_allclose(merged[path], ours[path], rtol=1e-5, atol=1e-6)
 

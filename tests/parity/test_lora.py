@@ -13,7 +13,7 @@ peft = pytest.importorskip("peft")
 from safetensors.numpy import save_file  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
-from vidjax.models.lora import add_lora, lora_tensors, merge_loras  # noqa: E402
+from vidjax.models.lora import add_lora, layers_of, lora_tensors, merge_loras  # noqa: E402
 from vidjax.models.unet import UNet, UNetConfig  # noqa: E402
 from vidjax.train_state import merge, parameters  # noqa: E402
 from vidjax.weights import convert, lora  # noqa: E402
@@ -140,7 +140,7 @@ def test_older_names_and_alpha_keys_say_the_same(tmp_path):
     assert error(got, expected) <= 1e-5
 
 
-def test_every_layer_that_can_be_adapted_has_its_key_back():
+def test_every_layer_that_can_be_adapted_has_its_key_back(tmp_path):
     """For each family: from the reference's own module names to our paths and back."""
     motion = dict(down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"), motion_num_attention_heads=2)
     motion |= dict(up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"), num_attention_heads=2)
@@ -155,6 +155,10 @@ def test_every_layer_that_can_be_adapted_has_its_key_back():
         model, n = getattr(diffusers, kind)(**options), options["layers_per_block"]
         names = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
         assert len(names) > 20
+        halves = {f"unet.{name}.lora_{end}.weight": np.ones((2, 2), "f") for name in names for end in "AB"}
+        save_file(halves, tmp_path / lora.FILE)
+        expected = {f"unet.{convert.rename(f'{name}.', [*there, *rules.unet(n)]).rstrip('.')}" for name in names}
+        assert set(layers_of(lora.load(tmp_path, n))) == expected  # whatever the family
         for name in names:
             path = convert.rename(f"{name}.", [*there, *rules.unet(n)]).rstrip(".")
             assert convert.rename(lora.module_key(path, n), back) == name
