@@ -10,7 +10,9 @@ autoencoder's decoder look at neighbouring frames, against flicker. Both start a
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "default") -> ConfigDict:
+    if variant != "default":
+        raise ValueError(f"configs/align_latents.py has no variant {variant!r}")
     train = dict(dtype="bfloat16", frozen_dtype="bfloat16", remat="full", log_every=50, save_every=1000)
     return ConfigDict(
         dict(

@@ -1,0 +1,87 @@
+"""A small copy of every recipe that tunes a folder trains two steps a stage, and its model samples."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_configs import config
+from tiny_folder import write_folder
+
+from vidjax import recipe, settings
+from vidjax.data.video_io import read_frames
+from vidjax.errors import InputError
+from vidjax.train import train
+
+CLIP = Path(__file__).parents[1] / "vidjax" / "clips" / "real" / "path.mp4"
+PRIOR = dict(prompt="a fox", count=2, num_steps=2)
+RECIPES = {
+    "tune_a_video:released": {},
+    "tune_a_video:dreamix": dict(loss=dict(own_images=2, image_share=0.35)),
+    "dreambooth:text": dict(finetune=dict(prior=PRIOR)),
+    "dreambooth:video": dict(finetune=dict(prior=PRIOR)),
+    "align_latents:default": dict(data=dict(source="folder")),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("sd") / "folder")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Of the subject: a clip, and a picture for recipes that want stills."""
+    path = tmp_path_factory.mktemp("clips")
+    for kind in ("video", "image"):
+        (path / kind).mkdir()
+    shutil.copy(CLIP, path / "video")
+    Image.fromarray(read_frames(CLIP)[0]).save(path / "image" / "0.png")
+    return path
+
+
+def small(name, folder, clips, sections):
+    made = config(name) | dict(pretrained=str(folder), prompt="the fox")
+    stills = made["data"]["source"] == "images"
+    video = {} if "video" not in made["data"] else {"video": str(CLIP)}
+    data = dict(path=str(clips / ("image" if stills else "video")), frames=1 if stills else 2, size=(16, 16), workers=0)
+    given = dict(
+        data=data | video | sections.pop("data", {}),
+        sample=dict(num_steps=2, prompts="a fox", guidance_scale=2.0),
+        **sections,
+    )
+    for section, values in given.items():
+        made[section] = {**made.get(section, {}), **values}
+    for stage in made["stages"].values():
+        stage["train"] = {**stage["train"], "batch_size": 1, "accumulate": 1, "log_every": 1, "remat": "none"}
+    return made
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_small_copy_trains_two_steps_and_samples(name, folder, clips, tmp_path):
+    made = small(name, folder, clips, dict(RECIPES[name]))
+    settings.write_json(tmp_path / "config.json", made)
+    for stage_name in recipe.stage_names(made):
+        stage = recipe.build(made, stage_name, tmp_path, max_steps=2)
+        recipe.check(stage)
+        train(stage)
+        lines = [json.loads(line) for line in (tmp_path / stage_name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2]
+        assert all(math.isfinite(line["loss"]) for line in lines)
+    generator = recipe.generator(tmp_path)
+    videos = generator(["a fox"])
+    assert videos.std() > 0
+    if name == "align_latents:default":
+        before, after = generator.decode(np.ones((1, 3, 8, 8, 4), "f")), generator.codec
+        assert not after.per_frame("decoder") and before.shape == (1, 3, 16, 16, 3)
+        temporal = {path for path in generator.params if "temporal_resnet" in path or "attn_temp" in path}
+        assert temporal
+
+
+def test_a_class_to_preserve_and_clips_encoded_at_every_step_do_not_go_together(folder, clips, tmp_path):
+    made = small("dreambooth:text", folder, clips, dict(finetune=dict(prior=PRIOR, encode_once=False)))
+    with pytest.raises(InputError, match="encode_once"):
+        recipe.build(made, "tune", tmp_path)
