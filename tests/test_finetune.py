@@ -89,7 +89,7 @@ def test_the_temporal_decoder_starts_as_the_decoder_of_frames():
     changed = np.abs(codec.decode(z.at[:, 0].add(1)) - codec.decode(z)).max((0, 2, 3, 4)) > 1e-4
     assert changed.tolist() == [True, True, False]
     with pytest.raises(InputError, match="cannot be made to look over time"):
-        strategy("temporal_decoder").surgery(codec, rngs)
+        codec.autoencoder.decoder.up[0].resnet_0.conv1.look_over_time()
 
 
 def test_adapters_leave_the_text_encoder_itself_alone():

@@ -54,13 +54,13 @@ def tune_a_video(*, text: bool = False) -> Strategy:
 def temporal_decoder(*, wide: bool = True) -> Strategy:
     """The autoencoder's decoder, to take the flicker out of its frames; latents stay (Align your Latents, figure 3).
 
-    With `wide` the convolutions of its residual blocks see the frames before and after too, with weights of zero at the
-    start: until it is trained it decodes as it did, frame by frame.
+    With `wide` those convolutions of its residual blocks that see one frame see the frames before and after too, with
+    weights of zero at the start: until it is trained it decodes as it did.
     """
 
     def surgery(model: nnx.Module, rngs: nnx.Rngs) -> None:
         for path, module in nnx.iter_modules(model):
-            if "decoder" in path and path[-1] in ("conv1", "conv2") and wide:
+            if wide and "decoder" in path and path[-1] in ("conv1", "conv2") and module.kernel.ndim == 4:
                 module.look_over_time()
 
     decoder = _paths(r"^(codec\.autoencoder\.)?(decoder|post_quant_conv|linear_out)\.", outside=r"$^")

@@ -20,7 +20,6 @@ from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
 from vidjax.errors import InputError
 from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
-from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.layers import Over
 from vidjax.stage import Stage
 from vidjax.train_state import Params, abstract_parameters, parameters, split
