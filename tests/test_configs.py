@@ -15,7 +15,16 @@ from vidjax.train import train
 from vidjax.train_state import abstract_parameters
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
+RECIPES = [
+    "lvdm:clips",
+    "lvdm:adversary",
+    "lvdm:sky",
+    "lvdm:ucf101",
+    "lvdm:taichi",
+    "ddpm:mnist",
+    "ddpm:fashion",
+    "ddpm:cifar10",
+]
 RECIPES += ["vdm:clips", "vdm:ucf101"]
 
 
@@ -57,6 +66,7 @@ SMALL = {
         ),
         model=dict(channels=(32,)),
     ),
+    "lvdm:adversary": dict(data=dict(size=16), autoencoder=dict(channels=(32,)), model=dict(channels=(32,))),
     "ddpm:fashion": dict(data=dict(source="shapes", path="", size=8), model=dict(in_channels=3, channels=(16,))),
     "ddpm:cifar10": dict(data=dict(source="shapes", path="", size=8), model=dict(channels=(32,))),
     "vdm:clips": dict(data=dict(size=8), model=dict(channels=(32,))),
@@ -73,6 +83,9 @@ def test_a_small_copy_of_every_recipe_trains_two_steps(name, tmp_path):
     made["model"] = {**made["model"], "blocks_per_level": 1, "attention_levels": (True,), "heads": 2}
     for stage in made["stages"].values():
         stage["train"] = {**stage["train"], "batch_size": 4, "accumulate": 2, "log_every": 1}
+        if "discriminator" in stage:
+            stage["discriminator"] = {"frame": dict(channels=4, layers=1, groups=2)}
+            stage["loss"] = {**stage["loss"], "start": 1}
     for stage_name in recipe.stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path, max_steps=2)
         recipe.check(stage)

@@ -72,3 +72,22 @@ def test_without_warmup_the_first_step_is_at_the_peak():
 def test_an_unknown_schedule_is_named():
     with pytest.raises(InputError, match=r"config.optimizer.schedule 'cosin' .*'cosine'"):
         make_optimizer(steps=1, schedule="cosin")
+
+
+def test_groups_have_settings_and_clipping_of_their_own():
+    rate = dict(steps=10, learning_rate=1e-2, weight_decay=0.1, clip=1.0)
+    grouped = make_optimizer(**rate, groups={"a": dict(learning_rate=1e-3, clip=0.5)})
+    other = make_optimizer(**rate | dict(learning_rate=1e-3, clip=0.5))
+    alone = {"a.kernel": other, "b.embedding": make_optimizer(**rate)}
+    params = {k: jnp.asarray(v) for k, v in PARAMS.items()}
+    state, own = grouped.init(params), {k: o.init({k: params[k]}) for k, o in alone.items()}
+    for grads in GRADS:
+        updates, state = grouped.update({k: jnp.asarray(v) for k, v in grads.items()}, state, params)
+        for k, optimizer in alone.items():
+            expected, own[k] = optimizer.update({k: jnp.asarray(grads[k])}, own[k], {k: params[k]})
+            np.testing.assert_array_equal(updates[k], expected[k])
+        params = optax.apply_updates(params, updates)
+    with pytest.raises(InputError, match=r"groups\.c: no parameter is under that path"):
+        make_optimizer(**rate, groups={"c": {}}).init(params)
+    with pytest.raises(InputError, match="did you mean 'clip'"):
+        make_optimizer(**rate, groups={"a": dict(clipp=1.0)})

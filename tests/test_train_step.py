@@ -121,7 +121,7 @@ def test_split_draws_are_independent():
 
 def test_an_examples_draws_do_not_depend_on_its_neighbours():
     draws = draws_at(jax.random.key(0), jnp.int32(5), 8)
-    half = Draws(draws.keys[4:], draws.uniforms[4:])
+    half = Draws(draws.keys[4:], draws.uniforms[4:], draws.step)
     np.testing.assert_array_equal(draws.normal((3,))[4:], half.normal((3,)))
 
 

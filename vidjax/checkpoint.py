@@ -17,7 +17,7 @@ class Checkpoints:
     """The checkpoints in one folder, as a context manager: leaving it waits for the last one to be on disk.
 
     A checkpoint is three items: `state` (step, parameters, moments), `ema` (averaged parameters, for samplers) and
-    `meta` (shapes by parameter path). The last `keep` stay, and one in every `keep_every` steps.
+    `meta` (shapes by path of both). The last `keep` stay, and one in every `keep_every` steps.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, keep_every: int | None = None):
@@ -47,7 +47,7 @@ class Checkpoints:
         items = {
             "state": ocp.args.StandardSave(saved),
             "ema": ocp.args.StandardSave(ema),
-            "meta": ocp.args.JsonSave({"parameters": shapes(ema)}),
+            "meta": ocp.args.JsonSave({"parameters": shapes(state.params), "averaged": shapes(ema)}),
         }
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
@@ -65,17 +65,18 @@ class Checkpoints:
 
     def restore_ema(self, params: Params) -> Params:
         """The averaged parameters alone."""
-        step = self.check(params)
+        step = self.check(params, "averaged")
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(jax.tree.map(_target, params)))
         return self._manager.restore(step, args=items)["ema"]
 
-    def check(self, params: Params) -> int:
-        """The newest step. Raises InputError if there is none, or it holds other parameters than those."""
+    def check(self, params: Params, what: str = "parameters") -> int:
+        """The newest step. Raises InputError if there is none, or it holds others than those as its "parameters", or as
+        those that are "averaged"."""
         step = self.latest()
         if step is None:
             raise InputError(f"there is no complete checkpoint in {self.folder}: train that stage first")
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        there, here = meta["parameters"], shapes(params)
+        there, here = meta.get(what, meta["parameters"]), shapes(params)
         for path in sorted(there.keys() | here.keys()):
             if there.get(path) != here.get(path):
                 raise InputError(

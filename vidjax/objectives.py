@@ -135,8 +135,12 @@ def autoencoder(
     """Reconstruction + kl_weight KL(q(z|x) || N(0, 1)), both a mean over elements (Kingma & Welling 2014)."""
     x = to_unit(batch["video"])
     posterior = model.encode(x)
-    residual = model.decode(posterior.sample(draws.normal(posterior.mean.shape[1:]))).astype(jnp.float32) - x
-    error = choose(distance, DISTANCES, "distance")(residual).mean()
+    decoded = model.decode(posterior.sample(draws.normal(posterior.mean.shape[1:]))).astype(jnp.float32)
+    error = choose(distance, DISTANCES, "distance")(decoded - x).mean()
     kl = posterior.kl().mean() / posterior.mean[0].size
-    psnr = 10 * jnp.log10(4 / jnp.square(residual).mean((1, 2, 3, 4))).mean()
-    return error + kl_weight * kl, {"reconstruction": error, "kl": kl, "psnr": psnr}
+    return error + kl_weight * kl, {"reconstruction": error, "kl": kl, "psnr": decoded_psnr(decoded, x)}
+
+
+def decoded_psnr(decoded: Float[Array, "b t h w c"], x: Float[Array, "b t h w c"]) -> Float[Array, ""]:
+    """Mean over the videos of a batch, in dB."""
+    return 10 * jnp.log10(4 / jnp.square(decoded - x).mean((1, 2, 3, 4))).mean()

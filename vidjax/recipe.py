@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidjax import objectives, settings, sharding
+from vidjax import adversary, objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import EMBEDDERS
 from vidjax.data.pipeline import DataConfig, Dataset
@@ -20,19 +20,24 @@ from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig, what_to_ask
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
+from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
+from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
 from vidjax.stage import Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.train_state import Params, TrainState, abstract_parameters, parameters, split
 from vidjax.tuning import tuned_generator, tuning
 from vidjax.video_model import Codec, VideoModel, latent_statistics
+from vidjax.weights.lpips import read_lpips
 
 SECTIONS = (
     "seed",
     "data",
     "autoencoder",
+    "discriminator",
+    "perceptual",
     "model",
     "conditioning",
     "diffusion",
@@ -104,6 +109,24 @@ def source_of(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Pa
 
 def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+    weights = section.get("perceptual", "")
+    rivals = {
+        kind: settings.construct(DiscriminatorConfig, options, f"discriminator.{kind}")
+        for kind, options in section.get("discriminator", {}).items()
+    }
+    objective = adversary.judged if rivals or weights else objectives.autoencoder
+    perceptual = perceptual_parameters(weights) if weights else {}
+
+    def init(rngs: nnx.Rngs) -> Any:
+        model: Any = Autoencoder(config, rngs=rngs)
+        if rivals:
+            model.discriminator = Discriminators(rivals, config.in_channels, rngs=rngs)
+        if weights:
+            model.perceptual = LPIPS(rngs=rngs)
+        return model
+
+    def loaded(state: TrainState, dataset: Dataset) -> Params:
+        return {**perceptual, **(principal(state, dataset) if config.linear else {})}
 
     def principal(state: TrainState, dataset: Dataset) -> Params:
         """The linear path starts at the principal components of the training patches."""
@@ -115,7 +138,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> St
                 config.latent_channels,
             )
         )
-        return parameters(model)
+        return {path: value for path, value in parameters(model).items() if not adversary.judges(path)}
 
     def finish(model: Any, dataset: Dataset) -> None:
         settings.write_json(
@@ -134,13 +157,22 @@ def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> St
         return np.asarray(beside(state, np.concatenate(clips)))
 
     return Stage(
-        init=lambda rngs: Autoencoder(config, rngs=rngs),
-        objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
+        init=init,
+        objective=settings.bind(objective, section.get("loss"), "loss"),
+        trainable=lambda path: not path.startswith("perceptual."),
+        averaged=lambda path: not adversary.judges(path),
+        loaded=loaded,
         finish=finish,
         preview=preview,
-        **({"loaded": principal} if config.linear else {}),
         **common,
     )
+
+
+def perceptual_parameters(files: str) -> Params:
+    """LPIPS's parameters, mapped from its files, under their paths in an autoencoder's stage. Raises InputError."""
+    model = nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0)))
+    shapes = {path: value.shape for path, value in abstract_parameters(model).items()}
+    return {f"perceptual.{path}": value for path, value in read_lpips(files, shapes).items()}
 
 
 def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
@@ -230,10 +262,12 @@ def check(stage: Stage) -> None:
     batch = abstract_batch(stage, stage.dataset())
     loss, state = abstract_loss(stage)
     jax.eval_shape(loss, state, batch)
+    params, _ = split(abstract_parameters(state), stage.trainable)
+    jax.eval_shape(stage.optimizer.init, params)
     if (stage.folder / "checkpoints").is_dir():
         with Checkpoints(stage.folder / "checkpoints") as checkpoints:
             if checkpoints.latest() is not None:
-                checkpoints.check(split(abstract_parameters(state), stage.trainable)[0])
+                checkpoints.check(params)
 
 
 def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
@@ -282,7 +316,7 @@ def generator(workdir: Path, name: str | None = None) -> Generator:
     model = stage.abstract()
     params, frozen = split(abstract_parameters(model), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
-        params = checkpoints.restore_ema(params)
+        params = checkpoints.restore_ema({path: value for path, value in params.items() if stage.averaged(path)})
     params = {**params, **codec_parameters(section, workdir, frozen)}
     return _generator(section, stage.data, nnx.graphdef(model), params)
 

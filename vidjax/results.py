@@ -19,7 +19,7 @@ from vidjax.data.video_io import contact_sheet, write_mp4
 from vidjax.encoded import first_windows
 from vidjax.generator import Generator, what_to_ask
 from vidjax.metrics import windows
-from vidjax.metrics.reconstruction import psnr
+from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
 
 SMALL = 64  # clips of a data set that is evaluated whole
@@ -92,7 +92,8 @@ def write_samples(
 def reconstruction(
     workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """PSNR of the autoencoder and of a patch PCA with as many latents, on windows that nothing trained on; pictures."""
+    """How much the autoencoder says of windows that nothing trained on, and how well, the latter beside a patch PCA with
+    as many latents; pictures."""
     codec = generator.codec
     if codec is None:
         return {}
@@ -109,7 +110,21 @@ def reconstruction(
         entries.append({"name": name, "png": f"reconstructions/{i:02d}-{slug(name)}.png"})
         contact_sheet(workdir / entries[-1]["png"], [original[:1], ours[:1]], labels=["held out", "reconstruction"])
     mean = lambda videos: float(np.mean([psnr(a, b).mean() for a, b in zip(videos, heldout)]))
-    return {"autoencoder_psnr": mean(decoded), "pca_psnr": mean(linear), "reconstructions": entries}
+    figures = {"autoencoder_psnr": mean(decoded), "pca_psnr": mean(linear)}
+    return {**figures, **rate_distortion(codec.autoencoder, heldout, decoded), "reconstructions": entries}
+
+
+def rate_distortion(autoencoder: Any, videos: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> dict[str, float]:
+    """Of an autoencoder on windows: the KL of its posterior to N(0, 1) in bits a pixel, which is what its latents
+    would cost beside that prior; SSIM and sharpness of what was decoded."""
+    kl = jax.jit(lambda x: autoencoder.encode(to_unit(x)).kl())
+    bits = np.mean([float(kl(w[None])[0]) / np.prod(w.shape[:3]) for clip in videos for w in clip]) / np.log(2)
+    figures = {"autoencoder_bits_per_pixel": float(bits)}
+    for name, measure in (("ssim", ssim), ("sharpness", sharpness)):
+        if min(videos[0].shape[2:4]) >= 11:  # the window of SSIM
+            found = [measure(a, b).mean() for a, b in zip(decoded, videos)]
+            figures[f"autoencoder_{name}"] = float(np.mean(found))
+    return figures
 
 
 def beside_real(
@@ -174,6 +189,9 @@ def print_table(summary: Mapping[str, Any]) -> None:
     rows = {
         "autoencoder, held-out PSNR (dB)": summary.get("autoencoder_psnr"),
         "  patch PCA of the same size (dB)": summary.get("pca_psnr"),
+        "  SSIM": summary.get("autoencoder_ssim"),
+        "  sharpness, of the clips'": summary.get("autoencoder_sharpness"),
+        "  KL of the latents, bits a pixel": summary.get("autoencoder_bits_per_pixel"),
         "captions whose samples find their clip": summary.get("retrieval"),
         "  of": summary.get("captions"),
         "samples, PSNR to the nearest window (dB)": summary.get("sample_psnr"),

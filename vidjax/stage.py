@@ -65,6 +65,7 @@ class Stage:
     optimizer: optax.GradientTransformation
     tokenize: Callable[[str], np.ndarray] | None = None
     trainable: Callable[[str], bool] = lambda path: True
+    averaged: Callable[[str], bool] = lambda path: True  # of what trains: what later stages and other programs get
     loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
     finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
     preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at

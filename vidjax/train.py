@@ -45,7 +45,9 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
     rngs = lambda: nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))
     dtype, init = stage.train.frozen_dtype, stage.init
     assert init is not None
-    make = lambda: TrainState.create(init(rngs()), stage.optimizer, stage.trainable, frozen_dtype=dtype)
+    make = lambda: TrainState.create(
+        init(rngs()), stage.optimizer, stage.trainable, averaged=stage.averaged, frozen_dtype=dtype
+    )
     shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
     state = jax.jit(make, out_shardings=shardings)()
     for path, value in stage.loaded(state, dataset).items():
@@ -55,7 +57,7 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> Tra
                 f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model"
             )
         part[path] = jax.device_put(value.astype(part[path].dtype), part[path].sharding)
-        if part is state.params:
+        if path in state.ema:
             state.ema[path] = jax.device_put(jnp.copy(part[path]), part[path].sharding)
     return state
 

@@ -52,7 +52,7 @@ def split(params: Params, trainable: Callable[[str], bool]) -> tuple[Params, Par
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """`params` train; `frozen` are only read, and have neither moments nor average; `ema` averages `params`."""
+    """`params` train; `frozen` are only read, and have neither moments nor average; `ema` averages some of `params`."""
 
     step: Any  # an int32 array, or its shape
     params: Params
@@ -68,9 +68,11 @@ class TrainState:
         optimizer: optax.GradientTransformation,
         trainable=lambda path: True,
         *,
+        averaged=lambda path: True,
         frozen_dtype: str | None = None,
     ) -> "TrainState":
-        """The state at step 0. `frozen_dtype`, such as "bfloat16", is what the frozen part is kept in."""
+        """The state at step 0. `frozen_dtype`, such as "bfloat16", is what the frozen part is kept in; `averaged` says
+        of which trainable paths there is an average."""
         params, frozen = split(parameters(model), trainable)
         if frozen_dtype is not None:
             frozen = cast(frozen, jnp.dtype(frozen_dtype))
@@ -79,13 +81,14 @@ class TrainState:
             params=params,
             frozen=frozen,
             opt_state=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params),
+            ema={path: jnp.copy(value) for path, value in params.items() if averaged(path)},
             graphdef=nnx.graphdef(model),
         )
 
     def model(self, params: Params | None = None) -> Any:
-        """The model with the averaged parameters, or with those given in their place, all in fp32."""
-        return merge(self.graphdef, self.ema if params is None else params, cast(self.frozen, jnp.dtype("float32")))
+        """The model with the averaged parameters where there are, or with those given in their place, all in fp32."""
+        params = {**self.params, **self.ema} if params is None else params
+        return merge(self.graphdef, params, cast(self.frozen, jnp.dtype("float32")))
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds: everything but the frozen part, which lives elsewhere."""

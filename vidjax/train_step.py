@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from vidjax.train_state import TrainState, cast, merge
 
@@ -18,17 +18,18 @@ Metrics = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """A step's random numbers, one set an example: so the loss depends neither on how a batch is split over devices nor
-    over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
+    """A step's number and random numbers, one set an example: so the loss depends neither on how a batch is split over
+    devices nor over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
 
     keys: Key[Array, "b"]
     uniforms: Float[Array, "b"]
+    step: Int[Array, ""]
 
     def split(self, num: int) -> tuple["Draws", ...]:
         """`num` sets with independent keys; the uniforms stay with the first and are made anew for the others."""
         keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(self.keys)
         fresh = [jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(k, 0)) for k in keys[1:]]
-        return tuple(Draws(k, u) for k, u in zip(keys, [self.uniforms, *fresh]))
+        return tuple(Draws(k, u, self.step) for k, u in zip(keys, [self.uniforms, *fresh]))
 
     def normal(self, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
         """Standard normal, `shape` an example."""
@@ -39,7 +40,7 @@ def draws_at(seed_key: Key[Array, ""], step: Array, batch_size: int) -> Draws:
     """The draws of a step: a function of (seed, step) alone, so a resumed run repeats them."""
     examples, strata = jax.random.split(jax.random.fold_in(seed_key, step))
     uniforms = (jnp.arange(batch_size) + jax.random.uniform(strata)) / batch_size
-    return Draws(jax.random.split(examples, batch_size), uniforms)
+    return Draws(jax.random.split(examples, batch_size), uniforms, jnp.asarray(step))
 
 
 Objective = Callable[[Any, Batch, Draws], tuple[Float[Array, ""], Metrics]]
@@ -79,7 +80,7 @@ def make_train_step(
         # Each device keeps its own examples: micro-batch m takes every k-th one.
         whole = (batch, draws.keys, draws.uniforms)
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole)
-        work = lambda batch, keys, uniforms: loss_and_grads(state, batch, Draws(keys, uniforms))
+        work = lambda batch, keys, uniforms: loss_and_grads(state, batch, Draws(keys, uniforms, draws.step))
         first = jax.eval_shape(lambda: work(*jax.tree.map(lambda x: x[0], micro)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
         add = lambda total, part: (jax.tree.map(jnp.add, total, work(*part)), None)
@@ -93,7 +94,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         d = ema_decay(ema, state.step)
-        average = jax.tree.map(lambda a, p: d * a + (1 - d) * p, state.ema, params)
+        average = {path: d * a + (1 - d) * params[path] for path, a in state.ema.items()}
         metrics |= {"grad_norm": optax.global_norm(grads)}
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=average)
         return new, metrics

@@ -1,4 +1,4 @@
-"""How close two videos are, pixel by pixel: PSNR and SSIM. Numpy, on uint8 or on floats in [-1, 1]."""
+"""How close two videos are, pixel by pixel: PSNR, SSIM, sharpness. Numpy, on uint8 or on floats in [-1, 1]."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -35,6 +35,19 @@ def ssim(a: Videos, b: Videos) -> Float[np.ndarray, "*n"]:
     c1, c2 = 0.01**2, 0.03**2
     index = (2 * mean_a * mean_b + c1) * (2 * shared + c2) / ((mean_a**2 + mean_b**2 + c1) * (spread + c2))
     return index.mean((-4, -3, -2, -1), dtype=np.float64)
+
+
+def sharpness(a: Videos, b: Videos) -> Float[np.ndarray, "*n"]:
+    """The mean gradient magnitude of each video `a` over that of `b`: below 1 where `a` is blurred. Takes what `psnr`
+    takes."""
+    return _slope(a) / _slope(b)
+
+
+def _slope(videos: np.ndarray) -> np.ndarray:
+    """The mean over pixels of the length of (difference to the pixel below, to the pixel on the right)."""
+    x = _unit(videos)
+    down, right = (np.diff(x, axis=axis) for axis in (-3, -2))
+    return np.hypot(down[..., :, :-1, :], right[..., :-1, :, :]).mean((-4, -3, -2, -1), dtype=np.float64)
 
 
 def _gaussian_bands(size: int, window: int = 11, sigma: float = 1.5) -> np.ndarray:

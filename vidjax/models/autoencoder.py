@@ -167,9 +167,13 @@ class Autoencoder(nnx.Module):
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
-        if self.config.linear:
-            return self.decoder(z) + from_patches(self.linear_out(z), self.strides)
-        return self.decoder(self.post_quant_conv(z))
+        return self.decode_features(z)[0]
+
+    def decode_features(self, z: Float[Array, "b s i j z"]) -> tuple[Float[Array, "b t h w c"], Array]:
+        """The video, and what the decoder's last convolution saw of it."""
+        h = self.decoder.features(z if self.config.linear else self.post_quant_conv(z))
+        x = self.decoder.last(h)
+        return (x + from_patches(self.linear_out(z), self.strides) if self.config.linear else x), h
 
     def start_at(self, pca: PatchPCA) -> None:
         """Makes the linear path that of `pca`. With the network at its zero start, decode(encode(x).mode) is then
@@ -244,12 +248,17 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(width, pixels, config.outer_kernel, mode=config.mode, zero=config.linear, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        return self.last(self.features(z))
+
+    def features(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b f p q d"]:
+        """What the last convolution sees."""
         ctx = timeless(z)
         h = z if self.conv_in is None else self.conv_in(z)
         for layer in (self.mid, *self.up):
             h = layer(h, ctx)
-        if self.norm_out is not None:
-            h = jax.nn.silu(self.norm_out(h, ctx))
+        return h if self.norm_out is None else jax.nn.silu(self.norm_out(h, ctx))
+
+    def last(self, h: Float[Array, "b f p q d"]) -> Float[Array, "b t h w c"]:
         return from_patches(self.conv_out(h), self.patch)
 
 

@@ -1,0 +1,79 @@
+"""The shipped clips' autoencoder with reconstruction alone and against discriminators, for as many steps.
+
+    python tests/benchmarks/autoencoder_objectives.py --out=FOLDER [--steps=120] [--json=FILE]
+
+On held-out windows: PSNR, SSIM, and sharpness, the mean gradient magnitude of the reconstruction over the original's (1:
+as sharp). OUT/beside.png shows for four clips a frame of the original and of each reconstruction, enlarged. Both runs
+are of configs/lvdm.py; with the adversary from half of the steps on.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from vidjax import recipe, settings
+from vidjax.data.transforms import to_uint8, to_unit
+from vidjax.metrics.reconstruction import psnr
+from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
+from vidjax.results import rate_distortion
+from vidjax.train_state import merge
+
+CONFIG = Path(__file__).parents[2] / "configs" / "lvdm.py"
+RUNS = {"reconstruction": "clips", "adversary": "adversary"}
+SHOWN, ENLARGED = 4, 3
+
+
+def trained(workdir: Path, variant: str, steps: int) -> Autoencoder:
+    """The averaged autoencoder after so many steps."""
+    command = [sys.executable, "-m", "vidjax.main", f"--config={CONFIG}:{variant}", f"--workdir={workdir}"]
+    command += ["--stage=autoencoder", f"--config.stages.autoencoder.train.steps={steps}"]
+    if variant == "adversary":
+        command.append(f"--config.stages.autoencoder.loss.start={steps // 2}")
+    subprocess.run(command, check=True)
+    section = settings.stage_settings(recipe.read_config(workdir), "autoencoder")
+    config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+    model = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
+    return merge(nnx.graphdef(model), recipe.generator(workdir, "autoencoder").params)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    table, columns = {}, []
+    for name, variant in RUNS.items():
+        workdir = args.out / name
+        model = trained(workdir, variant, args.steps)
+        heldout = recipe.dataset(workdir).windows("heldout")
+        through = jax.jit(lambda x: to_uint8(model.decode(model.encode(to_unit(x)).mode)))
+        decoded = [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in heldout]
+        done = json.loads((workdir / "autoencoder" / "done.json").read_text())
+        table[name] = {
+            "psnr": float(np.mean([psnr(a, b).mean() for a, b in zip(decoded, heldout)])),
+            **rate_distortion(model, heldout, decoded),
+            "seconds": done["seconds"],
+        }
+        columns = columns or [np.concatenate([clip[0, 0] for clip in heldout[:SHOWN]])]
+        columns.append(np.concatenate([clip[0, 0] for clip in decoded[:SHOWN]]))
+    picture = Image.fromarray(np.concatenate(columns, 1))
+    picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.NEAREST).save(
+        args.out / "beside.png"
+    )
+    found = {"steps": args.steps, "machine": platform.processor() or platform.machine(), "runs": table}
+    print(json.dumps(found, indent=1))
+    if args.json:
+        settings.write_json(args.json, found)
+
+
+if __name__ == "__main__":
+    main()
