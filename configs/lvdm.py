@@ -9,6 +9,7 @@ python -m vidjax.main --config=configs/lvdm.py:adversary  the shipped clips, the
 import dataclasses
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from vidjax.models.autoencoder import LVDM
 
@@ -131,5 +132,5 @@ def paper(data_set: str) -> dict:
                 loss=dict(distance="l1"),
             ),
         ),
-        sample=dict(sampler="ddpm", num_steps=1000, per_caption=8, fps=8.0),
+        sample=dict(sampler="ddpm", num_steps=1000, per_caption=8, fps=8.0, tile=placeholder(tuple)),
     )

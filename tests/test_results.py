@@ -1,10 +1,14 @@
 """What a finished run shows are the samples themselves, and beside each the held-out window that is nearest to it."""
 
+from types import SimpleNamespace
+
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from vidjax.data.video_io import probe, read_frames
-from vidjax.results import beside_real, slug, write_samples
+from vidjax.models.autoencoder import Posterior
+from vidjax.results import beside_real, rate_distortion, slug, write_samples
 
 
 def clips(*levels, frames=4):
@@ -44,3 +48,12 @@ def test_the_nearest_window_of_the_own_clip_stands_beside_each_sample(tmp_path):
 
 def test_slugs_are_safe_file_names():
     assert slug("../../A b_C!") == "a-b-c" and slug("日本") == "sample" and len(slug("x" * 500)) <= 48
+
+
+def test_the_rate_is_the_posteriors_kl_in_bits_a_pixel():
+    """Of mean m and variance 1 it is m^2 / 2 nats a latent."""
+    posterior = Posterior(jnp.full((1, 2, 2, 2, 3), 2.0), jnp.zeros((1, 2, 2, 2, 3)))
+    noise = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
+    figures = rate_distortion(SimpleNamespace(encode=lambda x: posterior), [noise], [noise])
+    assert np.isclose(figures["autoencoder_bits_per_pixel"], 2 * 24 / np.log(2) / (4 * 16 * 16))
+    assert np.isclose(figures["autoencoder_ssim"], 1) and figures["autoencoder_sharpness"] == 1

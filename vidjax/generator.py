@@ -20,6 +20,7 @@ from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse,
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.settings import choose, construct
+from vidjax.tiles import in_tiles
 from vidjax.train_state import Params, merge
 from vidjax.video_model import Codec, VideoModel
 
@@ -50,6 +51,8 @@ class SampleConfig:
     edit_frames: str = ""  # such as 8:16, where edits may go
     chunk: int | None = None  # longer clips are worked off in chunks of so many latent frames
     overlap: int = 4
+    tile: tuple[int, int, int] | None = None  # latents (t, h, w) that are encoded or decoded at once
+    tile_overlap: tuple[int, int, int] = (4, 8, 8)  # in latents; see vidjax.tiles
 
     @property
     def chunks(self) -> tuple[int, int] | None:
@@ -311,8 +314,13 @@ class Generator:
         return self._in_parts("decoder", self._decode, latents)
 
     def _in_parts(self, part: str, run: Callable[..., Array], x: Array | np.ndarray) -> np.ndarray:
-        """Some frames at a time, if that part of the codec takes each by itself: memory does not grow with the clip."""
-        codec = self.codec
+        """Some frames at a time, if that part of the codec takes each by itself: memory does not grow with the clip. Or
+        in tiles, where the recipe says so."""
+        codec, how = self.codec, self.defaults
+        if isinstance(codec, Codec) and how.tile:
+            pixels = {"encoder": "strides", "decoder": "into"}[part]
+            strides = {pixels: codec.autoencoder.strides}
+            return in_tiles(lambda one: run(self.params, one), x, how.tile, how.tile_overlap, **strides)
         count = FRAMES if isinstance(codec, Codec) and codec.per_frame(part) else x.shape[1]
         parts = [np.asarray(run(self.params, x[:, i : i + count])) for i in range(0, x.shape[1], count)]
         return np.concatenate(parts, 1)

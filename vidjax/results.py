@@ -92,8 +92,8 @@ def write_samples(
 def reconstruction(
     workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """How much the autoencoder says of windows that nothing trained on, and how well, the latter beside a patch PCA with
-    as many latents; pictures."""
+    """How much the autoencoder says of windows that nothing trained on and how well, beside the PSNR of a patch PCA
+    with as many latents; pictures."""
     codec = generator.codec
     if codec is None:
         return {}

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/autoencoder_objectives.py --out=FOLDER [--steps=120] [--json=FILE]
 
-On held-out windows: PSNR, SSIM, and sharpness, the mean gradient magnitude of the reconstruction over the original's (1:
-as sharp). OUT/beside.png shows for four clips a frame of the original and of each reconstruction, enlarged. Both runs
-are of configs/lvdm.py; with the adversary from half of the steps on.
+On held-out windows: PSNR, SSIM, and sharpness, the mean gradient magnitude of the reconstruction over the original's
+(1: as sharp). OUT/beside.png shows for four clips a frame of the original and of each reconstruction, enlarged. Both
+runs are of configs/lvdm.py; the adversary acts from half of the steps on.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -44,6 +45,11 @@ def trained(workdir: Path, variant: str, steps: int) -> Autoencoder:
     return merge(nnx.graphdef(model), recipe.generator(workdir, "autoencoder").params)
 
 
+def reconstructed(model: Autoencoder, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
+    through = jax.jit(lambda x: to_uint8(model.decode(model.encode(to_unit(x)).mode)))
+    return [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in videos]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -55,8 +61,7 @@ def main() -> None:
         workdir = args.out / name
         model = trained(workdir, variant, args.steps)
         heldout = recipe.dataset(workdir).windows("heldout")
-        through = jax.jit(lambda x: to_uint8(model.decode(model.encode(to_unit(x)).mode)))
-        decoded = [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in heldout]
+        decoded = reconstructed(model, heldout)
         done = json.loads((workdir / "autoencoder" / "done.json").read_text())
         table[name] = {
             "psnr": float(np.mean([psnr(a, b).mean() for a, b in zip(decoded, heldout)])),

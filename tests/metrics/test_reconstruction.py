@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from vidjax.metrics.reconstruction import psnr, ssim
+from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 
 RNG = np.random.default_rng(0)
 VIDEOS = RNG.integers(0, 200, (3, 2, 16, 20, 3), dtype=np.uint8)
@@ -43,3 +43,12 @@ def test_ssim_is_the_textbook_formula_on_another_gaussian_filter():
     expected = ((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))).mean()
     as_video = lambda z: (2 * z - 1).astype(np.float32)[None, None, ..., None]
     assert ssim(as_video(x), as_video(y))[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_sharpness_is_the_ratio_of_slopes():
+    ramp = np.add.outer(3.0 * np.arange(12), 4.0 * np.arange(12))[None, None, :, :, None]  # 5 a pixel
+    as_video = lambda x: (x / 100 - 1).astype(np.float32)
+    np.testing.assert_allclose(sharpness(as_video(0.4 * ramp), as_video(ramp)), 0.4, rtol=1e-5)
+    assert sharpness(VIDEOS, VIDEOS)[0] == 1
+    blurred = gaussian_filter(VIDEOS.astype(np.float32) / 127.5 - 1, (0, 0, 1, 1, 0)).astype(np.float32)
+    assert np.all(sharpness(blurred, VIDEOS) < 0.5)
