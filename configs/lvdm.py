@@ -108,7 +108,7 @@ def paper(data_set: str) -> dict:
                     b1=0.5,
                     b2=0.9,
                     weight_decay=0.0,
-                    clip=None,
+                    clip=placeholder(float),
                     groups=dict(discriminator=dict()),
                 ),
                 discriminator=dict(frame=dict(channels=64, layers=3)),

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vidjax.diffusion.schedule import cosine
 from vidjax.errors import InputError
+from vidjax.generator import Generator, SampleConfig
 from vidjax.models.autoencoder import PATCHES, Autoencoder
+from vidjax.models.unet import UNetConfig
 from vidjax.tiles import blend, in_tiles, places
+from vidjax.train_state import parameters
+from vidjax.video_model import Codec, VideoModel
 
 
 @pytest.mark.parametrize("length, tile, overlap", [(5, 5, 2), (6, 5, 2), (7, 4, 2), (23, 8, 4), (40, 8, 7), (9, 4, 0)])
@@ -68,3 +73,25 @@ def test_an_encoder_and_a_decoder_in_tiles_are_those_in_one_piece():
 def test_an_overlap_that_is_no_smaller_than_the_tile_is_refused():
     with pytest.raises(InputError, match="tiles of 4 latents cannot overlap by 4; take 0 to 3"):
         in_tiles(lambda x: x, np.zeros((1, 9, 9, 9, 3)), (4, 4, 4), (4, 0, 0))
+
+
+def test_a_generator_decodes_in_tiles_if_its_recipe_says_so():
+    config = dataclasses.replace(PATCHES, latent_channels=2, channels=(4,), blocks=(0,), decoder_blocks=(0,), groups=1)
+    unet = UNetConfig(2, 2, channels=(4,), blocks_per_level=1, attention_levels=(False,), heads=1, groups=1)
+
+    def make():
+        codec = Codec(Autoencoder(dataclasses.replace(config, patch=(2, 2, 2)), rngs=nnx.Rngs(0)))
+        return VideoModel(unet, {}, codec, rngs=nnx.Rngs(1))
+
+    params = jax.jit(lambda: parameters(make()))()
+    graphdef, schedule = nnx.graphdef(nnx.eval_shape(make)), cosine(steps=None)
+    pair = [
+        Generator(graphdef, params, schedule, "v", None, (8, 8, 8), 3, SampleConfig(tile=tile, tile_overlap=(0, 4, 0)))
+        for tile in (None, (2, 8, 8))
+    ]
+    z = np.random.default_rng(0).standard_normal((1, 4, 20, 6, 2)).astype(np.float32)
+    whole, tiled = (generator.decode(z) for generator in pair)
+    assert tiled.dtype == np.uint8 and tiled.std() > 1
+    np.testing.assert_allclose(tiled.astype(int), whole.astype(int), atol=1)
+    whole, tiled = (generator.encode(tiled) for generator in pair)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
