@@ -1,4 +1,4 @@
-"""I3D, Inception-v1 inflated to three dimensions (Carreira & Zisserman 2017): clips to the 400 logits that FVD takes."""
+"""I3D, Inception-v1 inflated to three dimensions (Carreira & Zisserman 2017): clips to logits, which FVD takes."""
 
 from collections.abc import Iterator
 
