@@ -17,7 +17,7 @@ from vidjax.metrics.resizing import bilinear
 from vidjax.models.i3d import I3D
 from vidjax.models.inception import InceptionV3
 from vidjax.weights import i3d, inception
-from vidjax.weights.convert import Rules, load
+from vidjax.weights.convert import Rules, load, start
 from vidjax.weights.folder import read_file
 
 
@@ -81,11 +81,12 @@ class FeatureNetwork:
         self.kind = KINDS[kind]
         self.mesh = sharding.make_mesh()
         self.batch = -(-batch // self.mesh.size) * self.mesh.size
+        make = lambda: self.kind.model(rngs=nnx.Rngs(0))
+        model = nnx.eval_shape(make)
         if file is None:
-            model = self.kind.model(rngs=nnx.Rngs(0))
+            start(model, make)
             self.weights = {"weights": "random, seed 0"}
         else:
-            model = nnx.eval_shape(lambda: self.kind.model(rngs=nnx.Rngs(0)))
             load(model, read_file(file), self.kind.rules, self.kind.ignore)
             self.weights = {"weights": Path(file).name, "sha256": digest(file)}
         graph, state = nnx.split(model)
