@@ -36,9 +36,8 @@ def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return frechet(Statistics.of(ours), Statistics.of(theirs))
 
 
-# frechet_random_i3d: FVD's distance in features of I3D with random weights. They tell blur, noise and jerks from real
-# clips, and two runs with the same data from each other, but nothing of what is to be seen: it is comparable with
-# itself only, and never FVD.
+# frechet_random_i3d: FVD's distance in features of I3D with random weights. Nothing trained says what matters in them:
+# it compares sets with each other by the same seed, data and protocol only, and is never FVD.
 SETS = {
     "fvd": SetMetric("Frechet distance of I3D logits", "i3d", frechet_distance),
     "kvd": SetMetric("kernel distance (MMD^2) of I3D logits", "i3d", kernel_distance),
