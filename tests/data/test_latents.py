@@ -60,7 +60,7 @@ def run(tmp_path_factory):
     train(recipe.build(made, "autoencoder", workdir))
     command = [sys.executable, "-m", "vidjax.data.cache", f"--workdir={workdir}", f"--out={workdir / 'latents'}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([*command, "--examples=12", "--batch=4"], env=env, capture_output=True, text=True)
+    done = subprocess.run([*command, "--examples=16", "--batch=4"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     again = subprocess.run(command, env=env, capture_output=True, text=True)
     assert again.returncode == 1 and "is not empty" in again.stderr
@@ -76,7 +76,7 @@ def test_batches_equal_those_that_are_encoded_on_the_fly(run):
     stage = recipe.build(with_latents(made, workdir / "latents"), "diffusion", workdir)
     dataset, encode, _ = recipe.to_encode(workdir, "diffusion")
     size = stage.train.batch_size
-    for cached, video in itertools.islice(zip(stage.dataset().batches(size), dataset.batches(size)), 12 // size):
+    for cached, video in itertools.islice(zip(stage.dataset().batches(size), dataset.batches(size)), 16 // size):
         fresh = encode(video)
         assert cached.keys() == fresh.keys()
         for key, value in fresh.items():
