@@ -31,7 +31,7 @@ def clips() -> dict:
     """A text-to-video model of eight clips. It learns them by heart: what it shows is that every part works."""
     return dict(
         seed=0,
-        data=dict(source="webvid", path="", frames=8, size=64, heldout=16, cache=True),
+        data=dict(source="webvid", path="", latents="", frames=8, size=64, heldout=16, cache=True),
         autoencoder=dict(patch=(2, 8, 8), latent_channels=16, channels=(128,), blocks=(1,), decoder_blocks=(2,)),
         conditioning=dict(text=dict(dim=96, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(
@@ -81,7 +81,7 @@ def paper(data_set: str) -> dict:
     batch, epochs_steps = (3, 200_000) if data_set == "sky" else (2, 300_000)
     return dict(
         seed=0,
-        data=dict(source="folder", path=f"data/{data_set}", frames=16, size=256, stride=1, workers=8),
+        data=dict(source="folder", path=f"data/{data_set}", latents="", frames=16, size=256, stride=1, workers=8),
         autoencoder=dataclasses.asdict(LVDM),
         conditioning=dict(),
         model=dict(

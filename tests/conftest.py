@@ -53,3 +53,36 @@ def clip_folder(tmp_path_factory):
     tensors = {key: np.asarray(0.5 * rng.standard_normal(s), np.float32) for key, s in shapes.items()}
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def network_files(tmp_path_factory):
+    """Random weights of I3D and InceptionV3 in the published layouts, written without torch: {network: file}."""
+    import math
+
+    import numpy as np
+    from flax import nnx
+    from safetensors.numpy import save_file
+
+    from vidjax.models.i3d import I3D
+    from vidjax.models.inception import InceptionV3
+    from vidjax.weights.convert import parameters, unfit
+
+    rng, files = np.random.default_rng(0), {}
+    renamed = [(r"\.conv\.", ".conv3d."), (r"^logits\.", "logits.conv3d.")]
+    for name, make, keys in (("i3d", I3D, renamed), ("inception", InceptionV3, [])):
+        model, values = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0))), {}
+        for path, leaf in parameters(model).items():
+            noise = rng.standard_normal(leaf.shape, np.float32)
+            fan = math.prod(leaf.shape[:-1])
+            kernel = path.endswith("kernel")
+            positive = path.endswith(("scale", "running_var"))
+            values[path] = noise * (2 / fan) ** 0.5 if kernel else 1 + 0.1 * np.tanh(noise) if positive else 0.1 * noise
+        tensors = unfit(values, keys)
+        if name == "i3d":
+            tensors["logits.conv3d.weight"] = tensors["logits.conv3d.weight"][..., None, None, None]
+        else:
+            tensors["fc.bias"] = rng.standard_normal(1008, np.float32)
+        files[name] = tmp_path_factory.mktemp("networks") / f"{name}.safetensors"
+        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, files[name])
+    return files

@@ -1,5 +1,6 @@
 """The evaluator, run as a user runs it."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from vidjax.data.sources import folder
 from vidjax.data.video_io import read_frames, write_mp4
 from vidjax.metrics.clip_scores import ClipScorer
+from vidjax.metrics.distances import Statistics, frechet
+from vidjax.metrics.feature_networks import FeatureNetwork
 from vidjax.metrics.flow import flow, flow_smoothness, mean_flow, motion_diversity
 from vidjax.metrics.reconstruction import psnr
 
@@ -19,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 REAL = ROOT / "vidjax" / "clips" / "real"
 
 
-def evaluate(*args, cwd):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+def evaluate(*args, cwd, **env):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
     command = [sys.executable, "-m", "vidjax.evaluate", *map(str, args)]
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
 
@@ -76,6 +79,96 @@ def test_clip_scores_and_distance_to_the_source(captioned, clip_folder, tmp_path
     assert figures["psnr"]["each"]["b.mp4"] == pytest.approx(psnr(videos["b"][None], videos["a"])[0], rel=1e-5)
     assert figures["ssim"]["each"]["a.mp4"] == pytest.approx(1) and figures["ssim"]["each"]["b.mp4"] < 0.99
     assert figures["psnr"]["videos"] == 2 and figures["psnr"]["sizes"] == ["40x60"]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Four captioned clips of nine frames, and the same ones, each a little later, as reference."""
+    for name, late in (("made", 0), ("real", 4)):
+        for i, clip in enumerate(sorted(REAL.glob("*.mp4"))[:4]):
+            frames = read_frames(clip, range(late, late + 9), size=(24, 24))
+            write_mp4(tmp_path / name / f"{i}.mp4", frames, 8)
+            (tmp_path / name / f"{i}.txt").write_text("a lawn")
+    return tmp_path / "made", tmp_path / "real"
+
+
+def figures_of(folders, *flags, cwd):
+    """Here much is run and little compiled, so that it pays to optimise it."""
+    done = evaluate(
+        f"--videos={folders[0]}", f"--reference={folders[1]}", "--json=f.json", *flags, cwd=cwd, XLA_FLAGS=""
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((cwd / "f.json").read_text())["metrics"], done.stdout
+
+
+def test_videos_against_a_reference(folders, network_files, tmp_path):
+    file = network_files["i3d"]
+    figures, said = figures_of(folders, "--metrics=fvd,kvd", f"--i3d={file}", cwd=tmp_path)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for name in figures:
+        assert figures[name]["reference"] == {
+            "folder": str(folders[1]),
+            "videos": 4,
+            "frames": [9, 9],
+            "sizes": ["24x24"],
+        }
+        assert figures[name]["subsets"]["videos"] == 2 and figures[name]["subsets"]["std"] > 0
+    assert figures["fvd"]["sha256"] == digest and digest in said
+    assert figures["fvd"]["value"] > 0
+
+
+def test_frames_against_a_reference(folders, network_files, clip_folder, tmp_path):
+    names = ["fid", "is", "clipsim", "text_alignment", "psnr", "ssim"]
+    weights = (f"--inception={network_files['inception']}", f"--clip={clip_folder}")
+    figures, _ = figures_of(folders, f"--metrics={','.join(names)}", *weights, "--frames=1", cwd=tmp_path)
+    assert list(figures) == names
+    assert "reference" not in figures["is"] and 1 < figures["is"]["value"] < 4
+    assert figures["clipsim"]["value"] == pytest.approx(figures["text_alignment"]["value"] / 100)
+    videos = [np.stack([read_frames(folder / f"{i}.mp4", [0]) for i in range(4)]) for folder in folders]
+    for i in range(4):  # each is compared to its namesake
+        expected = psnr(videos[0][i][None], videos[1][i])[0]
+        assert figures["psnr"]["each"][f"{i}.mp4"] == pytest.approx(expected, rel=1e-5)
+    network = FeatureNetwork("inception", network_files["inception"], 4)
+    ours, theirs = (network(np.stack([network.show(video) for video in of]))[0][:, 0] for of in videos)
+    expected = frechet(Statistics.of(ours), Statistics.of(theirs))
+    assert figures["fid"]["value"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_set_against_itself_is_at_no_distance(folders, network_files, tmp_path):
+    flags = ("--metrics=fid,psnr", f"--inception={network_files['inception']}", "--frames=1", "--subsets=0")
+    figures, _ = figures_of((folders[0], folders[0]), *flags, cwd=tmp_path)
+    assert figures["fid"]["value"] < 1e-9 and "subsets" not in figures["fid"]
+    assert figures["psnr"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (("--metrics=fvd", "--reference={videos}"), "fvd needs --i3d"),
+        (("--metrics=is",), "is needs --inception"),
+        (("--metrics=kvd", "--i3d=x.safetensors"), "kvd needs --reference"),
+        (("--metrics=fvd", "--i3d=x.safetensors", "--reference=/nowhere"), "--reference=/nowhere is no folder"),
+        (("--metrics=fvd", "--i3d=x.safetensors", "--reference={videos}"), "there is no file x.safetensors"),
+        (("--metrics=fvd", "--i3d={videos}/w.pt", "--reference={videos}"), "is a pickle: convert it with"),
+        (("--metrics=fid", "--inception={videos}/w", "--reference={videos}"), "no safetensors file"),
+        (("--metrics=fvd", "--i3d={i3d}", "--reference={videos}"), "I3D wants clips of 9 frames or more, these have 3"),
+        (("--metrics=frechet_random_i3d", "--reference={videos}"), "I3D wants clips of 9 frames or more"),
+        (("--metrics=fvd", "--i3d={i3d}", "--reference={videos}", "--frames=9"), "a.mp4: it has 3 frames, 9 are"),
+        (("--metrics=fid", "--inception={i3d}", "--reference={videos}"), "does not fit the model"),
+        (("--metrics=psnr", "--reference={other}"), "b.mp4: --reference"),
+        (("--metrics=psnr", "--workdir=w"), "name either a folder with videos, --videos, or a run"),
+    ],
+)
+def test_bad_input_of_sets_is_one_line(flags, says, captioned, network_files, tmp_path):
+    (captioned / "w.pt").write_bytes(b"PK")
+    (captioned / "w").write_bytes(b"anything at all")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.mp4").write_bytes((captioned / "a.mp4").read_bytes())
+    places = {"videos": captioned, "other": tmp_path / "other", "i3d": network_files["i3d"]}
+    done = evaluate(f"--videos={captioned}", *(flag.format(**places) for flag in flags), cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(errors) == 1 and says in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,21 @@ def test_sample_writes_videos_that_its_seed_decides(trained, compiled, tmp_path)
     assert found.returncode == 0 and "marked (score" in found.stdout, found.stderr
 
 
+def test_evaluate_judges_what_a_run_generates(trained, compiled, network_files, tmp_path):
+    """Against windows of its data."""
+    ask = ("--metrics=fid,is", f"--inception={network_files['inception']}", "--frames=1", "--batch=2")
+    env = compiled | {"XLA_FLAGS": ""}
+    run = program("evaluate", f"--workdir={trained[0]}", "--count=3", *ask, f"--json={tmp_path / 'f.json'}", env=env)
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "f.json").read_text())["metrics"]
+    made, reference = figures["fid"], figures["fid"]["reference"]
+    assert made["videos"] == 3 and made["frames"] == [1, 1] and made["sizes"] == ["16x16"] == reference["sizes"]
+    assert reference["videos"] >= 3 and reference["folder"] == f"training windows of {trained[0]}"
+    assert made["value"] > 0 and 1 <= figures["is"]["value"] <= 3
+    bad = program("evaluate", f"--workdir={tmp_path}", *ask, env=env)
+    assert bad.returncode == 1 and bad.stderr.count("error: ") == 1 and "Traceback" not in bad.stderr, bad.stderr
+
+
 def test_benchmark_counts_and_times(compiled, tmp_path):
     done = program("benchmark", PIXELS, "--steps=2", f"--json={tmp_path / 'b.json'}", env=compiled)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import Posterior
-from vidjax.video_model import Normal, VideoModel
+from vidjax.video_model import Codec, Normal, VideoModel
 
 FRAMES = 4  # encoded at a time, where frames are independent
 
@@ -62,14 +62,16 @@ def stand_in(model: VideoModel, text: bool = True) -> VideoModel:
 
 def encode_once(model: VideoModel, batch: Mapping[str, Any], text: bool = True) -> dict[str, Array]:
     """The batch with moments for `video` uint8 [b, t, h, w, c] and, with `text`, features for `tokens` [b, n]."""
-    codec = model.codec
-    assert codec is not None
-    x = to_unit(batch["video"]).astype(codec.dtype)
+    tokens = model.text(batch["tokens"])["tokens"].astype(jnp.float32) if text else batch["tokens"]
+    return {"video": moments(model.codec, batch["video"]), "tokens": tokens}
+
+
+def moments(codec: Codec, video: UInt8[Array, "b t h w c"]) -> Float[Array, "b s i j m"]:
+    """(mean, logvar) of the posterior, side by side, in fp32."""
+    x = to_unit(video).astype(codec.dtype)
     count = FRAMES if codec.per_frame("encoder") else x.shape[1]
     parts = [codec.autoencoder.encode(x[:, i : i + count]) for i in range(0, x.shape[1], count)]
-    moments = jnp.concatenate([jnp.concatenate([p.mean, p.logvar], -1) for p in parts], 1)
-    tokens = model.text(batch["tokens"])["tokens"].astype(jnp.float32) if text else batch["tokens"]
-    return {"video": moments.astype(jnp.float32), "tokens": tokens}
+    return jnp.concatenate([jnp.concatenate([p.mean, p.logvar], -1) for p in parts], 1).astype(jnp.float32)
 
 
 class Encoded:

@@ -1,212 +1,220 @@
-"""How good a folder of videos is: `python -m vidjax.evaluate --videos DIR --metrics flow_smoothness --json FILE`.
+"""How good videos are: `python -m vidjax.evaluate --videos DIR --reference DIR --metrics fvd --i3d FILE --json FILE`.
 
 Every figure is written with its protocol: how many videos, of how many frames, of which size, with which weights.
 """
 
 import dataclasses
-import functools
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags
 
-from vidjax import cli, settings
+from vidjax import cli, judged, settings
 from vidjax.data.source import Item
-from vidjax.data.transforms import cover_size, crop_at
-from vidjax.data.video_io import BrokenClip, Video
 from vidjax.errors import InputError
-from vidjax.metrics import flow, reconstruction
+from vidjax.metrics import each
+from vidjax.metrics.sets import SETS, Key, SetMetric, figure
+
+if TYPE_CHECKING:
+    from vidjax.metrics.feature_networks import FeatureNetwork
 
 VIDEOS = flags.DEFINE_string(
     "videos", None, "A folder of videos; captions in NAME.txt beside NAME.mp4 or in its captions.json."
 )
-METRICS_FLAG = flags.DEFINE_list("metrics", [], "Which figures, separated by commas; --metrics= lists them.")
-CLIP = flags.DEFINE_string("clip", None, "A folder with a CLIP model, for frame_consistency and text_alignment.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Or a run of vidjax.main, whose model makes the videos.")
+COUNT = flags.DEFINE_integer("count", 64, "How many videos the model of --workdir makes.", lower_bound=1)
+REFERENCE = flags.DEFINE_string(
+    "reference",
+    None,
+    "A folder of real videos for distances of sets; for psnr and ssim the videos of the same names. Default with "
+    "--workdir: training windows of its data.",
+)
+METRICS = flags.DEFINE_list("metrics", [], "Which figures, separated by commas; --metrics= lists them.")
+CLIP = flags.DEFINE_string("clip", None, "A folder with a CLIP model, for figures of texts and frame_consistency.")
+I3D = flags.DEFINE_string("i3d", None, "Published weights of I3D as safetensors, for fvd and kvd.")
+INCEPTION = flags.DEFINE_string("inception", None, "Published weights of InceptionV3 as safetensors, for fid and is.")
 SOURCE = flags.DEFINE_string("source", None, "The video that these are edits of, for psnr and ssim.")
+BATCH = flags.DEFINE_integer("batch", 4, "Videos at a time in networks and samplers, over all devices.", lower_bound=1)
+SUBSETS = flags.DEFINE_integer("subsets", 10, "Random subsets for mean and deviation; 0: none.", lower_bound=0)
+SUBSET_SIZE = flags.DEFINE_integer("subset_size", None, "Videos of a subset; default: half of them.", lower_bound=2)
 FRAMES = flags.DEFINE_integer("frames", None, "Only the first so many frames; default: all.", lower_bound=1)
 HEIGHT = flags.DEFINE_integer("height", None, "Scale and cut the videos to this height...", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "... and this width in pixels; default: as they are.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
-
-@dataclasses.dataclass
-class Judged:
-    """One video while it is judged; what several metrics need is computed once."""
-
-    name: str
-    prompt: str
-    frames: np.ndarray
-    scorer: Any
-
-    @functools.cached_property
-    def flow(self) -> np.ndarray:
-        return flow.flow(self.frames)
-
-    @functools.cached_property
-    def embeddings(self) -> np.ndarray:
-        return self.scorer.embed_frames(self.frames)
-
-    @property
-    def source(self) -> np.ndarray:
-        return source_frames(SOURCE.value, *self.frames.shape[:3])
+ALL: dict[str, each.Metric | SetMetric] = {**each.METRICS, **SETS}
+NEEDS = {
+    "clip": "a folder with a CLIP model",
+    "source": "the video that these are edits of, or --reference, a folder with videos of the same names",
+    "reference": "a folder of real videos",
+    "i3d": "pytorch-i3d's weights as safetensors; without weights there is frechet_random_i3d, which is only relative",
+    "inception": "pytorch-fid's weights as safetensors",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """`each(video)` is what a video gives; the figure is `total` of the list of these, their mean unless told.
+class Read:
+    """What reading a set of videos gave: their shapes, why others are left out, their part of every figure, and their
+    features by network."""
 
-    `needs` is the flag without which it cannot be had.
-    """
+    folder: str
+    shapes: dict[str, tuple[int, int, int]]
+    unreadable: dict[str, str]
+    parts: dict[str, list]
+    features: dict[Key, tuple[np.ndarray, ...]]
 
-    unit: str
-    each: Callable[[Judged], Any]
-    total: Callable[[list], float] = lambda values: float(np.mean(values))
-    needs: str = ""
-
-
-def consistency(video: Judged) -> float:
-    from vidjax.metrics.clip_scores import frame_consistency
-
-    return frame_consistency(video.embeddings)
-
-
-def alignment(video: Judged) -> float:
-    from vidjax.metrics.clip_scores import text_alignment
-
-    if not video.prompt:
-        raise InputError("it has no caption for text_alignment: write one to NAME.txt beside it or to captions.json")
-    return text_alignment(video.embeddings, video.scorer.embed_text(video.prompt))
-
-
-METRICS = {
-    "frame_consistency": Metric("cosine of successive frames' CLIP embeddings x 100", consistency, needs="clip"),
-    "text_alignment": Metric("cosine of frames' and caption's CLIP embeddings x 100", alignment, needs="clip"),
-    "motion_magnitude": Metric("pixels a frame", lambda video: flow.motion_magnitude(video.flow)),
-    "flow_smoothness": Metric("pixels, second difference of flow", lambda video: flow.flow_smoothness(video.flow)),
-    "motion_diversity": Metric(
-        "pixels a frame, between two videos' mean flows",
-        lambda video: flow.mean_flow(video.flow),
-        flow.motion_diversity,
-    ),
-    "psnr": Metric(
-        "dB to the source", lambda v: float(reconstruction.psnr(v.frames[None], v.source)[0]), needs="source"
-    ),
-    "ssim": Metric("to the source", lambda v: float(reconstruction.ssim(v.frames[None], v.source)[0]), needs="source"),
-}
+    def protocol(self) -> dict[str, Any]:
+        """`frames` is [least, most]."""
+        counts = [t for t, *_ in self.shapes.values()]
+        sizes = sorted({f"{h}x{w}" for _, h, w in self.shapes.values()})
+        return {"videos": len(self.shapes), "frames": [min(counts), max(counts)], "sizes": sizes}
 
 
 def main() -> None:
     chosen = asked()
-    items, scorer = videos(), None
-    if any(metric.needs == "clip" for metric in chosen.values()):
+    items, reference = videos(chosen)
+    by_itself = {name: metric for name, metric in chosen.items() if isinstance(metric, each.Metric)}
+    of_sets = {name: metric for name, metric in chosen.items() if isinstance(metric, SetMetric)}
+    networks, scorer = make_networks(of_sets), None
+    if any(metric.needs == "clip" for metric in by_itself.values()):
         from vidjax.metrics.clip_scores import ClipScorer
 
         scorer = ClipScorer(CLIP.value)
-    read, unreadable, parts = judge(items, chosen, scorer)
-    figures = {
-        name: {"value": metric.total(parts[name]), "unit": metric.unit, **protocol(metric, read, scorer)}
-        | ({"each": dict(zip(read, parts[name]))} if isinstance(parts[name][0], float) else {})
-        for name, metric in chosen.items()
-    }
+    ours = judge(items, VIDEOS.value or WORKDIR.value, by_itself, scorer, networks, FRAMES.value)
+    theirs = None
+    if reference is not None:
+        compared = {metric.key: networks[metric.key] for metric in of_sets.values() if metric.compares}
+        frames = next(iter(ours.shapes.values()))[0]
+        theirs = judge(reference, REFERENCE.value or f"training windows of {WORKDIR.value}", {}, None, compared, frames)
+    figures = {}
+    for name, metric in chosen.items():
+        if isinstance(metric, SetMetric):
+            figures[name] = of_set(metric, networks[metric.key], ours, theirs if metric.compares else None)
+        else:
+            figures[name] = of_each(metric, ours, ours.parts[name], scorer)
     print_table(figures)
     if JSON.value:
         Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        settings.write_json(JSON.value, finite({"folder": VIDEOS.value, "metrics": figures, "unreadable": unreadable}))
+        unreadable = ours.unreadable | ({f"reference {k}": v for k, v in theirs.unreadable.items()} if theirs else {})
+        settings.write_json(JSON.value, finite({"folder": ours.folder, "metrics": figures, "unreadable": unreadable}))
 
 
-def asked() -> dict[str, Metric]:
+def asked() -> dict[str, each.Metric | SetMetric]:
     """The metrics of the command line, all that they need being there. Raises InputError."""
-    if not METRICS_FLAG.value:
-        raise InputError(f"--metrics is empty; name some of {', '.join(METRICS)}")
-    chosen = {name: settings.choose(name, METRICS, "metric") for name in METRICS_FLAG.value}
+    if not METRICS.value:
+        raise InputError(f"--metrics is empty; name some of {', '.join(ALL)}")
+    if bool(VIDEOS.value) == bool(WORKDIR.value):
+        raise InputError("name either a folder with videos, --videos, or a run whose model makes them, --workdir")
+    chosen = {name: settings.choose(name, ALL, "metric") for name in METRICS.value}
     for name, metric in chosen.items():
-        what = {"clip": "a folder with a CLIP model", "source": "the video that these are edits of"}
-        if metric.needs and not flags.FLAGS[metric.needs].value:
-            raise InputError(f"{name} needs --{metric.needs}={metric.needs.upper()}, {what[metric.needs]}")
+        needs = metric.needs if isinstance(metric, each.Metric) else metric.network * metric.trained
+        if needs and not flags.FLAGS[needs].value and not (needs == "source" and VIDEOS.value and REFERENCE.value):
+            raise InputError(f"{name} needs --{needs}={needs.upper()}, {NEEDS[needs]}")
+        if isinstance(metric, SetMetric) and metric.compares and not (REFERENCE.value or WORKDIR.value):
+            raise InputError(f"{name} needs --reference=DIR, {NEEDS['reference']}")
     if (HEIGHT.value is None) != (WIDTH.value is None):
         raise InputError("--height and --width go together: give both or neither")
     return chosen
 
 
-def videos() -> Sequence[Item]:
-    """What --videos has. Raises InputError."""
-    from vidjax.data.sources import folder
+def videos(chosen: dict[str, Any]) -> tuple[Iterable[Item], Iterable[Item] | None]:
+    """What is judged, and what sets are compared to, if any are. Raises InputError."""
+    compares = any(isinstance(metric, SetMetric) and metric.compares for metric in chosen.values())
+    reference = judged.in_folder(REFERENCE.value, "reference") if REFERENCE.value else None
+    if WORKDIR.value:
+        workdir = Path(WORKDIR.value)
+        if compares and reference is None:
+            reference = judged.windows(workdir, COUNT.value)
+        return judged.generated(workdir, COUNT.value, BATCH.value), reference if compares else None
+    return judged.in_folder(VIDEOS.value, "videos"), reference if compares else None
 
-    if not VIDEOS.value:
-        raise InputError("--videos is missing: name a folder with videos")
-    if not Path(VIDEOS.value).is_dir():
-        raise InputError(f"--videos={VIDEOS.value} is no folder; name one with videos")
-    source = folder(VIDEOS.value)
-    return [source[i] for i in range(len(source))]
+
+def make_networks(chosen: dict[str, SetMetric]) -> dict[Key, "FeatureNetwork"]:
+    """What the metrics need, each once."""
+    if not chosen:
+        return {}
+    from vidjax.metrics.feature_networks import FeatureNetwork
+
+    return {
+        (kind, trained): FeatureNetwork(kind, flags.FLAGS[kind].value if trained else None, BATCH.value)
+        for kind, trained in {metric.key for metric in chosen.values()}
+    }
 
 
-def judge(items: Sequence[Item], chosen: dict[str, Metric], scorer: Any) -> tuple[dict, dict, dict]:
-    """(shape of each video that could be read, the reasons for the others, what each video gives to each metric)."""
-    from tqdm import tqdm
+def judge(
+    items: Iterable[Item],
+    folder: str,
+    chosen: dict[str, each.Metric],
+    scorer: Any,
+    networks: dict[Key, "FeatureNetwork"],
+    frames: int | None,
+) -> Read:
+    """Every video that can be read, one at a time. Raises InputError, which names the video."""
+    streams = {}
+    if networks:
+        from vidjax.metrics.feature_networks import Stream
 
-    read, unreadable, parts = {}, {}, {name: [] for name in chosen}
-    for item in tqdm(items, desc="judging", unit="video", disable=None):
-        name = Path(item.name).relative_to(VIDEOS.value).as_posix()
+        streams = {key: Stream(network, frames) for key, network in networks.items()}
+    shapes, unreadable, parts = {}, {}, {name: [] for name in chosen}
+    size = (HEIGHT.value, WIDTH.value) if HEIGHT.value else None
+    for item, shown in judged.readable(items, frames, size, unreadable):
+        video = each.Judged(item.name, item.text, shown, scorer, source_of)
+        shapes[item.name] = shown.shape[:3]
         try:
-            with item.open() as video:
-                frames = decoded(video, FRAMES.value or video.frames)
-        except BrokenClip as error:
-            unreadable[name] = str(error)
-            print(f"warning: {name} is left out: {error}", file=sys.stderr)
-            continue
-        judged = Judged(name, item.text, frames, scorer)
-        read[name] = frames.shape[:3]
-        for metric in chosen:
-            try:
-                parts[metric].append(chosen[metric].each(judged))
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from None
-    if not read:
-        raise InputError(f"none of the {len(items)} videos in {VIDEOS.value} can be read")
-    return read, unreadable, parts
+            for name, metric in chosen.items():
+                parts[name].append(metric.each(video))
+            for stream in streams.values():
+                stream.add(shown)
+        except InputError as error:
+            raise InputError(f"{item.name}: {error}") from None
+    if not shapes:
+        raise InputError(f"none of the {len(unreadable)} videos in {folder} can be read")
+    return Read(folder, shapes, unreadable, parts, {key: stream.features() for key, stream in streams.items()})
 
 
-def decoded(video: Video, frames: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The first frames, scaled to cover `size` (default: the flags', else the video's own) and cut to it."""
-    if size is None:
-        size = (HEIGHT.value or video.height, WIDTH.value or video.width)
-    shown = video.read(range(min(frames, video.frames)), cover_size(video.height, video.width, size))
-    return crop_at(shown, size, (0.5, 0.5))
+def source_of(video: each.Judged) -> np.ndarray:
+    """What psnr and ssim compare it to: as many frames of --source, or of its namesake in --reference."""
+    flag, path = ("source", SOURCE.value) if SOURCE.value else ("reference", str(Path(REFERENCE.value) / video.name))
+    return judged.source_frames(flag, path, *video.frames.shape[:3])
 
 
-@functools.lru_cache(1)
-def source_frames(path: str, frames: int, height: int, width: int) -> np.ndarray:
-    """As many frames of the source, from its beginning, in the size of the video that they are compared to."""
-    try:
-        with Video(path) as video:
-            if video.frames < frames:
-                raise InputError(f"it has {frames} frames, --source={path} has {video.frames}: set --frames")
-            return decoded(video, frames, (height, width))
-    except BrokenClip as error:
-        raise InputError(f"--source={path}: {error}") from None
-
-
-def protocol(metric: Metric, read: dict[str, tuple], scorer: Any) -> dict[str, Any]:
-    """What a figure depends on beside the videos themselves; `frames` is [least, most]."""
-    counts, sizes = [t for t, *_ in read.values()], sorted({f"{h}x{w}" for _, h, w in read.values()})
-    made = {"videos": len(read), "frames": [min(counts), max(counts)], "sizes": sizes}
+def of_each(metric: each.Metric, ours: Read, parts: list, scorer: Any) -> dict[str, Any]:
+    """A figure of every video by itself, with what it depends on beside the videos."""
+    made = {"value": metric.total(parts), "unit": metric.unit, **ours.protocol()}
     if metric.needs == "clip":
         made["weights"] = scorer.name
     elif metric.needs == "source":
-        made["source"] = SOURCE.value
-    return made
+        made["source"] = SOURCE.value or REFERENCE.value
+    return made | ({"each": dict(zip(ours.shapes, parts))} if isinstance(parts[0], float) else {})
+
+
+def of_set(metric: SetMetric, network: "FeatureNetwork", ours: Read, theirs: Read | None) -> dict[str, Any]:
+    """A figure of the whole set, with what it depends on beside the videos."""
+    sets = [read.features[metric.key][metric.output] for read in (ours, theirs) if read]
+    made = {**figure(metric, sets, SUBSETS.value, SUBSET_SIZE.value), "unit": metric.unit, **ours.protocol()}
+    reference = {"reference": {"folder": theirs.folder, **theirs.protocol()}} if theirs else {}
+    return made | reference | {"features": network.kind.protocol, **network.weights}
 
 
 def print_table(figures: dict[str, dict]) -> None:
-    for name, figure in figures.items():
-        frames = " to ".join(map(str, sorted(set(figure["frames"]))))
-        of = f"{figure['videos']} videos of {frames} frames, {' '.join(figure['sizes'])}"
-        more = "".join(f", {key} {figure[key]}" for key in ("weights", "source") if key in figure)
-        print(f"{name:<18} {figure['value']:>9.3f} {figure['unit']} ({of}{more})")
+    def counted(of: dict) -> str:
+        frames = " to ".join(map(str, sorted(set(of["frames"]))))
+        return f"{of['videos']} videos of {frames} frames, {' '.join(of['sizes'])}"
+
+    for name, made in figures.items():
+        value = f"{made['value']:.3{'g' if 0 < abs(made['value']) < 0.1 else 'f'}}"
+        more = "".join(f", {key} {made[key]}" for key in ("weights", "source") if key in made)
+        print(f"{name:<18} {value:>9} {made['unit']} ({counted(made)}{more})")
+        lines = [f"against {counted(made['reference'])}: {made['reference']['folder']}"] if "reference" in made else []
+        lines += [f"{key}: {made[key]}" for key in ("features", "sha256") if key in made]
+        if drawn := made.get("subsets"):
+            spread = f"{drawn['mean']:.4g} ± {drawn['std']:.2g}"
+            lines.append(f"{spread} over {drawn['count']} subsets of {drawn['videos']} videos")
+        for line in lines:
+            print(f"{'':<28} {line}")
 
 
 def finite(value: Any) -> Any:

@@ -17,6 +17,7 @@ from vidjax.conditioning import EMBEDDERS
 from vidjax.data.pipeline import DataConfig, Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
+from vidjax.encoded import StoredMoments, moments
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig, what_to_ask
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -26,8 +27,8 @@ from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
-from vidjax.stage import Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
-from vidjax.train_state import Params, TrainState, abstract_parameters, parameters, split
+from vidjax.stage import OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.tuning import tuned_generator, tuning
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 from vidjax.weights.lpips import read_lpips
@@ -108,6 +109,7 @@ def source_of(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Pa
 
 
 def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
+    common["data"] = dataclasses.replace(common["data"], latents="")  # they are its own, of the stage after it
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
     weights = section.get("perceptual", "")
     rivals = {
@@ -187,6 +189,7 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
         generator.params = {**state.ema, **state.frozen}
         return generator(what_to_ask(generator, dataset)[0][:PREVIEWED])
 
+    latents = common["data"].latents
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
         objective=settings.bind(
@@ -195,9 +198,43 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith("codec."),
         loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
-        preview=preview,
+        preview=None if latents else preview,
+        encoder=partial(trained_codec, section, workdir) if section.get("source") else None,
         **common,
     )
+
+
+def trained_codec(section: Mapping[str, Any], workdir: Path) -> Codec:
+    """The autoencoder stage's result. Raises InputError if it was not trained yet."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: codec(section, workdir, OneKey())))
+    prefix = "codec."
+    wanted = {prefix + path: value for path, value in abstract_parameters(state).items()}
+    loaded = codec_parameters(section, workdir, wanted)
+    return merge(graphdef, {path.removeprefix(prefix): value for path, value in loaded.items()})
+
+
+def codec(section: Mapping[str, Any], workdir: Path, rngs: nnx.Rngs) -> Codec:
+    """The autoencoder of a diffusion stage, at random, with the statistics of its latents if they are known."""
+    config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+    statistics = workdir / section["source"] / "latents.json"
+    return Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
+
+
+def to_encode(workdir: Path, name: str | None) -> tuple[Dataset, Callable[..., Any], dict[str, Any]]:
+    """(data set, `encode(batch)`, what cache.json says) of a stage of a run. Raises InputError."""
+    config = uncached(read_config(workdir))
+    stage = build(config, name or stage_names(config)[-1], workdir)
+    about = stage.encoded_by()
+    assert stage.encoder is not None
+    dataset, (graphdef, state) = stage.dataset(), nnx.split(stage.encoder())
+    run = jax.jit(lambda state, video: moments(nnx.merge(graphdef, state), video))
+    encode = lambda batch: {k: np.asarray(run(state, v)) if k in ("video", "images") else v for k, v in batch.items()}
+    return dataset, encode, {**about, "texts": dataset.texts, "num_classes": dataset.num_classes}
+
+
+def uncached(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model that reads and makes videos, even if it was trained on latents."""
+    return {**config, "data": {**config["data"], "latents": ""}}
 
 
 def process(section: Mapping[str, Any]) -> tuple[Schedule, str]:
@@ -225,12 +262,12 @@ def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) ->
         for name, options in conditioning.items()
     }
     model = dict(section["model"])
-    codec = None
+    made = None
     if section.get("source"):
-        config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
-        statistics = workdir / section["source"] / "latents.json"
-        codec = Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
-        channels = config.latent_channels
+        made = codec(section, workdir, rngs)
+        channels = made.autoencoder.latent_channels
+        if section["data"].get("latents"):
+            made = StoredMoments(made.shift, made.scale)
     else:
         channels = model.pop("in_channels", 3)
     unet = settings.construct(
@@ -242,7 +279,7 @@ def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) ->
         tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None),
         vector_dim=sum(e.vector_dim for e in embedders.values()) or None,
     )
-    return VideoModel(unet, embedders, codec, masked=masked, remat=section["train"].get("remat", "none"), rngs=rngs)
+    return VideoModel(unet, embedders, made, masked=masked, remat=section["train"].get("remat", "none"), rngs=rngs)
 
 
 def codec_parameters(section: Mapping[str, Any], workdir: Path, params: Params) -> Params:
@@ -300,14 +337,14 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 def dataset(workdir: Path) -> Dataset:
     """The data of a run's last stage."""
-    config = read_config(workdir)
+    config = uncached(read_config(workdir))
     return build(config, stage_names(config)[-1], workdir).dataset()
 
 
 def generator(workdir: Path, name: str | None = None) -> Generator:
     """The model of a run's stage, by default the last one, with its averaged parameters. Raises InputError if it was
     not trained yet."""
-    config = read_config(workdir)
+    config = uncached(read_config(workdir))
     name = name or stage_names(config)[-1]
     stage = build(config, name, workdir)
     section = settings.stage_settings(config, name)

@@ -11,11 +11,14 @@ import numpy as np
 import optax
 from flax import nnx
 
+from vidjax.data.latents import Latents, fingerprint
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.encoded import Encoded
+from vidjax.errors import InputError
 from vidjax.flops import count_flops
-from vidjax.train_state import Params, TrainState, abstract_parameters, merge, split
+from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.train_step import Objective, draws_at
+from vidjax.video_model import Codec
 
 
 class OneKey(nnx.Rngs):
@@ -75,8 +78,20 @@ class Stage:
     encode: Callable[[Any, Any], Any] | None = None
     prior: Callable[[Any], Encoded] | None = None  # (encoder): examples of the class, beside each batch
 
-    def dataset(self) -> Dataset:
+    encoder: Callable[[], Codec] | None = None  # what may encode its data beforehand, see data.cache
+
+    def dataset(self) -> Dataset | Latents:
+        if self.data.latents:
+            return Latents(self.data.latents, self.encoded_by())
         return make_dataset(self.data, seed=self.seed, tokenize=self.tokenize)
+
+    def encoded_by(self) -> dict[str, Any]:
+        """What latents depend on: examples and weights. Raises InputError if the stage has nothing to encode with."""
+        if self.encoder is None:
+            raise InputError(f"stage {self.name} has no autoencoder stage as its source: leave config.data.latents out")
+        speed = ("latents", "workers", "prefetch", "cache")
+        data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in speed}
+        return {"data": data, "seed": self.seed, "weights": fingerprint(parameters(self.encoder()))}
 
     def abstract(self) -> nnx.Module:
         """The model with shapes for parameters (where they cost something)."""
@@ -110,7 +125,7 @@ def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
     return count_flops(jax.grad(loss), trained, frozen, batch)
 
 
-def abstract_batch(stage: Stage, dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(stage: Stage, dataset: Dataset | Latents) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the training step sees of a batch, read off the first one."""
     size = stage.train.batch_size
     batch = on_device(next(dataset.batches(1 if stage.pretrained else size)))

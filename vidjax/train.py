@@ -13,6 +13,7 @@ from flax import nnx
 
 from vidjax import sharding
 from vidjax.checkpoint import Checkpoints
+from vidjax.data.latents import Latents
 from vidjax.data.pipeline import Dataset
 from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
@@ -24,7 +25,9 @@ from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
 
 
-def prepare(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> tuple[TrainState, Dataset | Encoded | Beside]:
+def prepare(
+    stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents
+) -> tuple[TrainState, Dataset | Latents | Encoded | Beside]:
     """The state at step 0 and what hands out the batches; a stage that tunes may encode its clips here, once."""
     if stage.pretrained is None:
         return create_state(stage, mesh, dataset), dataset
@@ -39,7 +42,7 @@ def prepare(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> tuple[Tr
     return jax.device_put(state, sharding.tree_sharding(mesh, state)), source
 
 
-def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset) -> TrainState:
+def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents) -> TrainState:
     """A fresh state, each array made where its sharding wants it; then what the stage loads over random numbers."""
     # "rbg" numbers compile in half the time of the default ones.
     rngs = lambda: nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))

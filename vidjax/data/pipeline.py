@@ -33,7 +33,7 @@ class DataConfig:
     "random", after scaling to the smallest size that covers `size`. flip: mirror half of the windows. images: stills of
     other clips beside each window. workers: threads that decode ahead (0: none). prefetch: batches they may be ahead.
     cache: keep decoded, scaled clips in memory. video: one clip, short for source "clip" with this path. caption: in
-    place of the clips' own.
+    place of the clips' own. latents: a folder of `vidjax.data.cache` that training reads in place of the videos.
     """
 
     source: str = "webvid"
@@ -53,6 +53,7 @@ class DataConfig:
     cache: bool = False
     video: str = ""
     caption: str = ""
+    latents: str = ""
 
     def __post_init__(self):
         if self.video:

@@ -12,6 +12,7 @@ from vidjax.errors import InputError
 from vidjax.weights.tensors import Tensors, read, read_shards
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LAYOUT = "unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
 
 
@@ -71,10 +72,20 @@ def read_weights(folder: Path) -> Tensors:
             for index in (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json"):
                 if (folder / index).is_file():
                     return read_shards(folder / index)
-    pickles = sorted(path for kind in ("*.bin", "*.ckpt", "*.pt", "*.pth") for path in folder.glob(kind))
+    pickles = sorted(path for kind in PICKLES for path in folder.glob(kind))
     if pickles:
         raise InputError(f"{folder} has its weights as a pickle only: {unpickle(pickles[0])}")
     raise InputError(f"{folder} has no weights; there should be {STEMS[0]}.safetensors or {STEMS[1]}.safetensors")
+
+
+def read_file(path: str | Path) -> Tensors:
+    """The weights in one safetensors file. Raises InputError, for a pickle with the line that converts it."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; name one with the published weights as safetensors")
+    if f"*{path.suffix}" in PICKLES:
+        raise InputError(f"{path} is a pickle: {unpickle(path)}")
+    return read(path)
 
 
 def clip_tokenizer(folder: Path, length: int) -> Callable[[str], np.ndarray]:

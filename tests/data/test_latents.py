@@ -1,0 +1,112 @@
+"""Training from encoded examples is training from videos; what was encoded otherwise is refused."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_configs import config
+
+from vidjax import recipe, settings
+from vidjax.data.latents import Latents, fingerprint, write_latents
+from vidjax.errors import InputError
+from vidjax.train import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def examples(count):
+    return [
+        {"video": np.full((2, 3), i, "f"), "index": np.int32(i), "substituted": np.bool_(False)} for i in range(count)
+    ]
+
+
+ABOUT = dict(texts=["a", "b"], num_classes=0, seed=3)
+
+
+def test_batches_are_the_examples_in_order_again_and_again(tmp_path):
+    assert write_latents(tmp_path, examples(5), ABOUT) == 5
+    numbers = lambda *args: [b["index"].tolist() for b in itertools.islice(Latents(tmp_path, {}).batches(*args), 3)]
+    assert numbers(2) == [[0, 1], [2, 3], [4, 0]]
+    assert numbers(2, 1) == [[2, 3], [4, 0], [1, 2]]
+    assert [a + b for a, b in zip(numbers(4, 0, 0, 2), numbers(4, 0, 1, 2))] == numbers(4)
+
+
+def test_a_folder_that_was_made_otherwise_is_refused(tmp_path):
+    write_latents(tmp_path, examples(2), ABOUT)
+    with pytest.raises(InputError, match="seed 3, this run has 4"):
+        Latents(tmp_path, {"seed": 4})
+    (tmp_path / "cache.json").unlink()
+    with pytest.raises(InputError, match="has no cache"):
+        Latents(tmp_path, {"seed": 3})
+
+
+def test_a_fingerprint_is_of_names_and_numbers():
+    one = {"a": np.ones(2, "f"), "b": np.zeros(2, "f")}
+    assert fingerprint(one) == fingerprint(dict(reversed(one.items())))
+    assert fingerprint(one) != fingerprint({"a": one["b"], "b": one["a"]})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose autoencoder is trained, and the folder of its latents, as a user makes it."""
+    workdir = tmp_path_factory.mktemp("run")
+    made = config("tiny:latent", ROOT / "tests")
+    settings.write_json(workdir / "config.json", made)
+    train(recipe.build(made, "autoencoder", workdir))
+    command = [sys.executable, "-m", "vidjax.data.cache", f"--workdir={workdir}", f"--out={workdir / 'latents'}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([*command, "--examples=16", "--batch=4"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert again.returncode == 1 and "is not empty" in again.stderr
+    return workdir, made
+
+
+def with_latents(made, folder):
+    return {**made, "data": {**made["data"], "latents": str(folder)}}
+
+
+def test_batches_equal_those_that_are_encoded_on_the_fly(run):
+    workdir, made = run
+    stage = recipe.build(with_latents(made, workdir / "latents"), "diffusion", workdir)
+    dataset, encode, _ = recipe.to_encode(workdir, "diffusion")
+    size = stage.train.batch_size
+    for cached, video in itertools.islice(zip(stage.dataset().batches(size), dataset.batches(size)), 16 // size):
+        fresh = encode(video)
+        assert cached.keys() == fresh.keys()
+        for key, value in fresh.items():
+            np.testing.assert_allclose(cached[key], value, atol=1e-5)
+
+
+def test_training_from_latents_is_training_from_videos(run, tmp_path):
+    """As many steps as the latents last: the same losses; then the model makes videos."""
+    workdir, made = run
+    losses = []
+    for settled in (made, with_latents(made, workdir / "latents")):
+        stage = recipe.build(settled, "diffusion", workdir, max_steps=2)
+        recipe.check(stage)
+        train(stage, log_every=1)
+        log = workdir / "diffusion" / "metrics.jsonl"
+        losses.append([json.loads(line)["loss"] for line in log.read_text().splitlines()])
+        (workdir / "diffusion").rename(workdir / f"diffusion-{len(losses)}")
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    (workdir / "diffusion-2").rename(workdir / "diffusion")
+    settings.write_json(workdir / "config.json", with_latents(made, workdir / "latents"))
+    prompt = "a red circle moves left"
+    assert recipe.generator(workdir)([prompt]).std() > 0
+
+
+def test_latents_of_other_weights_or_windows_are_refused(run):
+    workdir, made = run
+    cached = with_latents(made, workdir / "latents")
+    cached["data"]["flip"] = not cached["data"].get("flip", False)
+    with pytest.raises(InputError, match="was made with data"):
+        recipe.check(recipe.build(cached, "diffusion", workdir))
+    cached = with_latents(made, workdir / "latents")
+    with pytest.raises(InputError, match="train that stage first"):
+        recipe.check(recipe.build(cached, "diffusion", workdir / "elsewhere"))

@@ -1,0 +1,54 @@
+"""Latents to disk, once: `python -m vidjax.data.cache --workdir W --out DIR`.
+
+Encodes the examples that a run's diffusion stage would see, in their order, with the autoencoder that the run has
+trained. With --config.data.latents=DIR training then reads posterior moments in place of videos, and neither decodes
+nor encodes anything.
+"""
+
+import itertools
+import shutil
+from pathlib import Path
+
+from absl import flags
+
+from vidjax import cli
+from vidjax.errors import InputError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "A run whose autoencoder is trained (vidjax.main --stage=autoencoder).")
+STAGE = flags.DEFINE_string("stage", None, "The stage to encode for; default: the run's last.")
+EXAMPLES = flags.DEFINE_integer(
+    "examples", None, "How many; default: one of every clip. More hold more windows of each.", lower_bound=1
+)
+BATCH = flags.DEFINE_integer("batch", 8, "Examples at a time.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "A new folder.")
+
+
+def main() -> None:
+    for name, flag in (("workdir", WORKDIR), ("out", OUT)):
+        if not flag.value:
+            raise InputError(f"--{name} is missing")
+    out = Path(OUT.value)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out={out} is not empty; name a new folder")
+    from tqdm import tqdm
+
+    from vidjax import recipe
+    from vidjax.data.latents import write_latents
+
+    dataset, encode, about = recipe.to_encode(Path(WORKDIR.value), STAGE.value)
+    count = EXAMPLES.value or len(dataset)
+    batch = min(BATCH.value, len(dataset))
+    batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))
+    examples = ({key: value[i] for key, value in b.items()} for b in batches for i in range(len(b["index"])))
+    shown = tqdm(itertools.islice(examples, count), desc="encoding", unit="example", total=count, disable=None)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    write_latents(part, shown, about)
+    if out.exists():
+        out.rmdir()
+    part.rename(out)
+    print(f"{count} examples in {out}: train with --config.data.latents={out}")
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,88 @@
+"""Encoded examples in ArrayRecord files: `vidjax.data.cache` writes them, training reads them in place of videos."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from vidjax.errors import InputError
+
+SHARD = 4096  # examples a file
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """The SHA-256 of parameters, names included, on any machine."""
+    digest = hashlib.sha256()
+    for path in sorted(params):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(params[path], np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def write_latents(folder: Path, examples: Iterable[Mapping[str, np.ndarray]], about: Mapping[str, Any]) -> int:
+    """The examples of a data set in its own order, and cache.json: `about` and their number, which is returned.
+
+    cache.json comes last: a folder without it is not whole, and is not read.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    count, writer = 0, None
+    for example in examples:
+        if count % SHARD == 0:
+            if writer:
+                writer.close()
+            writer = ArrayRecordWriter(str(folder / f"latents-{count // SHARD:05d}.array_record"), "group_size:1")
+        writer.write(save({key: np.asarray(value) for key, value in example.items()}))
+        count += 1
+    if writer:
+        writer.close()
+    (folder / "cache.json").write_text(json.dumps({**about, "examples": count}, indent=1) + "\n")
+    return count
+
+
+class Latents:
+    """A folder that `write_latents` made, in batches as `Dataset.batches` gives them: the first one of training is the
+    first one here, and after the last example comes the first again.
+
+    Raises InputError unless the folder is whole and was made as `about` says.
+    """
+
+    def __init__(self, folder: str | Path, about: Mapping[str, Any]):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        folder = Path(folder)
+        if not (folder / "cache.json").exists():
+            raise InputError(f"data.latents={folder} has no cache.json: make it with python -m vidjax.data.cache")
+        made = json.loads((folder / "cache.json").read_text())
+        for key, value in about.items():
+            if made.get(key) != json.loads(json.dumps(value)):
+                raise InputError(
+                    f"data.latents={folder} was made with {key} {made.get(key)}, this run has {value}: make it again "
+                    "with python -m vidjax.data.cache"
+                )
+        self._size, self.texts, self.num_classes = made["examples"], made["texts"], made["num_classes"]
+        self._records = ArrayRecordDataSource(sorted(str(path) for path in folder.glob("latents-*.array_record")))
+        if len(self._records) != self._size:
+            raise InputError(f"data.latents={folder} has {len(self._records)} of {self._size} examples: make it again")
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batches(
+        self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """As `Dataset.batches`, with the moments of the posterior [b, s, i, j, 2 z] for `video` and `images`."""
+        if batch_size < 1 or batch_size % process_count:
+            raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
+        own = batch_size // process_count
+        return (self._batch(step * batch_size + process_index * own, own) for step in itertools.count(start_step))
+
+    def _batch(self, first: int, count: int) -> dict[str, np.ndarray]:
+        examples = [load(self._records[n % self._size]) for n in range(first, first + count)]
+        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}

@@ -1,0 +1,141 @@
+"""Features of videos by I3D or InceptionV3 with published weights, or by I3D with random ones."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from vidjax import sharding
+from vidjax.errors import InputError
+from vidjax.metrics.resizing import bilinear
+from vidjax.models.i3d import I3D
+from vidjax.models.inception import InceptionV3
+from vidjax.weights import i3d, inception
+from vidjax.weights.convert import Rules, load, start
+from vidjax.weights.folder import read_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A network and how the published metrics show videos to it; `protocol` says so in words.
+
+    `outputs` gives features [b, m, d] of videos [b, t, s, s, 3], m of them a video.
+    """
+
+    model: Callable[..., nnx.Module]
+    size: int
+    half_pixels: bool
+    scale: Callable[[Array], Array]
+    outputs: Callable[[nnx.Module, Array], tuple[Array, ...]]
+    rules: Rules
+    ignore: str
+    protocol: str
+
+    def show(self, video: UInt8[Array, "t h w 3"]) -> Float[Array, "t s s 3"]:
+        return bilinear(self.scale(video.astype(jnp.float32)), self.size, self.half_pixels)
+
+
+def frame_by_frame(model: InceptionV3, videos: Float[Array, "b t h w 3"]) -> tuple[Array, ...]:
+    outputs = model(videos.reshape(-1, *videos.shape[2:]))
+    return tuple(y.reshape(*videos.shape[:2], -1) for y in outputs)
+
+
+KINDS = {
+    "i3d": Kind(
+        I3D,
+        I3D.SIZE,
+        True,
+        lambda x: x / 127.5 - 1,
+        lambda model, videos: (model(videos)[:, None],),
+        i3d.RULES,
+        i3d.BUFFERS,
+        "I3D logits, mean over time; first frames, 224x224 bilinear (half-pixel centres, no antialiasing), 2x/255 - 1",
+    ),
+    "inception": Kind(
+        InceptionV3,
+        InceptionV3.SIZE,
+        False,
+        lambda x: (x - 128) / 128,
+        frame_by_frame,
+        inception.RULES,
+        inception.UNUSED,
+        "InceptionV3 (2015-12-05) of every frame, 299x299 bilinear as in TensorFlow 1 (corners at 0), (x - 128)/128",
+    ),
+}
+
+
+class FeatureNetwork:
+    """One of `KINDS` on `batch` videos at a time, split over all devices; compiled once a number of frames.
+
+    file: the published weights in a safetensors file; None: the random weights of seed 0, the same everywhere.
+    Raises InputError for a file that is not there, is a pickle, is cut off or has other keys.
+    """
+
+    def __init__(self, kind: str, file: str | Path | None, batch: int = 4):
+        self.kind = KINDS[kind]
+        self.mesh = sharding.make_mesh()
+        self.batch = -(-batch // self.mesh.size) * self.mesh.size
+        make = lambda: self.kind.model(rngs=nnx.Rngs(0))
+        model = nnx.eval_shape(make)
+        if file is None:
+            start(model, make)
+            self.weights = {"weights": "random, seed 0"}
+        else:
+            load(model, read_file(file), self.kind.rules, self.kind.ignore)
+            self.weights = {"weights": Path(file).name, "sha256": digest(file)}
+        graph, state = nnx.split(model)
+        self._state = jax.device_put(state, sharding.replicated(self.mesh))
+        self._apply = jax.jit(lambda state, x: self.kind.outputs(nnx.merge(graph, state), x))
+        self._show = jax.jit(self.kind.show)
+
+    def show(self, video: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "t s s 3"]:
+        """The video as the network sees it."""
+        return np.asarray(self._show(video))
+
+    def __call__(self, shown: Float[np.ndarray, "n t s s 3"]) -> tuple[Float[np.ndarray, "n _ _"], ...]:
+        """Features of at most `batch` videos."""
+        filled = np.concatenate([shown, np.repeat(shown[-1:], self.batch - len(shown), 0)])
+        with jax.default_matmul_precision("highest"):  # accelerators round to 8 or 11 bits otherwise
+            outputs = self._apply(self._state, sharding.put_batch(self.mesh, {"video": filled})["video"])
+        return tuple(np.asarray(y)[: len(shown)] for y in outputs)
+
+
+class Stream:
+    """Features of videos that come one by one; only a batch of videos is held, and their features [n, m, d]."""
+
+    def __init__(self, network: FeatureNetwork, frames: int | None = None):
+        self.network, self._frames = network, frames
+        self._waiting: list[np.ndarray] = []
+        self._done: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
+        """Raises InputError if it has another number of frames than was asked for, by default than the first one."""
+        self._frames = self._frames or len(video)
+        if len(video) != self._frames:
+            raise InputError(
+                f"it has {len(video)} frames, {self._frames} are wanted; set --frames to what all videos have"
+            )
+        self._waiting.append(self.network.show(np.broadcast_to(video, (*video.shape[:3], 3))))
+        if len(self._waiting) == self.network.batch:
+            self._flush()
+
+    def features(self) -> tuple[np.ndarray, ...]:
+        """Of all videos so far, in order."""
+        self._flush()
+        return tuple(np.concatenate(parts) for parts in zip(*self._done))
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._done.append(self.network(np.stack(self._waiting)))
+            self._waiting = []
+
+
+def digest(file: str | Path) -> str:
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
