@@ -1,14 +1,14 @@
 """A recipe with discriminators: resumed exactly, and later stages see nothing of them."""
 
 import json
+import runpy
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from tests.test_configs import config
-from vidjax import recipe
+from vidjax import recipe, settings
 from vidjax.checkpoint import Checkpoints
 from vidjax.errors import InputError
 from vidjax.stage import abstract_loss
@@ -16,10 +16,11 @@ from vidjax.train import train
 from vidjax.train_state import abstract_parameters, split
 
 CRITIC = dict(channels=4, layers=1, groups=2)
+TINY = Path(__file__).with_name("tiny.py")
 
 
 def against(**more) -> dict:
-    made = config("tiny:latent", Path(__file__).parent)
+    made = settings.plain(runpy.run_path(str(TINY))["get_config"]("latent"))
     stage = made["stages"]["autoencoder"]
     stage["train"] = {**stage["train"], "sample_every": None, "steps": 4}
     stage["optimizer"] = {**stage["optimizer"], "groups": dict(discriminator=dict(learning_rate=1e-3))}

@@ -15,17 +15,8 @@ from vidjax.train import train
 from vidjax.train_state import abstract_parameters
 
 ROOT = Path(__file__).parents[1]
-RECIPES = [
-    "lvdm:clips",
-    "lvdm:adversary",
-    "lvdm:sky",
-    "lvdm:ucf101",
-    "lvdm:taichi",
-    "ddpm:mnist",
-    "ddpm:fashion",
-    "ddpm:cifar10",
-]
-RECIPES += ["vdm:clips", "vdm:ucf101"]
+RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
+RECIPES += ["lvdm:adversary", "vdm:clips", "vdm:ucf101"]
 
 
 def config(name: str, folder: Path = ROOT / "configs") -> dict:
@@ -66,7 +57,6 @@ SMALL = {
         ),
         model=dict(channels=(32,)),
     ),
-    "lvdm:adversary": dict(data=dict(size=16), autoencoder=dict(channels=(32,)), model=dict(channels=(32,))),
     "ddpm:fashion": dict(data=dict(source="shapes", path="", size=8), model=dict(in_channels=3, channels=(16,))),
     "ddpm:cifar10": dict(data=dict(source="shapes", path="", size=8), model=dict(channels=(32,))),
     "vdm:clips": dict(data=dict(size=8), model=dict(channels=(32,))),
