@@ -144,6 +144,14 @@ def test_an_interrupted_video_ends_as_the_uninterrupted_one(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("cut*")) == ["cut.mp4", "cut.png"]
 
 
+def test_every_piece_of_the_video_is_marked(tmp_path):
+    model = generator()
+    white = lambda video: np.full_like(video, 255)
+    path = long_video.write(model, long_video.plan_of(model, ""), tmp_path / "v", 9, 1, "one", 8.0, mark=white)
+    with Video(path) as video:
+        assert video.read(range(9)).min() > 250
+
+
 def test_what_lies_there_of_another_video_is_refused(tmp_path):
     model = generator()
     plan = long_video.plan_of(model, "")

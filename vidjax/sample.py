@@ -159,12 +159,12 @@ def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int
     if KNOWN.value:
         options = {**options, "known": KNOWN.value}
     out = Path(OUT.value or Path(WORKDIR.value or "") / "more")
-    models = [each.fingerprint() for each in (generator, between) if each]
+    models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
     mark = embed if WATERMARK.value else lambda video: video
     for i, prompt in enumerate(prompts):
         plan = long_video.plan_of(generator, prompt, between, LEVELS.value, size, **options)
         stem, seed = out / f"{i:02d}-{slug(str(prompt))}", SEED.value + i
-        how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models, repr(generator.defaults)]
+        how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]
         with tqdm(total=FRAMES.value, desc="sampling", unit="frame", disable=None) as bar:
             report = lambda count, bar=bar: bar.update(count - bar.n)
             fps, identity = generator.defaults.fps, json.dumps(how)
