@@ -138,7 +138,8 @@ def shapes() -> dict:
     recipe["conditioning"] = dict()
     recipe["diffusion"]["shift"] = 1.0
     masks = dict(unconditional=0.25, prediction=0.5, interpolation=0.25)
-    recipe["model"] |= dict(channels=(64,), blocks_per_level=2, attention_levels=True, heads=4)
+    block = (("attn1", "frame"), ("attn_temp", "relative_time"), ("ff", "ff"))
+    recipe["model"] |= dict(channels=(64,), blocks_per_level=2, attention_levels=True, heads=4, block=block)
     recipe["stages"]["diffusion"]["loss"] = dict(frame_masks=masks, known_level=0.25)
     recipe["stages"]["diffusion"]["train"]["steps"] = 1000
     recipe["sample"] |= dict(known=2, known_level=0.1, fps=8.0)
