@@ -4,6 +4,10 @@ python -m vidjax.main --config=configs/lvdm.py            eight shipped captione
 python -m vidjax.main --config=configs/lvdm.py:sky        the paper's recipe, 16 frames of 256x256: a GPU or a pod
 also :ucf101 and :taichi; --config.stages.autoencoder.perceptual=FILE adds their LPIPS term (vgg and heads, safetensors)
 python -m vidjax.main --config=configs/lvdm.py:adversary  the shipped clips, the autoencoder against discriminators
+
+Long videos, by frames that are known (`python -m vidjax.sample --frames=1000 ...`):
+python -m vidjax.main --config=configs/lvdm.py:long       one model for all kinds of known frames, drawn shapes, CPU
+also :sky_prediction (keys, each 4th latent) and :sky_interpolation (what lies between two keys)
 """
 
 import dataclasses
@@ -21,6 +25,9 @@ def get_config(variant: str = "clips") -> ConfigDict:
         "sky": lambda: paper("sky"),
         "ucf101": lambda: paper("ucf101"),
         "taichi": lambda: paper("taichi"),
+        "sky_prediction": lambda: known(64, 4, dict(unconditional=0.5, first=0.5)),
+        "sky_interpolation": lambda: known(20, 1, dict(unconditional=0.1, interpolation=0.9)),
+        "long": shapes,
     }
     if variant not in recipes:
         raise ValueError(f"configs/lvdm.py has no variant {variant!r}: choose one of {', '.join(recipes)}")
@@ -134,3 +141,30 @@ def paper(data_set: str) -> dict:
         ),
         sample=dict(sampler="ddpm", num_steps=1000, per_caption=8, fps=8.0, tile=placeholder(tuple)),
     )
+
+
+def known(frames: int, every: int, masks: dict) -> dict:
+    """The paper's models of long videos: the sky model with frames known in one way, at levels up to a quarter."""
+    recipe = paper("sky")
+    recipe["data"]["frames"] = frames
+    stage = recipe["stages"]["diffusion"]
+    stage["loss"] |= dict(frame_masks=masks, known_level=0.25, every=every)
+    stage["train"]["batch_size"], stage["optimizer"]["learning_rate"] = 32, 8e-5
+    recipe["sample"] |= dict(known_level=0.1, frame_guidance=1.1)
+    return recipe
+
+
+def shapes() -> dict:
+    """Drawn shapes that cross the picture and come in again, 32x32; half of the clips are continued ones."""
+    recipe = clips()
+    recipe["data"] = dict(source="shapes", frames=16, size=32, cache=True)
+    recipe["autoencoder"] |= dict(latent_channels=32)
+    recipe["conditioning"] = dict()
+    recipe["diffusion"]["shift"] = 1.0
+    masks = dict(unconditional=0.25, prediction=0.5, interpolation=0.25)
+    block = (("attn1", "frame"), ("attn_temp", "relative_time"), ("ff", "ff"))
+    recipe["model"] |= dict(channels=(64,), blocks_per_level=2, attention_levels=True, heads=4, block=block)
+    recipe["stages"]["diffusion"]["loss"] = dict(frame_masks=masks, known_level=0.25)
+    recipe["stages"]["diffusion"]["train"]["steps"] = 1000
+    recipe["sample"] |= dict(known=2, known_level=0.1, fps=8.0)
+    return recipe

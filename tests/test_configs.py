@@ -16,7 +16,7 @@ from vidjax.train_state import abstract_parameters
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
-RECIPES += ["lvdm:adversary", "vdm:clips", "vdm:ucf101"]
+RECIPES += ["lvdm:adversary", "lvdm:sky_prediction", "lvdm:sky_interpolation", "lvdm:long", "vdm:clips", "vdm:ucf101"]
 
 
 def config(name: str, folder: Path = ROOT / "configs") -> dict:

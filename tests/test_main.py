@@ -108,6 +108,20 @@ def test_evaluate_judges_what_a_run_generates(trained, compiled, network_files, 
     assert bad.returncode == 1 and bad.stderr.count("error: ") == 1 and "Traceback" not in bad.stderr, bad.stderr
 
 
+def test_sample_makes_a_video_longer_than_the_clips_of_the_training(trained, compiled, tmp_path):
+    workdir, _ = trained
+    ask = ("sample", f"--workdir={workdir}", "--prompt=a tower", "--num_steps=2", "--frames=11")
+    done = program(*ask, f"--out={tmp_path}", env=compiled)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00-a-tower.mp4", "00-a-tower.png"]
+    from vidjax.data.video_io import Video
+
+    with Video(tmp_path / "00-a-tower.mp4") as video:
+        assert video.frames == 11
+    done = program(*ask, "--save_latents=z.npy", env=compiled)
+    assert done.returncode == 1 and "--save_latents is for videos made at once" in done.stderr
+
+
 def test_benchmark_counts_and_times(compiled, tmp_path):
     done = program("benchmark", PIXELS, "--steps=2", f"--json={tmp_path / 'b.json'}", env=compiled)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from vidjax.train_step import draws_at
 SCHEDULES = {"cosine": cosine(steps=None), "flow": flow()}
 
 
-def predictor(predict):
+def predictor(predict, told=lambda t: None):
     """What the objective needs of a model: pixels as latents, no conditions, and a prediction."""
 
     class Model:
@@ -29,6 +29,7 @@ def predictor(predict):
             return to_unit(video)
 
         def __call__(self, x, t, cond, images=0):
+            told(t)
             return predict(x, cond)
 
     return Model()
@@ -85,6 +86,30 @@ def test_known_frames_come_clean_at_level_zero():
     options = dict(schedule=SCHEDULES["cosine"], prediction="x0", frame_masks={"first": 1.0}, known_level=0.0)
     objectives.diffusion(predictor(look), batch(), draws(), **options)
     assert float(seen["error"].max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_known_frames_come_at_one_random_level_up_to_the_bound_and_the_network_is_told(name):
+    schedule, seen = SCHEDULES[name], {}
+    model = predictor(lambda x, cond: seen.setdefault("x", x), told=lambda t: seen.setdefault("t", t))
+    masks = dict(frame_masks={"interpolation": 1.0}, known_level=0.25)
+    objectives.diffusion(model, moving(), draws(), schedule=schedule, prediction="x0", **masks)
+    t = np.asarray(seen["t"]) / 1000  # what the network is told of times from 0 to 1
+    known, bound = t[:, [0, 3]], float(schedule.sample_t(jnp.float32(0.25)))
+    np.testing.assert_array_equal(known[:, 0], known[:, 1])
+    assert 0.8 * bound < known.max() <= bound + 1e-6 and known.min() < 0.2 * bound
+    assert t[:, 1:3].max() > 0.9  # the others are at any
+    told = jnp.asarray(known[:, :1])
+    error = seen["x"][:, :1] - schedule.alpha(told)[..., None, None, None] * to_unit(moving()["video"])[:, :1]
+    noise = np.asarray(error.std((1, 2, 3, 4)) / schedule.sigma(told)[:, 0])
+    assert 0.9 < noise.mean() < 1.1
+
+
+def test_only_each_nth_latent_is_a_key():
+    seen = {}
+    options = dict(schedule=flow(shift=1e-7), prediction="x0", every=2)
+    objectives.diffusion(predictor(lambda x, cond: seen.setdefault("x", x)), moving(), draws(), **options)
+    np.testing.assert_allclose(seen["x"], to_unit(moving()["video"])[:, ::2], atol=1e-3)
 
 
 def test_stills_follow_the_clip_and_are_never_known():

@@ -27,7 +27,13 @@ def get_config(variant: str = "latent") -> ConfigDict:
         diffusion=diffusion,
         stages=dict(
             autoencoder=dict(objective="autoencoder", train=train, optimizer=optimizer),
-            diffusion=dict(objective="diffusion", source="autoencoder", train=train, optimizer=optimizer),
+            diffusion=dict(
+                objective="diffusion",
+                source="autoencoder",
+                train=train,
+                optimizer=optimizer,
+                loss=dict(frame_masks=dict(unconditional=0.5, first=0.5), known_level=0.2),
+            ),
         ),
         sample=dict(num_steps=3, guidance_scale=1.5, per_caption=2),
     )

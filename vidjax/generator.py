@@ -13,7 +13,15 @@ from jaxtyping import Array, Bool, Float, UInt8
 from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
-from vidjax.diffusion.guidance import classifier_free, in_chunks, keep, regions
+from vidjax.diffusion.guidance import (
+    classifier_free,
+    from_known,
+    in_chunks,
+    keep,
+    known_frames,
+    reconstruction,
+    regions,
+)
 from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
@@ -27,6 +35,7 @@ from vidjax.video_model import Codec, VideoModel
 UNCONDITIONAL = 8  # samples of a model without conditions
 FRAMES = 4  # encoded or decoded at a time, where they are independent
 CAPACITY = 1000  # steps that one compiled sampler serves
+STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,10 @@ class SampleConfig:
     overlap: int = 4
     tile: tuple[int, int, int] | None = None  # latents (t, h, w) that are encoded or decoded at once
     tile_overlap: tuple[int, int, int] = (4, 8, 8)  # in latents; see vidjax.tiles
+    known: int = 1  # latent frames that each part of a long video knows of the one before
+    known_level: float = 0.0  # quantile of the training times at whose noise the network sees known frames
+    frame_guidance: float = 1.0  # away from what it says when it sees none
+    reconstruction: float = 2.0  # for models without frame masks: how strongly known frames pull at the others
 
     @property
     def chunks(self) -> tuple[int, int] | None:
@@ -102,7 +115,7 @@ class Generator:
         self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
         self._progress: Callable[[int], None] = lambda done: None
-        self._jitted = jax.jit(self._sample, static_argnames=("sampler", "guided", "rescale", "eta", "chunk"))
+        self._jitted = jax.jit(self._sample, static_argnames=STATIC)
         self._inverted = jax.jit(self._invert, static_argnames="chunk")
         self._nulled = jax.jit(self._null_text, static_argnames=("chunk", "updates"))
         self._moved = jax.jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
@@ -143,6 +156,7 @@ class Generator:
         seed: int = 0,
         noise: Float[Array | np.ndarray, "b t h w c"] | None = None,
         kept: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
+        known: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
         subjects: Sequence[Subject] = (),
@@ -153,7 +167,9 @@ class Generator:
 
         `options` are fields of SampleConfig. Each prompt starts from its own standard normal noise: that of (seed,
         place in the list), or from `noise`. kept: latents [b, t, h, w, c] and a mask [t, h, w], outside of which they
-        stay bit for bit. begin: latents that get the noise of the first of the last `strength` share of the steps, all
+        stay bit for bit. known: latents [b, t, h, w, c] and a mask [t] of frames that stay bit for bit, and with which
+        the others go: a model trained with frame masks sees them under the noise of `known_level`, another is guided by
+        `reconstruction`. begin: latents that get the noise of the first of the last `strength` share of the steps, all
         that is then done (Meng et al. 2022, SDEdit). nulls: null captions a step, from `null_text`. subjects: each acts
         in its mask, the prompt outside of all; where masks meet, the mean of them. Raises InputError.
         """
@@ -163,6 +179,10 @@ class Generator:
         noise = own if noise is None else noise
         if noise.shape != own.shape:
             raise InputError(f"the noise has shape {noise.shape}, these videos start from {own.shape}; change either")
+        if known is not None and (known[0].shape != own.shape or known[1].shape != shape[:1] or how.chunk):
+            raise InputError(
+                f"known frames are {known[0].shape}, these videos are {own.shape}, and sample.chunk be None"
+            )
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
         table = None if nulls is None else (jnp.asarray(nulls), times)
         steps = how.num_steps if begin is None else max(round(how.strength * how.num_steps), 1)
@@ -182,6 +202,9 @@ class Generator:
             begin,
             table,
             others,
+            known,
+            (how.known_level, how.frame_guidance if self.model.masked else how.reconstruction),
+            told=how.frame_guidance != 1.0,
             sampler=how.sampler,
             guided=how.guidance_scale != 1.0,
             rescale=how.rescale,
@@ -349,18 +372,30 @@ class Generator:
             )
         return {}
 
-    def _denoiser(self, params, batch, negative, guidance_scale, rescale, *, guided, table=None) -> Denoiser:
+    def _denoiser(self, params, batch, negative, guidance_scale, rescale, *, guided, table=None, mask=None) -> Denoiser:
         model = self._model(params)
-        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
+        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch, mask))
         if not guided:
             return denoise
-        away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
+        away = embed(model.embedders, {**nulls(model.embedders, batch), **negative}, mask)
         null = model.denoiser(self.schedule, self.prediction, away)
         if table is not None:
             null = lambda x, t: self._under(model, away, at_time(*table, t))(x, t)
         return classifier_free(
             self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
         )
+
+    def _beside(self, free, own, known, pull, key, told) -> Denoiser:
+        """The denoiser `free(*own)` of frames beside known ones; `pull` is (level, strength)."""
+        latents, mask = jnp.asarray(known[0], jnp.float32), jnp.asarray(known[1], jnp.float32)
+        mask = jnp.broadcast_to(mask, latents.shape[:2])
+        level, strength = pull
+        if not self._model(own[0]).masked:
+            return reconstruction(self.schedule, free(*own), latents, mask, strength)
+        eps = jax.random.normal(jax.random.fold_in(key, CAPACITY), latents.shape)
+        level = self.schedule.sample_t(jnp.asarray(level, jnp.float32))
+        shown = known_frames(self.schedule, free(*own, mask=mask), latents, mask, level=level, eps=eps)
+        return from_known(shown, free(*own), mask, strength) if told else shown
 
     def _under(self, model: VideoModel, cond: Conditioning, tokens: Array) -> Denoiser:
         """The denoiser under other tokens."""
@@ -380,15 +415,19 @@ class Generator:
         begin,
         table,
         subjects,
+        known,
+        pull,
         *,
         sampler,
         guided,
         rescale,
         eta,
         chunk,
+        told,
     ):
         guide = dict(guided=guided, table=table)
-        ask = lambda params, batch: self._denoiser(params, batch, negative, guidance_scale, rescale, **guide)
+        free = lambda *own, mask=None: self._denoiser(*own, negative, guidance_scale, rescale, mask=mask, **guide)
+        ask = free if known is None else lambda *own: self._beside(free, own, known, pull, key, told)
         denoise = ask(params, batch)
         if subjects:
             own = [ask(params, batch) for params, batch, _ in subjects]
@@ -408,6 +447,8 @@ class Generator:
             key,
             lambda done: self._progress(done),
         )
+        if known is not None:
+            x = jnp.where(known[1][:, None, None, None] > 0.5, known[0], x)
         if kept is None:
             return x
         latents, mask = kept  # again, as some schedules, Stable Diffusion's among them, end a little short of clean

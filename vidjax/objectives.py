@@ -29,6 +29,7 @@ def diffusion(
     distance: str = "l2",
     frame_masks: Mapping[str, float] | None = None,
     known_level: float = 0.0,
+    every: int = 1,
     debiased: float = 0.0,
     anchor: float = 1.0,
     own_images: int = 0,
@@ -37,10 +38,13 @@ def diffusion(
     """E ||prediction - target||^2 over noise and time (Ho et al. 2020, eq. 14), a condition dropped now and then.
 
     With `frame_masks` (kind: weight) some frames are known: they come with noise up to the quantile `known_level` of
-    the training times, and do not count in the loss. Independent stills in `batch["images"]` follow the clip (Ho et al.
-    2022, section 3.1), and so do `own_images` random frames of the clip itself, out of order and each alone (Dreamix,
-    Molad et al. 2023). All frames count alike, unless the stills have `image_share` of the loss (Dreamix: 1 - alpha);
-    where that is 1, the network does not see the clip at all (MotionDirector's spatial loss).
+    the training times, which the network is told, and do not count in the loss (conditional latent perturbation, He et
+    al. 2022, section 3.3). Of latents only each `every`-th is diffused: sparse keys of a long video.
+
+    Independent stills in `batch["images"]` follow the clip (Ho et al. 2022, section 3.1), and so do `own_images` random
+    frames of the clip itself, out of order and each alone (Dreamix, Molad et al. 2023). All frames count alike, unless
+    the stills have `image_share` of the loss (Dreamix: 1 - alpha); where that is 1, the network does not see the clip
+    at all (MotionDirector's spatial loss).
 
     `debiased` is the weight of MotionDirector's second loss (theirs: 1), with `anchor` as its beta: see `debias`.
     Raises InputError if a clip has fewer frames than `own_images`.
@@ -50,6 +54,10 @@ def diffusion(
     images = batch["images"].shape[1] if "images" in batch else 0
     video = jnp.concatenate([clip, batch["images"]], 1) if images else clip
     x0 = model.latents(video, posterior.normal)
+    if every > 1:
+        if images:
+            raise InputError(f"every={every} takes latents of clips, not of stills; set data.images=0")
+        x0 = x0[:, ::every]
     if own_images:
         x0 = jnp.concatenate([x0, random_frames(stills, x0[:, : x0.shape[1] - images], own_images)], 1)
         images += own_images

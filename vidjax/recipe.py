@@ -360,13 +360,14 @@ def generator(workdir: Path, name: str | None = None) -> Generator:
 
 def _generator(section: Mapping[str, Any], data: DataConfig, graphdef: nnx.GraphDef, params: Params) -> Generator:
     schedule, prediction = process(section)
+    every = section.get("loss", {}).get("every", 1)
     return Generator(
         graphdef,
         params,
         schedule,
         prediction,
         tokenizer(section),
-        (data.frames, *data.hw),
+        (-(-data.frames // every), *data.hw),
         3 if section.get("source") else section["model"].get("in_channels", 3),
         settings.construct(SampleConfig, section.get("sample"), "sample"),
     )

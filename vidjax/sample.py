@@ -51,6 +51,15 @@ INIT_NOISE = flags.DEFINE_string("init_noise", None, "Standard normal noise to s
 SAVE_LATENTS = flags.DEFINE_string(
     "save_latents", None, "Where to write what is decoded: npy, float32 [b, t, h, w, c]."
 )
+KNOWN = flags.DEFINE_integer(
+    "known",
+    None,
+    "Long videos: each clip knows so many latent frames of the one before; default: the recipe's, if its model learned "
+    "frame masks and --frames are more than it was trained on.",
+    lower_bound=1,
+)
+LEVELS = flags.DEFINE_integer("levels", 0, "Long videos: so many times fill what lies between two.", lower_bound=0)
+BETWEEN = flags.DEFINE_string("between", None, "The run that fills them, on the same latents; default: --workdir.")
 OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets; default: WORKDIR/more, or more.")
 
 
@@ -84,6 +93,8 @@ def main() -> None:
     }
     options = {name: value for name, value in options.items() if value is not None}
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
+    if is_long(generator):
+        return write_long(generator, prompts, size, options)
     subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
     began = time.perf_counter()
     steps = dataclasses.replace(generator.defaults, **options).num_steps
@@ -117,6 +128,47 @@ def main() -> None:
     for entry in results.write_samples(out.parent, names, videos[:, None], generator.defaults.fps, out.name):
         print(out.parent / entry.get("mp4", entry["png"]))
     print(f"{len(videos)} in {time.perf_counter() - began:.1f} s")
+
+
+def is_long(generator: "Generator") -> bool:
+    """Whether the video is made clip by clip. Raises InputError for what such videos cannot have."""
+    asked = KNOWN.value or LEVELS.value or BETWEEN.value
+    if not asked and not (generator.model.masked and (FRAMES.value or 0) > generator.size[0]):
+        return False
+    if FRAMES.value is None:
+        raise InputError("--known, --levels and --between are of long videos: say how long, --frames=1000")
+    for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS):
+        if flag.value:
+            raise InputError(f"--{flag.name} is for videos made at once; leave it out, or make --frames fewer")
+    if BETWEEN.value and not LEVELS.value:
+        raise InputError("--between fills what lies between keys; say how often, --levels=1")
+    return True
+
+
+def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int, int], options: dict) -> None:
+    """One after the other; the n-th has the seed --seed + n."""
+    import json
+
+    from tqdm import tqdm
+
+    from vidjax import long_video, recipe
+    from vidjax.results import slug
+    from vidjax.watermark import embed
+
+    between = recipe.generator(Path(BETWEEN.value)) if BETWEEN.value else None
+    if KNOWN.value:
+        options = {**options, "known": KNOWN.value}
+    out = Path(OUT.value or Path(WORKDIR.value or "") / "more")
+    models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
+    mark = embed if WATERMARK.value else lambda video: video
+    for i, prompt in enumerate(prompts):
+        plan = long_video.plan_of(generator, prompt, between, LEVELS.value, size, **options)
+        stem, seed = out / f"{i:02d}-{slug(str(prompt))}", SEED.value + i
+        how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]
+        with tqdm(total=FRAMES.value, desc="sampling", unit="frame", disable=None) as bar:
+            report = lambda count, bar=bar: bar.update(count - bar.n)
+            fps, identity = generator.defaults.fps, json.dumps(how)
+            print(long_video.write(generator, plan, stem, FRAMES.value, seed, identity, fps, mark, report))
 
 
 def make_generator() -> "Generator":

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from vidjax.diffusion import schedule as schedules
-from vidjax.diffusion.guidance import classifier_free, in_chunks, keep, known_frames, regions, threshold
+from vidjax.diffusion.guidance import (
+    classifier_free,
+    from_known,
+    in_chunks,
+    keep,
+    known_frames,
+    reconstruction,
+    regions,
+    threshold,
+)
 from vidjax.diffusion.samplers import SAMPLERS, sample
 from vidjax.errors import InputError
 
@@ -186,3 +195,70 @@ def test_every_chunk_sees_the_first_frame_of_the_clip():
     np.testing.assert_allclose(x0[:, 6:], jnp.broadcast_to(xt[:, :1], x0[:, 6:].shape), rtol=1e-6)
     with pytest.raises(InputError, match="cannot overlap by 6"):
         in_chunks(first, 6, 6)
+
+
+def mixing(xt, t):
+    """Every frame's answer depends on all frames: whatever leaks into one of them shows in all."""
+    return VP.x0_eps(jnp.tanh(xt) + xt.mean(1, keepdims=True), xt, t, "x0")
+
+
+def test_the_pass_without_known_frames_never_sees_them():
+    """If the other pass does not answer by the known frames, nothing of them is anywhere in the result."""
+    alone = lambda xt, t: VP.x0_eps(0.3 * jnp.cos(xt), xt, t, "x0")  # each pixel by itself
+    made = []
+    for seed in (7, 8):
+        known = jax.random.normal(jax.random.key(seed), X.shape)
+        shown = known_frames(VP, alone, known, MASK, level=20.0, eps=X)
+        made.append(sample(from_known(shown, mixing, MASK, 1.5), VP, X, VP.timesteps(4), 4, SAMPLERS["ddim"](), KEY))
+    np.testing.assert_array_equal(*made)
+    clamped = lambda known: known_frames(VP, from_known(shown, mixing, MASK, 1.5), known, MASK, show=False)
+    leaks = [sample(clamped(k), VP, X, VP.timesteps(4), 4, SAMPLERS["ddim"](), KEY) for k in (known, -known)]
+    assert np.abs(np.asarray(leaks[0] - leaks[1]))[MASK < 0.5].max() > 0.1  # the test would notice
+
+
+def test_guidance_away_from_what_is_said_without_known_frames():
+    shown = known_frames(VP, constant(0.5), jnp.full_like(X, 0.3), MASK)
+    x0, eps = from_known(shown, constant(0.1), MASK, 1.5)(X, T)
+    unknown = MASK < 0.5
+    np.testing.assert_allclose(x0[unknown], (0.1 + 1.5 * 0.4 + 0.1 * jnp.sin(7 * X))[unknown], atol=1e-5)
+    np.testing.assert_array_equal(x0[~unknown], constant(0.1)(X, T)[0][~unknown])
+    consistent(x0, eps, X, T)
+
+
+COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])  # of two frames of one pixel
+
+
+def gaussian(xt, t):
+    """The exact denoiser of such frames: x0 = alpha S (alpha^2 S + sigma^2)^-1 xt; t is the same for both."""
+    alpha, sigma = (part[:, 0] for part in VP.path(t))
+    mean = lambda a, s, x: a * COVARIANCE @ jnp.linalg.solve(a**2 * COVARIANCE + s**2 * jnp.eye(2), x)
+    return VP.x0_eps(jax.vmap(mean)(alpha, sigma, xt[..., 0, 0, 0]).reshape(xt.shape), xt, t, "x0")
+
+
+@pytest.mark.parametrize("level", [50.0, 300.0, 600.0, 900.0])
+def test_reconstruction_guidance_of_gaussian_frames_is_their_conditional_mean(level):
+    t = jnp.full((2, 2), level)
+    alpha, sigma = (float(part) for part in VP.path(jnp.float32(level)))
+    xt, known = jax.random.normal(KEY, (2, 2, 1, 1, 1)), jnp.array([0.7, -1.2]).reshape(2, 1, 1, 1, 1)
+    noisy = alpha**2 * COVARIANCE + sigma**2 * np.eye(2)
+    variance = (COVARIANCE - alpha**2 * COVARIANCE @ np.linalg.solve(noisy, COVARIANCE))[0, 0]
+    x0, mask = jnp.concatenate([known, 9 * jnp.ones_like(known)], 1), jnp.array([[1.0, 0.0]] * 2)
+    found, eps = reconstruction(VP, gaussian, x0, mask, sigma**2 / alpha**2 / variance)(xt, t)
+    prior, spread = 0.8 * known[:, 0], 1 - 0.8**2  # of the second frame, given the first
+    exact = prior + spread * alpha / (alpha**2 * spread + sigma**2) * (xt[:, 1] - alpha * prior)
+    np.testing.assert_allclose(found[:, 1], exact, rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(found[:, 0], x0[:, 0])
+    np.testing.assert_allclose(VP.q_sample(found, eps, t), xt, atol=1e-4)
+    replaced = known_frames(VP, gaussian, x0, mask, show=False)(xt, t)
+    for ours, theirs in zip(reconstruction(VP, gaussian, x0, mask, 0.0)(xt, t), replaced):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_sampled_with_reconstruction_guidance_the_mean_comes_nearer_to_the_conditional_one():
+    count, first = 2000, 1.5
+    x0, mask = jnp.full((count, 2, 1, 1, 1), first), jnp.broadcast_to(jnp.array([1.0, 0.0]), (count, 2))
+    x, times = jax.random.normal(KEY, x0.shape), VP.timesteps(100)
+    guided = lambda weight: reconstruction(VP, gaussian, x0, mask, weight)
+    run = jax.jit(lambda weight: sample(guided(weight), VP, x, times, 100, SAMPLERS["ddim"](), KEY))
+    off = [abs(float(run(weight)[:, 1].mean()) - 0.8 * first) for weight in (0.0, 1.0, 2.0, 4.0)]
+    assert (np.diff(off) < -0.1).all() and off[0] > 0.5 and off[-1] < 0.15, off

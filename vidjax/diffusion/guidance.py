@@ -92,6 +92,57 @@ def known_frames(
     return clamped
 
 
+def from_known(
+    conditional: Denoiser,
+    free: Denoiser,
+    mask: Float[Array, "b t"],
+    scale: ArrayLike,
+) -> Denoiser:
+    """free + scale (conditional - free): unconditional guidance (He et al. 2022, section 3.3; their w is scale - 1).
+
+    `conditional` sees the known frames, as `known_frames` shows them; `free` is told of none. It must not find them in
+    xt either, so where frames are known its own answer carries xt on, bit for bit: frames that might have been. Put
+    the known ones in when sampling has ended.
+    """
+
+    def guided(xt, t):
+        own = free(xt, t)
+        here = _like(mask > 0.5, xt)
+        x0, eps = (jnp.where(here, u, u + scale * (c - u)) for c, u in zip(conditional(xt, t), own))
+        return x0, eps
+
+    return guided
+
+
+def reconstruction(
+    schedule: Schedule,
+    denoise: Denoiser,
+    x0: Float[Array, "b t *rest"],
+    mask: Float[Array, "b t"],
+    weight: ArrayLike,
+) -> Denoiser:
+    """Known frames for a model that was not trained with any (Ho et al. 2022, Video Diffusion Models, eq. 7).
+
+    The x0 of an unknown frame moves by - weight alpha / 2 times the gradient, by its xt, of ||known - their x0||^2.
+    Known frames carry on as noised ones, and sampling ends on them. Where weight is sigma^2 / alpha^2 over the variance
+    of the known frames given xt, Gaussian data is answered exactly; a weight of 0 is the replacement method.
+    """
+    known = mask > 0.5
+
+    def guided(xt, t):
+        here = _like(known, xt)
+
+        def miss(xt):
+            found, _ = denoise(xt, t)
+            return jnp.where(here, jnp.square(x0 - found), 0).sum(), found
+
+        gradient, found = jax.grad(miss, has_aux=True)(xt)
+        alpha, _ = schedule.levels(t, xt)
+        return schedule.x0_eps(found - weight * alpha / 2 * gradient, xt, t, "x0")
+
+    return known_frames(schedule, guided, x0, mask, show=False)
+
+
 def keep(
     schedule: Schedule,
     denoise: Denoiser,
