@@ -3,7 +3,9 @@
     python tests/benchmarks/against_torch.py [--items forward tune_4x32x32 ...] [--repeats 7] [--json FILE]
 
 Both sides have the same random weights, frames and trained parameters in fp32, and take turns in one process; `ratio`
-is our median over theirs, below 1 where ours is faster. Theirs is `diffusers` (scaled_dot_product_attention) on frames
+is our median over theirs, below 1 where ours is faster. `load` is the machine's afterwards: above the number of cores
+others had a share of them, which costs torch's threads, that wait for each other, more than ours; then `min` tells
+more. Theirs is `diffusers` (scaled_dot_product_attention) on frames
 in the batch; a tuning step is Tune-A-Video's (Wu et al. 2023): self-attention whose keys are the first and the previous
 frame, an attention over time after each block, gradients for all queries and the attention over time alone, norm
 clipped, AdamW. Ours is `make_train_step` with a clip's moments and features, as `configs/tune_a_video.py` runs it.
@@ -155,7 +157,11 @@ def stopwatch(run: Callable[[], Any]) -> tuple[float, float]:
 
 def against(repeats: int, **sides: Callable[[], Any]) -> dict[str, Any]:
     found = in_turns(repeats, **sides)
-    return {"ratio": found["ours"]["median"] / found["torch"]["median"], **found}
+    ratios = {
+        kind: found["ours"][of] / found["torch"][of]
+        for kind, of in (("ratio", "median"), ("ratio_min", "min"), ("ratio_cpu", "cpu_median"))
+    }
+    return {**ratios, "repeats": repeats, "load": os.getloadavg()[0], **found}
 
 
 def forward(repeats: int) -> dict[str, Any]:
