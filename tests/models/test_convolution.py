@@ -18,6 +18,7 @@ CASES = {  # input, kernel, strides, padding
     "tiny map": ((3, 2, 4, 5, 6), (3, 3), 1, None),
     "tiny, strided": ((3, 5, 7, 6), (3, 3), 2, None),
     "many channels": ((4, 6, 5, 64), (3, 3), 1, None),
+    "fewer pixels than channels": ((1, 11, 11, 130), (3, 3), 1, None),
     "large map": ((2, 13, 14, 3), (3, 3), 1, None),
     "large, strided, one-sided": ((1, 24, 22, 2), (3, 3), 2, [(0, 1), (0, 1)]),
     "pointwise": ((2, 5, 4, 3), (1, 1), 1, None),

