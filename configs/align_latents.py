@@ -20,7 +20,7 @@ def get_config(variant: str = "default") -> ConfigDict:
             pretrained="",
             prompt="",
             data=dict(source="webvid", path="", frames=8, size=(320, 512), stride=4, workers=8),
-            model=dict(keys="frame", convs=True),
+            model=dict(key_frames="frame", convs=True),
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(
                 temporal=dict(

@@ -30,7 +30,7 @@ def get_config(variant: str = "full") -> ConfigDict:
             pretrained="",
             prompt="",
             data=dict(source="folder" if video else "images", path="", frames=8 if video else 1, size=(512, 512)),
-            model=dict(keys="first_and_previous" if video else placeholder(str)),
+            model=dict(key_frames="first_and_previous" if video else placeholder(str)),
             finetune=dict(prior=dict(prompt="", count=100, weight=1.0, num_steps=50), **VARIANTS[variant]),
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(

@@ -4,7 +4,7 @@ python -m vidjax.main --config=configs/motion_director.py --config.pretrained=FO
     --config.prompt="a person is skateboarding" --config.sample.prompts="a panda is skateboarding;an alien skates"
 
 CLIPS is a folder of videos of the same motion. FOLDER has layers over time of its own (ModelScope, ZeroScope); those of
-an image model are made with --config.model.keys=first_and_previous. First adapters of the spatial layers learn from
+an image model are made with --config.model.key_frames=first_and_previous. First adapters of the spatial layers learn from
 single frames what the clips look like; then, with these in place and still, adapters of the layers over time learn how
 they move. Samples leave the first ones out: --config.stages.motion.finetune.source_weight=1 keeps the appearance.
 Either as a file: python -m vidjax.export --workdir=W --format=diffusers --stage=motion --out=DIR.
@@ -23,7 +23,7 @@ def get_config(variant: str = "default") -> ConfigDict:
             pretrained="",
             prompt="",
             data=dict(source="folder", path="", frames=16, size=(384, 384), stride=1, fps=placeholder(float)),
-            model=dict(keys=placeholder(str)),
+            model=dict(key_frames=placeholder(str)),
             finetune=dict(rank=32),
             optimizer=dict(learning_rate=5e-4, weight_decay=1e-4),
             train=dict(

@@ -10,7 +10,7 @@ under noise (--config.sample.strength). More faithful edits: --config.sample.nul
 mixed: --config.data.source=folder --config.data.path=CLIPS --config.sample.blend="(0.5, 0.5)".
 Local edits: --config.sample.mask=white-where-edits-go.png, --config.sample.edit_frames=8:16. Clips too long for memory:
 --config.sample.chunk=24 samples them in overlapping chunks. Ablations: --config.stages.tune.train.steps=0 (no tuning),
---config.sample.invert=False (no inversion), --config.model.keys=frame (no attention between frames but the one over
+--config.sample.invert=False (no inversion), --config.model.key_frames=frame (no attention between frames but the one over
 time).
 """
 
@@ -28,7 +28,7 @@ def get_config(variant: str = "default") -> ConfigDict:
             pretrained="",
             prompt="",
             data=dict(video="", source="clip", path="", frames=24, size=(512, 512), stride=2, fps=placeholder(float)),
-            model=dict(keys="first_and_previous", norm_over="clip" if released else "frame", released=released),
+            model=dict(key_frames="first_and_previous", norm_over="clip" if released else "frame", released=released),
             finetune=dict(strategy="full", text=False) if dreamix else dict(strategy="tune_a_video"),
             loss=dict(own_images=4, image_share=0.35) if dreamix else {},
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from vidjax import recipe, settings
 from vidjax.errors import InputError
@@ -15,6 +16,8 @@ from vidjax.train import train
 from vidjax.train_state import abstract_parameters
 
 ROOT = Path(__file__).parents[1]
+DEFAULTS = dict(lvdm="clips", ddpm="fashion", vdm="clips", dreambooth="full", tune_a_video="default")
+DEFAULTS |= dict(align_latents="default", motion_director="default")
 RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
 RECIPES += ["lvdm:adversary", "lvdm:sky_prediction", "lvdm:sky_interpolation", "lvdm:long", "vdm:clips", "vdm:ucf101"]
 
@@ -123,3 +126,16 @@ def test_stages_are_ordered_by_their_sources():
     assert recipe.stage_names({"stages": stages}) == ["a", "b", "c"]
     with pytest.raises(InputError, match="circle"):
         recipe.stage_names({"stages": {"a": {"source": "b"}, "b": {"source": "a"}}})
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda file: file.stem)
+def test_every_setting_can_be_set_on_the_command_line(file):
+    """ConfigDict's own methods hide settings of their names from it."""
+
+    def names(config):
+        for key, value in config.items():
+            yield key
+            if isinstance(value, dict):
+                yield from names(value)
+
+    assert not {name for name in names(config(f"{file.stem}:{DEFAULTS[file.stem]}")) if hasattr(ConfigDict, name)}

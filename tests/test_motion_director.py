@@ -147,7 +147,7 @@ def test_all_clips_are_seen_in_turn(run):
 
 def test_on_an_inflated_image_model_motion_is_in_the_new_layers(clips, tmp_path):
     image = write_folder(tmp_path / "sd")
-    made = small(image, clips, model=dict(keys="first_and_previous"))
+    made = small(image, clips, model=dict(key_frames="first_and_previous"))
     stage = recipe.build(made, "motion", tmp_path)
     recipe.check(stage)
     model = stage.abstract()

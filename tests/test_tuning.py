@@ -309,7 +309,7 @@ def test_the_prior_holds_the_class_where_it_was(folder):
         ("pretrained=/nowhere", "/nowhere does not exist"),
         ("data.frames=400", "too short"),
         ("finetune.strategy=tune_a_vidio", "did you mean 'tune_a_video'"),
-        ("model.keys=frst", "first_and_previous"),
+        ("model.key_frames=frst", "attention's keys 'frst' are not known"),
         ("data.size=(15, 16)", "15"),
         ("sample.chunk=4", "cannot overlap by 4"),
         ("sample.blend=(0.5, 0.5)", "2 weights for 1 clips"),

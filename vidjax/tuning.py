@@ -31,13 +31,13 @@ from vidjax.weights import convert
 class TunedConfig:
     """How an image U-Net becomes one of videos. The defaults start as the image model, frame by frame.
 
-    keys: what a frame's self-attention looks at (see `models.attention`); None: the model stays what it is. convs: four
+    key_frames: what a frame's self-attention looks at (see `models.attention`); None: the model stays what it is. convs: four
     convolutions over time behind each residual block (Blattmann et al. 2023, Align your Latents). norm_over
     "clip" and `released` (a random bias where the layers over time put out, so that they are not the identity at the
     start) are the numerics of Tune-A-Video's released code.
     """
 
-    keys: str | None = "first_and_previous"
+    key_frames: str | None = "first_and_previous"
     convs: bool = False
     norm_over: Over = "frame"
     released: bool = False
@@ -45,9 +45,9 @@ class TunedConfig:
     @property
     def inflation(self) -> dict[str, Any] | None:
         """What changes in the U-Net's config."""
-        if self.keys is None:
+        if self.key_frames is None:
             return None
-        block = (("attn1", self.keys), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))
+        block = (("attn1", self.key_frames), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))
         return {"block": block, **({"after_resnet": "convs"} if self.convs else {})}
 
 

@@ -25,7 +25,7 @@ ABLATIONS = {
     "full": [],
     "no tuning": ["--config.stages.tune.train.steps=0"],
     "no inversion": ["--config.sample.invert=False"],
-    "no attention between frames": ["--config.model.keys=frame"],
+    "no attention between frames": ["--config.model.key_frames=frame"],
 }
 
 

@@ -11,7 +11,7 @@ def get_config(variant: str) -> ConfigDict:
             pretrained="",
             prompt="",
             data=dict(source="shapes", path="", frames=1, size=(64, 64), workers=1),
-            model=dict(keys=None),
+            model=dict(key_frames=None),
             finetune=dict(strategy="autoencoder" if first else "full", encode_once=False),
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(
