@@ -4,9 +4,9 @@ python -m vidjax.main --config=configs/motion_director.py --config.pretrained=FO
     --config.prompt="a person is skateboarding" --config.sample.prompts="a panda is skateboarding;an alien skates"
 
 CLIPS is a folder of videos of the same motion. FOLDER has layers over time of its own (ModelScope, ZeroScope); those of
-an image model are made with --config.model.key_frames=first_and_previous. First adapters of the spatial layers learn from
-single frames what the clips look like; then, with these in place and still, adapters of the layers over time learn how
-they move. Samples leave the first ones out: --config.stages.motion.finetune.source_weight=1 keeps the appearance.
+an image model are made with --config.model.key_frames=first_and_previous. First adapters of the spatial layers learn
+from single frames what the clips look like; then, with these in place and still, adapters of the layers over time learn
+how they move. Samples leave the first ones out: --config.stages.motion.finetune.source_weight=1 keeps the appearance.
 Either as a file: python -m vidjax.export --workdir=W --format=diffusers --stage=motion --out=DIR.
 """
 

@@ -10,8 +10,8 @@ under noise (--config.sample.strength). More faithful edits: --config.sample.nul
 mixed: --config.data.source=folder --config.data.path=CLIPS --config.sample.blend="(0.5, 0.5)".
 Local edits: --config.sample.mask=white-where-edits-go.png, --config.sample.edit_frames=8:16. Clips too long for memory:
 --config.sample.chunk=24 samples them in overlapping chunks. Ablations: --config.stages.tune.train.steps=0 (no tuning),
---config.sample.invert=False (no inversion), --config.model.key_frames=frame (no attention between frames but the one over
-time).
+--config.sample.invert=False (no inversion), --config.model.key_frames=frame (no attention between frames but the one
+over time).
 """
 
 from ml_collections import ConfigDict

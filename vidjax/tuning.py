@@ -31,8 +31,8 @@ from vidjax.weights import convert
 class TunedConfig:
     """How an image U-Net becomes one of videos. The defaults start as the image model, frame by frame.
 
-    key_frames: what a frame's self-attention looks at (see `models.attention`); None: the model stays what it is. convs: four
-    convolutions over time behind each residual block (Blattmann et al. 2023, Align your Latents). norm_over
+    key_frames: what a frame's self-attention looks at (see `models.attention`); None: the model stays what it is.
+    convs: four convolutions over time behind each residual block (Blattmann et al. 2023, Align your Latents). norm_over
     "clip" and `released` (a random bias where the layers over time put out, so that they are not the identity at the
     start) are the numerics of Tune-A-Video's released code.
     """
