@@ -89,8 +89,17 @@ def test_sample_writes_videos_that_its_seed_decides(trained, compiled, tmp_path)
         assert done.returncode == 0, done.stderr
     a, b, c = (next((tmp_path / name).glob("*.png")).read_bytes() for name in "abc")
     assert a == b != c
-    found = program("watermark", f"--video={next((tmp_path / 'a').glob('*.mp4'))}", env=compiled)
-    assert found.returncode == 0 and "marked (score" in found.stdout, found.stderr
+
+
+def test_what_sample_writes_is_marked(trained, compiled, tmp_path):
+    """Also a video longer than the clips of the training, which is marked piece by piece."""
+    ask = ("sample", f"--workdir={trained[0]}", "--prompt=a tower", "--num_steps=2", "--height=64", "--width=64")
+    for name, frames, mark in (("clip", 4, ""), ("long", 9, ""), ("bare", 4, "no")):
+        done = program(*ask, f"--frames={frames}", f"--{mark}watermark", f"--out={tmp_path / name}", env=compiled)
+        assert done.returncode == 0, done.stderr
+        found = program("watermark", f"--video={next((tmp_path / name).glob('*.mp4'))}", env=compiled)
+        assert found.returncode == 0, found.stderr
+        assert f"{': not' if mark else ':'} marked (score" in found.stdout, (name, found.stdout)
 
 
 def test_evaluate_judges_what_a_run_generates(trained, compiled, network_files, tmp_path):
