@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from vidjax import objectives
-from vidjax.adversary import adaptive_weight, fooled, hinge, judged, judges
+from vidjax.adversary import adaptive_weight, autoencoder, fooled, hinge, judges
 from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import PATCHES, Autoencoder
@@ -70,7 +70,7 @@ def test_each_side_gets_the_gradient_of_its_own_loss(game):
         x, y, _ = forward(model, batch, at(5))
         return hinge(model.discriminator(x), model.discriminator(y))
 
-    scalar = lambda params: judged(merge(graphdef, params), batch, at(5), **OPTIONS, reduction="sum")
+    scalar = lambda params: autoencoder(merge(graphdef, params), batch, at(5), **OPTIONS, reduction="sum")
     losses = (likeness, adversary, kl, discriminator)
     both = lambda params: (jax.grad(scalar, has_aux=True)(params), [jax.grad(loss)(params) for loss in losses])
     (found, metrics), (like, against, bits, told) = jax.jit(both)(params)
@@ -88,7 +88,7 @@ def test_each_side_gets_the_gradient_of_its_own_loss(game):
 def test_before_the_start_there_is_no_adversary_bit_for_bit(game):
     graphdef, params, batch = game
     options = dict(distance="l2", kl_weight=0.1)
-    play = partial(judged, batch=batch, **options, perceptual_weight=0.0, start=6)
+    play = partial(autoencoder, batch=batch, **options, perceptual_weight=0.0, start=6)
     plain = partial(objectives.autoencoder, batch=batch, **options)
     gradient = lambda loss: jax.jit(jax.grad(lambda p, draws: loss(merge(graphdef, p), draws=draws)[0]))
     expected, both = gradient(plain)(params, at(5)), gradient(play)

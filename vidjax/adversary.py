@@ -27,7 +27,7 @@ def judges(path: str) -> bool:
     return path.startswith(tuple(f"{name}." for name in JUDGES))
 
 
-def judged(
+def autoencoder(
     model: Any,
     batch: Batch,
     draws: Draws,

@@ -116,7 +116,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> St
         kind: settings.construct(DiscriminatorConfig, options, f"discriminator.{kind}")
         for kind, options in section.get("discriminator", {}).items()
     }
-    objective = adversary.judged if rivals or weights else objectives.autoencoder
+    objective = adversary.autoencoder if rivals or weights else objectives.autoencoder
     perceptual = perceptual_parameters(weights) if weights else {}
 
     def init(rngs: nnx.Rngs) -> Any:
