@@ -10,6 +10,7 @@ where the clip's is? (FOLDER: from `shapes_folder.py`.)
 """
 
 import argparse
+import datetime
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidjax import results
 from vidjax.data.shapes import COLOURS, draw
 from vidjax.data.video_io import Video, write_mp4
 
@@ -111,7 +113,14 @@ def main() -> None:
         table[name] = {"inversion_error": summary.get("inversion_error"), "evaluate": figures}
         if drawing is not None:
             table[name] |= judged(workdir / "edits", drawing)
-    text = json.dumps({"arguments": vars(args) | {"json": None}, "runs": table}, indent=1)
+    found = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": results.device(),
+        "versions": results.versions(),
+        "settings": more,
+        "runs": table,
+    }
+    text = json.dumps(found, indent=1)
     print(text)
     if args.json:
         args.json.write_text(text + "\n")

@@ -8,6 +8,7 @@ Untuned, all of the class is green. All further arguments go to both runs.
 """
 
 import argparse
+import datetime
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vidjax import pretrained, recipe
+from vidjax import pretrained, recipe, results
 from vidjax.data.shapes import COLOURS, draw
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dreambooth.py"
@@ -59,7 +60,14 @@ def main() -> None:
         command += [f"--config.finetune.prior.count={count}", f"--config.sample.prompts={SUBJECT};{CLASS}"]
         subprocess.run([*command, *more], check=True)
         table[name] = ask(recipe.generator(workdir))
-    text = json.dumps({"arguments": more, "runs": table}, indent=1)
+    found = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": results.device(),
+        "versions": results.versions(),
+        "settings": more,
+        "runs": table,
+    }
+    text = json.dumps(found, indent=1)
     print(text)
     if args.json:
         args.json.write_text(text + "\n")
