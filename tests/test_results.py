@@ -1,14 +1,16 @@
 """What a finished run shows are the samples themselves, and beside each the held-out window that is nearest to it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 
 from vidjax.data.video_io import probe, read_frames
 from vidjax.models.autoencoder import Posterior
-from vidjax.results import beside_real, rate_distortion, slug, write_samples
+from vidjax.results import beside_real, next_lines, rate_distortion, slug, write_samples
 
 
 def clips(*levels, frames=4):
@@ -57,3 +59,9 @@ def test_the_rate_is_the_posteriors_kl_in_bits_a_pixel():
     figures = rate_distortion(SimpleNamespace(encode=lambda x: posterior), [noise], [noise])
     assert np.isclose(figures["autoencoder_bits_per_pixel"], 2 * 24 / np.log(2) / (4 * 16 * 16))
     assert np.isclose(figures["autoencoder_ssim"], 1) and figures["autoencoder_sharpness"] == 1
+
+
+@pytest.mark.parametrize("conditions, asks", [(("text",), '--prompt "a cat" '), (("label",), "--label 0 "), ((), "")])
+def test_the_next_command_asks_for_what_the_model_knows(conditions, asks):
+    line, _ = next_lines(Path("w"), conditions, "a cat")
+    assert line == f"python -m vidjax.sample --workdir w {asks}--num_steps 50 --seed 1"

@@ -42,7 +42,7 @@ def show(workdir: Path) -> dict[str, Any]:
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     here = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     summary["peak_memory_gb"] = max(here, *left_by_stages(workdir, "peak_memory_gb").values())
-    summary["next"] = next_lines(workdir, summary["samples"][0]["caption"])
+    summary["next"] = next_lines(workdir, generator.embedder_names, summary["samples"][0]["caption"])
     settings.write_json(workdir / "summary.json", summary)
     page = write_report(workdir)
     print_table(summary)
@@ -178,9 +178,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def next_lines(workdir: Path, prompt: str) -> list[str]:
+def next_lines(workdir: Path, conditions: Sequence[str], prompt: str) -> list[str]:
+    ask = f'--prompt "{prompt}" ' if "text" in conditions else "--label 0 " if "label" in conditions else ""
     return [
-        f'python -m vidjax.sample --workdir {workdir} --prompt "{prompt}" --num_steps 50 --seed 1',
+        f"python -m vidjax.sample --workdir {workdir} {ask}--num_steps 50 --seed 1",
         f"tensorboard --logdir {workdir}",
     ]
 
