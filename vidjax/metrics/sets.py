@@ -10,7 +10,7 @@ from jaxtyping import Float
 from vidjax.metrics.distances import Statistics, frechet, inception_score, kernel_distance
 
 Key = tuple[str, bool]  # a network by its name in `feature_networks.KINDS`, and whether it is trained
-Features = Float[np.ndarray, "n m d"]  # m of each of n videos
+Features = Float[np.ndarray, "_ m d"]  # m of each video; sets have different numbers of them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def read_file(path: str | Path) -> Tensors:
 
 def clip_tokenizer(folder: Path, length: int) -> Callable[[str], np.ndarray]:
     """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most `length`, the model's places."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it finds no torch is no news to anyone here
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
