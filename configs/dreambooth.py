@@ -45,6 +45,7 @@ def get_config(variant: str = "full") -> ConfigDict:
                         remat="full",
                         log_every=10,
                         save_every=400,
+                        sample_every=placeholder(int),
                     ),
                     optimizer=dict(learning_rate=1e-4 if lora else 5e-6),
                 )

@@ -35,6 +35,7 @@ def get_config(variant: str = "default") -> ConfigDict:
                 remat="full",
                 log_every=10,
                 save_every=150,
+                sample_every=placeholder(int),
             ),
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(

@@ -44,6 +44,7 @@ def get_config(variant: str = "default") -> ConfigDict:
                         remat="full",
                         log_every=10,
                         save_every=250,
+                        sample_every=placeholder(int),
                     ),
                     optimizer=dict(learning_rate=3e-5, weight_decay=1e-2, clip=1.0),
                 )

@@ -17,13 +17,16 @@ from PIL import Image
 from tiny_folder import write_folder
 
 from vidjax import editing, pretrained, recipe
+from vidjax.checkpoint import Checkpoints
 from vidjax.conditioning import embed
 from vidjax.data.video_io import Video
-from vidjax.encoded import Beside, encode_clips, encode_once, stand_in
+from vidjax.encoded import Beside, encode_clips, encode_once, first_windows, stand_in
 from vidjax.errors import InputError
 from vidjax.models.lora import lora_tensors, merge_loras
 from vidjax.objectives import diffusion, with_prior
 from vidjax.optim import make_optimizer
+from vidjax.sharding import make_mesh
+from vidjax.train import prepare
 from vidjax.train_state import TrainState, parameters
 from vidjax.train_step import draws_at, make_train_step
 from vidjax.weights import lora
@@ -60,6 +63,7 @@ def run(folder, env, tmp_path_factory):
         "stages.tune.train.steps=40",
         "stages.tune.optimizer.learning_rate=1e-2",
         "stages.tune.train.dtype=float32",
+        "stages.tune.train.sample_every=40",
     )
     done = tune(folder, workdir, env, *more, "stages.tune.train.frozen_dtype=float32", "sample.guidance_scale=3.0")
     assert done.returncode == 0, done.stderr
@@ -88,6 +92,22 @@ def test_only_what_the_strategy_names_has_changed(tuned, folder):
     named = {p for p in base if re.search(r"attn[12]\.to_q|attn_temp\.to", p)}
     assert changed <= named
     assert {path for path in named if "attn1.to_q" in path or "attn_temp.to_out" in path} <= changed
+
+
+def test_training_shows_the_edits(run):
+    events = b"".join(path.read_bytes() for path in (run / "tune").rglob("events.out*"))
+    assert events.count(b"GIF89a") == 1
+
+
+def test_what_training_shows_last_is_what_the_run_ends_with(run, tuned):
+    stage = recipe.build(recipe.read_config(run), "tune", run)
+    dataset = stage.dataset()
+    state, _ = prepare(stage, make_mesh(**stage.mesh), dataset)
+    with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+        shown = stage.preview(checkpoints.restore(state), dataset)
+    clips, texts = first_windows(dataset)
+    ended = editing.edits(tuned, clips, ["a fox walks", "a cat"], texts[0], run)
+    np.testing.assert_allclose(shown.astype(int), np.stack(ended).astype(int), atol=1)
 
 
 def test_tuning_learns_the_clip(run):

@@ -27,7 +27,7 @@ from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
-from vidjax.stage import OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.tuning import tuned_generator, tuning
 from vidjax.video_model import Codec, VideoModel, latent_statistics
@@ -52,7 +52,6 @@ SECTIONS = (
     "finetune",
 )
 MEASURED = 256  # clips from which the statistics of latents and patches come
-PREVIEWED = 4  # videos that training shows
 OF_A_STAGE = (*SECTIONS, "objective", "source")
 
 

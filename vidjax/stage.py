@@ -20,6 +20,8 @@ from vidjax.train_state import Params, TrainState, abstract_parameters, merge, p
 from vidjax.train_step import Objective, draws_at
 from vidjax.video_model import Codec
 
+PREVIEWED = 4  # videos that training shows
+
 
 class OneKey(nnx.Rngs):
     """The same key for every parameter: where only shapes matter, counting keys is most of the time of a trace."""

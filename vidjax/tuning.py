@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ from jaxtyping import UInt8
 
 from vidjax import editing, objectives, pretrained, settings
 from vidjax.checkpoint import Checkpoints
-from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.editing import kept
-from vidjax.encoded import Encoded, encode_clips, encode_once, stand_in
+from vidjax.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
 from vidjax.errors import InputError
 from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
 from vidjax.models.layers import Over
-from vidjax.stage import Stage
-from vidjax.train_state import Params, abstract_parameters, parameters, split
+from vidjax.stage import PREVIEWED, Stage
+from vidjax.train_state import Params, TrainState, abstract_parameters, cast, parameters, split
 from vidjax.video_model import VideoModel
 from vidjax.weights import convert
 
@@ -139,9 +139,26 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         videos = class_videos(generator, prior, common["folder"] / "class.npz")
         return encode_clips(encode, encoder, videos, [known.tokenize(prior.prompt)] * len(videos), seed)
 
+    @cache
+    def whole() -> tuple[Generator, Params]:
+        """The model that samples, and the part of its parameters that training does not see."""
+        full, model = models(True)
+        rest = {path: value for path, value in parameters(full).items() if path not in parameters(model)}
+        return _generator(section, known, data, nnx.graphdef(full), {}), rest
+
+    def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
+        """What the run would end with now: the edits of its first prompts."""
+        generator, rest = whole()
+        own = cast({**state.frozen, **state.ema}, jnp.dtype(jnp.float32))
+        generator.params = weighed(section, source, {**rest, **own})
+        clips, texts = first_windows(dataset)
+        prompts = (editing.split_prompts(generator.defaults.prompts) or texts)[:PREVIEWED]
+        return np.stack(editing.edits(generator, clips, prompts, texts[0], common["folder"] / "preview"))
+
     return Stage(
         init=None,
         pretrained=models,
+        preview=preview,
         encode=encode if once else None,
         objective=objectives.with_prior(objective, prior.weight) if prior else objective,
         prior=class_examples if prior else None,
@@ -197,11 +214,14 @@ def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | No
     full = tuned_model(stage)
     known = pretrained.load(section["pretrained"], weights=False)
     params = {path: jnp.asarray(value) for path, value in parameters(full).items()}
+    return _generator(section, known, stage.data, nnx.graphdef(full), weighed(section, source, params))
+
+
+def weighed(section: Mapping[str, Any], source: Stage | None, params: Params) -> Params:
+    """The parameters, what `source` has adapted counting less or more."""
     weight = section.get("finetune", {}).get("source_weight", 1.0)
-    if source is not None and weight != 1:
-        own = [path for path in params if source.trainable(path) and path.endswith(".lora_up")]
-        params |= {path: weight * params[path] for path in own}
-    return _generator(section, known, stage.data, nnx.graphdef(full), params)
+    own = [path for path in params if source is not None and source.trainable(path) and path.endswith(".lora_up")]
+    return {**params, **({path: weight * params[path] for path in own} if weight != 1 else {})}
 
 
 def _generator(

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -286,7 +287,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "machine": args.machine,
         "versions": results.versions() | {name: version(name) for name in ("jaxlib", "torch", "diffusers")},
-        "command": f"python tests/benchmarks/against_torch.py --repeats {args.repeats} --json FILE",
+        "command": " ".join(["python", "tests/benchmarks/against_torch.py", *sys.argv[1:]]),
         "items": before,
     }
     for name in args.items:

@@ -49,6 +49,20 @@ def test_folded_equals_plain_in_value_and_gradient(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["large map", "large, strided, one-sided"])
+def test_gradients_of_gradients_are_those_of_plain_too(name):
+    """What reconstruction guidance and the adaptive weight of an adversary are differentiated through."""
+    shape, size, strides, padding = CASES[name]
+    x, kernel = normal(0, *shape), normal(1, *size, shape[-1], 4) / 3
+    results = []
+    for implementation in ("plain", "folded"):
+        value = lambda x, k, i=implementation: jnp.sin(convolve(x, k, strides, padding, implementation=i)).sum()
+        steepness = lambda x, k, value=value: sum(jnp.square(g).sum() for g in jax.grad(value, (0, 1))(x, k))
+        results.append(jax.jit(jax.grad(steepness, (0, 1)))(x, kernel))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
 def test_conv_is_the_flax_convolution_with_the_same_parameters():
     ours = Conv(3, 4, (3, 3, 3), strides=(1, 2, 2), rngs=nnx.Rngs(0))
     theirs = nnx.Conv(3, 4, (3, 3, 3), strides=(1, 2, 2), padding=[(1, 1)] * 3, rngs=nnx.Rngs(1))
