@@ -61,7 +61,15 @@ def clips() -> dict:
             diffusion=dict(
                 objective="diffusion",
                 source="autoencoder",
-                train=dict(steps=1400, batch_size=8, log_every=20, save_every=250, sample_every=700, ema=0.99),
+                train=dict(
+                    steps=1400,
+                    batch_size=8,
+                    log_every=20,
+                    save_every=250,
+                    sample_every=700,
+                    validate_every=350,
+                    ema=0.99,
+                ),
                 optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
             ),
         ),
@@ -165,6 +173,6 @@ def shapes() -> dict:
     block = (("attn1", "frame"), ("attn_temp", "relative_time"), ("ff", "ff"))
     recipe["model"] |= dict(channels=(64,), blocks_per_level=2, attention_levels=True, heads=4, block=block)
     recipe["stages"]["diffusion"]["loss"] = dict(frame_masks=masks, known_level=0.25)
-    recipe["stages"]["diffusion"]["train"]["steps"] = 1000
+    recipe["stages"]["diffusion"]["train"] |= dict(steps=1000, validate_every=placeholder(int))
     recipe["sample"] |= dict(known=2, known_level=0.1, fps=8.0)
     return recipe

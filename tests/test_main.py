@@ -49,6 +49,9 @@ def test_a_run_leaves_what_it_promises(trained):
         assert "Total" in (workdir / stage / "parameters.txt").read_text()
         events = b"".join(path.read_bytes() for path in (workdir / stage / "tensorboard").iterdir())
         assert events.count(b"GIF89a") == 2  # every third of six steps
+    lines = [json.loads(line) for line in (workdir / "diffusion" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation/loss" in line] == [3, 6]
+    assert sum(name.startswith("validation/logsnr") for name in lines[-1]) == 8
     summary = json.loads((workdir / "summary.json").read_text())
     keys = {"autoencoder_psnr", "pca_psnr", "retrieval", "sample_psnr", "mean_window_psnr", "motion_ratio"}
     assert keys <= summary.keys()

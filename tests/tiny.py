@@ -30,7 +30,7 @@ def get_config(variant: str = "latent") -> ConfigDict:
             diffusion=dict(
                 objective="diffusion",
                 source="autoencoder",
-                train=train,
+                train=train | dict(validate_every=3),
                 optimizer=optimizer,
                 loss=dict(frame_masks=dict(unconditional=0.5, first=0.5), known_level=0.2),
             ),

@@ -30,6 +30,7 @@ from vidjax.optim import make_optimizer
 from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.tuning import tuned_generator, tuning
+from vidjax.validation import by_noise_level
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 from vidjax.weights.lpips import read_lpips
 
@@ -189,11 +190,13 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
         return generator(what_to_ask(generator, dataset)[0][:PREVIEWED])
 
     latents = common["data"].latents
+    objective = settings.bind(
+        objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
+    )
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
-        objective=settings.bind(
-            objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
-        ),
+        objective=objective,
+        validate=by_noise_level(objective, schedule),
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith("codec."),
         loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),

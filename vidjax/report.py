@@ -14,6 +14,7 @@ from vidjax.errors import InputError
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 PANELS = {  # curves, where a stage has them
     "loss": "loss",
+    "validation/loss": "loss on held-out windows",
     "psnr": "PSNR of the batch (dB)",
     "grad_norm": "gradient norm",
 }

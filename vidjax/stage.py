@@ -48,6 +48,7 @@ class TrainConfig:
     keep: int = 2
     keep_every: int | None = None
     sample_every: int | None = None  # videos into TensorBoard
+    validate_every: int | None = None  # the loss on held-out windows, by noise level
     frozen_dtype: str | None = None  # what the part that does not train is kept in
 
 
@@ -74,6 +75,7 @@ class Stage:
     loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
     finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
     preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at
+    validate: Callable[[TrainState, Any], dict[str, Any]] | None = None  # figures of a batch that nothing trains on
     fps: float = 15.0
 
     pretrained: Callable[[bool], tuple[Any, Any]] | None = None

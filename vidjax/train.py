@@ -23,6 +23,7 @@ from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
+from vidjax.validation import CLIPS
 
 
 def prepare(
@@ -40,6 +41,19 @@ def prepare(
         source = Beside(source, stage.prior(encoder))
     state = TrainState.create(model, stage.optimizer, stage.trainable, frozen_dtype=stage.train.frozen_dtype)
     return jax.device_put(state, sharding.tree_sharding(mesh, state)), source
+
+
+def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
+    """The batch that the stage is validated on, {} if it does not ask for that. Raises InputError if it cannot be."""
+    if not stage.train.validate_every:
+        return {}
+    batch = dataset.held_out(CLIPS) if isinstance(dataset, Dataset) and stage.validate else {}
+    if not batch:
+        raise InputError(
+            f"train.validate_every={stage.train.validate_every} wants a diffusion stage that reads videos, and clips "
+            f"with data.heldout frames for a window; stage {stage.name} has none: leave it out"
+        )
+    return batch
 
 
 def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents) -> TrainState:
@@ -99,6 +113,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         overview(stage, state)
         flops = step_flops(stage, abstract_batch(stage, dataset))
         telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)
+        heldout = held_out(stage, dataset)
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
         for step in range(start + 1, options.steps + 1):
@@ -106,7 +121,10 @@ def train(stage: Stage, log_every: int | None = None) -> None:
             unreadable += int(batch["substituted"].sum())
             state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
             last = step == options.steps
-            if step % every == 0 or last or step == 1:
+            validated = options.validate_every and (step % options.validate_every == 0 or last)
+            if validated and stage.validate:
+                metrics |= stage.validate(state, heldout)
+            if step % every == 0 or last or step == 1 or validated:
                 telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
             if step % options.save_every == 0 or last:
                 check_finite(stage.name, step, metrics)

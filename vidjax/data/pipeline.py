@@ -159,6 +159,20 @@ class Dataset:
         _one_of("split", split, ("train", "heldout"))
         return [self._clip_windows(i, split, per_clip) for i in (range(len(self)) if clips is None else clips)]
 
+    def held_out(self, most: int) -> Batch:
+        """A batch, as `batches` has them, of the first held-out window of each of at most so many clips; empty if no
+        clip has one."""
+        chosen = self.sample_of(most)
+        found = [(i, windows[0]) for i, windows in zip(chosen, self.windows("heldout", 1, chosen)) if len(windows)]
+        if not found:
+            return {}
+        items = [self._source[i] for i, _ in found]
+        batch = {"video": np.stack([video for _, video in found])}
+        batch["label"] = np.array([item.label for item in items], np.int32)
+        if self._tokenize is not None:
+            batch["tokens"] = np.stack([np.asarray(self._tokenize(item.text), np.int32) for item in items])
+        return batch
+
     def _clip_windows(self, index: int, split: str, per_clip: int | None) -> np.ndarray:
         config, item = self._config, self._source[index]
         try:
