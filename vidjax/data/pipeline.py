@@ -29,11 +29,12 @@ class DataConfig:
     """What to read and how to cut windows of `frames` frames of `size` (height, width; one number: square) from it.
 
     source, path, split: see `sources`; {split} in the path is the split. A window takes every `stride`-th frame, or
-    frames at `fps` per second. window: "random" | "start" | "center". heldout: the last n frames of every clip are not trained on. crop: "center" |
-    "random", after scaling to the smallest size that covers `size`. flip: mirror half of the windows. images: stills of
-    other clips beside each window. workers: threads that decode ahead (0: none). prefetch: batches they may be ahead.
-    cache: keep decoded, scaled clips in memory. video: one clip, short for source "clip" with this path. caption: in
-    place of the clips' own. latents: a folder of `vidjax.data.cache` that training reads in place of the videos.
+    frames at `fps` per second. window: "random" | "start" | "center". heldout: the last n frames of every clip are not
+    trained on. crop: "center" | "random", after scaling to the smallest size that covers `size`. flip: mirror half of
+    the windows. images: stills of other clips beside each window. workers: threads that decode ahead (0: none).
+    prefetch: batches they may be ahead. cache: keep decoded, scaled clips in memory. video: one clip, short for source
+    "clip" with this path. caption: in place of the clips' own. latents: a folder of `vidjax.data.cache` that training
+    reads in place of the videos.
     """
 
     source: str = "webvid"
