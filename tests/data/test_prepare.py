@@ -161,6 +161,32 @@ def test_killed_twice_it_goes_on_where_it_was(folder, whole, tmp_path):
 
 
 @needs_beam
+def test_a_worker_that_dies_ends_the_program(folder, tmp_path):
+    import psutil
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    given = command(*flags(folder, tmp_path / "out", workers=2))
+    with subprocess.Popen(given, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        workers = []
+        while not workers and process.poll() is None:
+            time.sleep(0.01)
+            below = psutil.Process(process.pid).children(recursive=True)
+            workers = [child for child in below if "sdk_worker_main" in " ".join(_arguments(child))]
+        for worker in workers:
+            worker.kill()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and said.count("\n") == 1, said
+    assert "Worker subprocess exited" in said and "the same command goes on" in said
+
+
+def _arguments(process):
+    try:
+        return process.cmdline()
+    except Exception:  # it has just ended
+        return []
+
+
+@needs_beam
 def test_pictures_and_long_clips_are_encoded_in_parts(tmp_path):
     from PIL import Image
 

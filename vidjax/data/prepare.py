@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 from absl import flags
 
@@ -102,7 +103,7 @@ def run(step: Callable[[shards.Job, int], None], job: shards.Job, files: Sequenc
         options += ["--runner=FnApiRunner", f"--direct_num_workers={workers}"]
         options += [f"--direct_running_mode={'multi_processing' if workers > 1 else 'in_memory'}"]
     try:
-        with aside(log) as terminal, progress(files, what, terminal):
+        with aside(log) as terminal, progress(files, what, terminal), no_waiting_for_the_dead(terminal, log):
             import apache_beam as beam
             from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -120,7 +121,7 @@ def run(step: Callable[[shards.Job, int], None], job: shards.Job, files: Sequenc
 
 
 @contextlib.contextmanager
-def aside(path: Path) -> Iterator:
+def aside(path: Path) -> Iterator[TextIO]:
     """What this process and its workers say on stderr goes to a file; gives the terminal that it would have gone to."""
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as terminal, open(path, "a") as file:
@@ -132,7 +133,25 @@ def aside(path: Path) -> Iterator:
 
 
 @contextlib.contextmanager
-def progress(files: Sequence[Path], what: str, terminal) -> Iterator[None]:
+def no_waiting_for_the_dead(terminal: TextIO, log: Path) -> Iterator[None]:
+    """Ends the program when a worker process dies: Beam hears of it in a thread of its own, and waits for ever."""
+
+    def heard(args: threading.ExceptHookArgs) -> None:
+        known(args)
+        if "Worker subprocess exited" in str(args.exc_value):
+            reason = f"{args.exc_value}: out of memory, or a clip that breaks its decoder"
+            print(f"error: {reason}; {log} says more, the same command goes on from here", file=terminal, flush=True)
+            os._exit(1)
+
+    known, threading.excepthook = threading.excepthook, heard
+    try:
+        yield
+    finally:
+        threading.excepthook = known
+
+
+@contextlib.contextmanager
+def progress(files: Sequence[Path], what: str, terminal: TextIO) -> Iterator[None]:
     """A bar of how many of the files are there, on a terminal."""
     from tqdm import tqdm
 

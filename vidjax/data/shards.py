@@ -119,7 +119,7 @@ def plan(job: Job) -> dict[str, Any]:
         "frames written": sum(stop - start for _, start, stop, *_ in chosen),
         "seconds written": round(sum((stop - start) / fps for _, start, stop, _, fps, *_ in chosen), 3),
         "dropped": {kind: kinds[kind] for kind in KINDS},
-        "settings": {key: value for key, value in json.loads(job.at("job.json").read_text()).items()},
+        "settings": json.loads(job.at("job.json").read_text()),
         "drops": dropped,
     }
     _write_json(job, job.at("report.json"), report)
