@@ -19,7 +19,7 @@ from ml_collections.config_dict import placeholder
 
 from vidjax.models.autoencoder import LVDM
 
-DATA = dict(  # as each is published; "data" may be a link to where they are
+DATA = dict(  # as each is published, Tai-Chi as LVDM reads it; "data" may be a link to where they are
     sky=dict(source="frames", path="data/sky_timelapse/sky_{split}"),
     ucf101=dict(source="ucf101", path="data/UCF-101"),
     taichi=dict(source="folder", path="data/taichi/{split}"),
