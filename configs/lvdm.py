@@ -2,7 +2,8 @@
 
 python -m vidjax.main --config=configs/lvdm.py            eight shipped captioned clips, 64x64, two CPU cores, minutes
 python -m vidjax.main --config=configs/lvdm.py:sky        the paper's recipe, 16 frames of 256x256: a GPU or a pod
-also :ucf101 and :taichi; --config.stages.autoencoder.perceptual=FILE adds their LPIPS term (vgg and heads, safetensors)
+also :ucf101 and :taichi, and beyond the paper :faceforensics, :mead and :webvid (with captions): DATA says how they lie
+--config.stages.autoencoder.perceptual=FILE adds their LPIPS term (vgg and heads, safetensors)
 python -m vidjax.main --config=configs/lvdm.py:adversary  the shipped clips, the autoencoder against discriminators
 
 Long videos, by frames that are known (`python -m vidjax.sample --frames=1000 ...`):
@@ -11,20 +12,28 @@ also :sky_prediction (keys, each 4th latent) and :sky_interpolation (what lies b
 """
 
 import dataclasses
+from functools import partial
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vidjax.models.autoencoder import LVDM
 
+DATA = dict(  # as each is published, Tai-Chi as LVDM reads it; "data" may be a link to where they are
+    sky=dict(source="frames", path="data/sky_timelapse/sky_{split}"),
+    ucf101=dict(source="ucf101", path="data/UCF-101"),
+    taichi=dict(source="folder", path="data/taichi/{split}"),
+    faceforensics=dict(source="folder", path="data/FaceForensics++/original_sequences/youtube/c23/videos"),
+    mead=dict(source="pattern", path="data/MEAD/*/video/front/{class}/{level}/*.mp4"),
+    webvid=dict(source="webvid", path="data/webvid"),
+)
+
 
 def get_config(variant: str = "clips") -> ConfigDict:
     recipes = {
         "clips": clips,
         "adversary": adversary,
-        "sky": lambda: paper("sky"),
-        "ucf101": lambda: paper("ucf101"),
-        "taichi": lambda: paper("taichi"),
+        **{name: partial(paper, name) for name in DATA},
         "sky_prediction": lambda: known(64, 4, dict(unconditional=0.5, first=0.5)),
         "sky_interpolation": lambda: known(20, 1, dict(unconditional=0.1, interpolation=0.9)),
         "long": shapes,
@@ -94,17 +103,18 @@ def paper(data_set: str) -> dict:
     Their discriminator normalises over the batch, ours over each frame; LPIPS is off until its weights are named.
     """
     batch, epochs_steps = (3, 200_000) if data_set == "sky" else (2, 300_000)
+    text = dict(text=dict(dim=768, layers=6, heads=12, length=128, drop=0.1)) if data_set == "webvid" else {}
     return dict(
         seed=0,
-        data=dict(source="folder", path=f"data/{data_set}", latents="", frames=16, size=256, stride=1, workers=8),
+        data=dict(**DATA[data_set], split="train", latents="", frames=16, size=256, stride=1, workers=8),
         autoencoder=dataclasses.asdict(LVDM),
-        conditioning=dict(),
+        conditioning=text,
         model=dict(
             channels=(256, 512, 768, 1024),
             blocks_per_level=3,
             attention_levels=(False, True, True, True),
             heads=(4, 4, 4, 4),
-            block="lvdm",
+            block="lvdm_text" if text else "lvdm",
             attention="plain",
             scale_shift=True,
             norm_over="clip",

@@ -21,7 +21,7 @@ def get_config(variant: str = "clips") -> ConfigDict:
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup=50),
         ),
         "ucf101": dict(
-            data=dict(source="folder", path="data/ucf101", frames=16, size=64, images=8, workers=8),
+            data=dict(source="ucf101", path="data/UCF-101", split="train", frames=16, size=64, images=8, workers=8),
             conditioning=dict(),
             model=full,
             train=dict(steps=200_000, batch_size=128, dtype="bfloat16", remat="full", log_every=50, save_every=2_000),

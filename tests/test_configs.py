@@ -20,6 +20,7 @@ DEFAULTS = dict(lvdm="clips", ddpm="fashion", vdm="clips", dreambooth="full", tu
 DEFAULTS |= dict(align_latents="default", motion_director="default")
 RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
 RECIPES += ["lvdm:adversary", "lvdm:sky_prediction", "lvdm:sky_interpolation", "lvdm:long", "vdm:clips", "vdm:ucf101"]
+RECIPES += ["lvdm:faceforensics", "lvdm:mead", "lvdm:webvid"]
 
 
 def config(name: str, folder: Path = ROOT / "configs") -> dict:

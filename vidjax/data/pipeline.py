@@ -15,7 +15,7 @@ import numpy as np
 
 from vidjax.data import transforms
 from vidjax.data.source import Item, OpenClip, Source
-from vidjax.data.sources import SOURCES
+from vidjax.data.sources import SOURCES, make_source
 from vidjax.data.video_io import ArrayVideo, BrokenClip
 from vidjax.errors import InputError
 
@@ -28,12 +28,13 @@ SCAN = 1000  # how many clips are tried before a data set counts as unreadable
 class DataConfig:
     """What to read and how to cut windows of `frames` frames of `size` (height, width; one number: square) from it.
 
-    source, path, split: see `sources`. A window takes every `stride`-th frame, or frames at `fps` per second.
-    window: "random" | "start" | "center". heldout: the last n frames of every clip are not trained on. crop: "center" |
-    "random", after scaling to the smallest size that covers `size`. flip: mirror half of the windows. images: stills of
-    other clips beside each window. workers: threads that decode ahead (0: none). prefetch: batches they may be ahead.
-    cache: keep decoded, scaled clips in memory. video: one clip, short for source "clip" with this path. caption: in
-    place of the clips' own. latents: a folder of `vidjax.data.cache` that training reads in place of the videos.
+    source, path, split: see `sources`; {split} in the path is the split. A window takes every `stride`-th frame, or
+    frames at `fps` per second. window: "random" | "start" | "center". heldout: the last n frames of every clip are not
+    trained on. crop: "center" | "random", after scaling to the smallest size that covers `size`. flip: mirror half of
+    the windows. images: stills of other clips beside each window. workers: threads that decode ahead (0: none).
+    prefetch: batches they may be ahead. cache: keep decoded, scaled clips in memory. video: one clip, short for source
+    "clip" with this path. caption: in place of the clips' own. latents: a folder of `vidjax.data.cache` that training
+    reads in place of the videos.
     """
 
     source: str = "webvid"
@@ -303,7 +304,7 @@ def make_dataset(config: DataConfig, *, seed: int, tokenize: Callable[[str], np.
 
     Raises InputError at once for a missing path or column, and when none of the clips can be read.
     """
-    source = SOURCES[config.source](config.path, config.split)
+    source = make_source(config.source, config.path, config.split)
     if config.caption:
         item = source.item
         source = dataclasses.replace(source, item=lambda i: dataclasses.replace(item(i), text=config.caption))

@@ -1,11 +1,16 @@
 """What a data set is: a sequence of named, captioned, labelled clips that open when they are needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from vidjax.data.pictures import Pictures
 from vidjax.data.video_io import ArrayVideo, Video
+from vidjax.errors import InputError
 
-OpenClip = Video | ArrayVideo  # a context manager with frames, fps, height, width, channels and read(indices, size)
+# A context manager with frames, fps, height, width, channels and read(indices, size).
+OpenClip = Video | ArrayVideo | Pictures
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,34 @@ class Source:
 
     def __getitem__(self, index: int) -> Item:
         return self.item(int(index))
+
+
+def open_path(path: Path) -> OpenClip:
+    """A video file, or a folder of numbered pictures."""
+    return Pictures(path) if path.is_dir() else Video(path)
+
+
+def of_paths(
+    paths: Sequence[Path], texts: Sequence[str], labels: Sequence[int] | None = None, num_classes: int = 0
+) -> Source:
+    """A clip a path; what a path holds shows when it is opened."""
+
+    def item(i: int) -> Item:
+        return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: open_path(paths[i]))
+
+    return Source(len(paths), item, num_classes)
+
+
+def must_exist(path: str, what: str) -> Path:
+    """The path of a data set. Raises InputError if there is nothing."""
+    if not path:
+        raise InputError(f"data.path is empty: set it to {what}")
+    if not Path(path).exists():
+        raise InputError(f"no such path: {path} (data.path must be {what})")
+    return Path(path)
+
+
+def sidecar(path: Path, otherwise: str) -> str:
+    """The caption in NAME.txt beside a clip, which may be a folder."""
+    file = path.with_name((path.name if path.is_dir() else path.stem) + ".txt")
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else otherwise

@@ -15,32 +15,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from vidjax.data.layouts import frames, pattern, ucf101
 from vidjax.data.shapes import shapes_source
-from vidjax.data.source import Item, Source
+from vidjax.data.source import VIDEO_SUFFIXES, Item, Source, must_exist, of_paths, sidecar
 from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
 from vidjax.errors import InputError
 
 SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"
 WEBVID_COLUMNS = ("videoid", "page_dir", "name")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif"}
-
-
-def _video_files(
-    paths: Sequence[Path], texts: Sequence[str], labels: Sequence[int] | None = None, num_classes: int = 0
-) -> Source:
-    def item(i: int) -> Item:
-        return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: Video(paths[i]))
-
-    return Source(len(paths), item, num_classes)
-
-
-def _must_exist(path: str, what: str) -> Path:
-    if not path:
-        raise InputError(f"data.path is empty: set it to {what}")
-    if not Path(path).exists():
-        raise InputError(f"no such path: {path} (data.path must be {what})")
-    return Path(path)
 
 
 def webvid(path: str = "", split: str = "train") -> Source:
@@ -49,7 +32,7 @@ def webvid(path: str = "", split: str = "train") -> Source:
     The files lie beside the CSV, or under `videos/` beside it. `path` is the CSV, or a folder with one CSV (or one
     whose name has `split`) in it; "" is the clips that ship with the package. Missing files show when they are read.
     """
-    table = _must_exist(path, "a WebVid CSV or its folder") if path else SHIPPED
+    table = must_exist(path, "a WebVid CSV or its folder") if path else SHIPPED
     if table.is_dir():
         tables = sorted(table.glob("*.csv"))
         tables = [t for t in tables if split in t.stem] if len(tables) > 1 else tables
@@ -65,7 +48,7 @@ def webvid(path: str = "", split: str = "train") -> Source:
             )
         rows = [[(row[c] or "").strip() for c in WEBVID_COLUMNS] for row in reader]
     root = table.parent / "videos" if (table.parent / "videos").is_dir() else table.parent
-    return _video_files([root / page / f"{key}.mp4" for key, page, _ in rows], [text for *_, text in rows])
+    return of_paths([root / page / f"{key}.mp4" for key, page, _ in rows], [text for *_, text in rows])
 
 
 def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VIDEO_SUFFIXES)) -> Source:
@@ -74,7 +57,7 @@ def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VID
     A caption is, first found: NAME.txt beside the file; the file's entry in captions.json in the folder
     ({file: caption}, or a list of {"file", "caption"}); the sub-folder's name.
     """
-    root = _must_exist(path, "a folder of videos")
+    root = must_exist(path, "a folder of videos")
     if not root.is_dir():
         raise InputError(f"{path} is not a folder: set data.path to the folder, or data.source to 'clip'")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes)
@@ -83,8 +66,10 @@ def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VID
     captions = _captions_file(root / "captions.json")
     groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
     classes = sorted(set(groups) - {""})
-    texts = [_caption(p, captions.get(p.relative_to(root).as_posix()), g) for p, g in zip(paths, groups)]
-    return _video_files(paths, texts, [classes.index(g) if g else -1 for g in groups], len(classes))
+    texts = [
+        sidecar(p, captions.get(p.relative_to(root).as_posix(), g.replace("_", " "))) for p, g in zip(paths, groups)
+    ]
+    return of_paths(paths, texts, [classes.index(g) if g else -1 for g in groups], len(classes))
 
 
 def _captions_file(path: Path) -> dict[str, str]:
@@ -97,13 +82,6 @@ def _captions_file(path: Path) -> dict[str, str]:
         raise InputError(f'{path} is not a captions file ({error}): write {{"name.mp4": "caption"}}') from error
 
 
-def _caption(path: Path, listed: str | None, group: str) -> str:
-    sidecar = path.with_suffix(".txt")
-    if sidecar.exists():
-        return sidecar.read_text(encoding="utf-8", errors="replace").strip()
-    return group.replace("_", " ") if listed is None else listed
-
-
 def images(path: str, split: str = "") -> Source:
     """All pictures under a folder, each a clip of one frame; captions and classes as of `folder`."""
     return folder(path, split, IMAGE_SUFFIXES)
@@ -111,8 +89,8 @@ def images(path: str, split: str = "") -> Source:
 
 def clip(path: str, split: str = "") -> Source:
     """One video file; the caption from NAME.txt beside it."""
-    file = _must_exist(path, "one video file")
-    return _video_files([file], [_caption(file, None, "")])
+    file = must_exist(path, "one video file")
+    return of_paths([file], [sidecar(file, "")])
 
 
 IDX_SPLITS = {"train": ("train", "train"), "test": ("t10k", "test")}
@@ -123,7 +101,7 @@ def idx(path: str, split: str = "train") -> Source:
 
     Split "test" is `t10k-`. Images are clips of one frame with one channel; the caption is the class number.
     """
-    root = _must_exist(path, "a folder with IDX files")
+    root = must_exist(path, "a folder with IDX files")
     images, labels = (read_idx(_idx_file(root, split, kind)) for kind in ("images", "labels"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise InputError(
@@ -162,7 +140,8 @@ def tfds(path: str, split: str = "train") -> Source:
     """A data set of tensorflow_datasets, read without TensorFlow.
 
     `path` is a name ("mnist", "cifar10": prepared as ArrayRecord on first use) or the folder of a prepared one. Uses
-    its `video` feature (frames, or encoded bytes) or else `image`, and `label`, `caption` or `text` where it has them.
+    its `video` feature (frames, or encoded bytes) or else `image`, and `label`, `name`, `caption` or `text` if it
+    has them.
     """
     import tensorflow_datasets as tfds
 
@@ -189,7 +168,8 @@ def tfds(path: str, split: str = "train") -> Source:
         record = records[i]
         label = int(record["label"]) if "label" in features else -1
         text = _text(record[text_key]) if text_key else names[label] if names and label >= 0 else ""
-        return Item(f"{path}/{split}#{i}", text, label, lambda: _open_value(record[pixels]))
+        name = _text(record["name"]) if "name" in features else f"{path}/{split}#{i}"
+        return Item(name, text, label, lambda: _open_value(record[pixels]))
 
     return Source(len(records), item, getattr(label_feature, "num_classes", None) or 0)
 
@@ -216,7 +196,7 @@ def array_record(path: str, split: str = "train") -> Source:
     A record is one line of JSON ({"name", "text", "label"}, each may be left out), a newline, and the bytes of a video
     file: what `write_array_record` writes. A folder that tfds prepared is read by `tfds`.
     """
-    root = _must_exist(path, "an ArrayRecord file or a folder of them")
+    root = must_exist(path, "an ArrayRecord file or a folder of them")
     if (root / "dataset_info.json").exists():
         return tfds(path, split)
     files = sorted(str(p) for p in root.glob("*array_record*")) if root.is_dir() else [str(root)]
@@ -266,6 +246,9 @@ def write_array_record(path: str | Path, items: Sequence[tuple[dict, bytes]]) ->
 SOURCES: dict[str, Callable[..., Source]] = {
     "webvid": webvid,
     "folder": folder,
+    "frames": frames,
+    "pattern": pattern,
+    "ucf101": ucf101,
     "images": images,
     "clip": clip,
     "tfds": tfds,
@@ -273,3 +256,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "idx": idx,
     "shapes": shapes_source,
 }
+
+
+def make_source(name: str, path: str, split: str) -> Source:
+    """The clips of SOURCES[name]; `{split}` in the path is the split's name."""
+    return SOURCES[name](path.replace("{split}", split), split)

@@ -79,6 +79,11 @@ class Video:
     def info(self) -> VideoInfo:
         return VideoInfo(self.frames, self.fps, self.height, self.width)
 
+    @property
+    def encoded(self) -> bytes:
+        """The file itself."""
+        return self._file if isinstance(self._file, bytes) else Path(self._file).read_bytes()
+
     def read(
         self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "t h w 3"]:
@@ -230,16 +235,16 @@ class Mp4Writer:
     """H.264 file written as frames come: `with Mp4Writer(path, fps) as out: out.write(frames)`, any number of times.
 
     Frames are uint8 [t, h, w, c], c 1 or 3. Odd sizes get their last row or column repeated (4:2:0 wants even ones).
-    `crf` is x264's quality, 0 lossless to 51.
+    `crf` is x264's quality, 0 lossless to 51. `threads`: 0 is one a core; the bytes depend on their number.
     """
 
-    def __init__(self, path: str | Path, fps: int | float, crf: int | float = 18):
+    def __init__(self, path: str | Path, fps: int | float, crf: int | float = 18, threads: int = 0):
         import av
 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._options = {"crf": str(crf)}
+        self._options, self._threads = {"crf": str(crf)}, threads
         self._stream = None
 
     def write(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
@@ -250,6 +255,7 @@ class Mp4Writer:
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
             self._stream.pix_fmt, self._stream.height, self._stream.width = "yuv420p", *video.shape[1:3]
+            self._stream.codec_context.thread_count = self._threads
         for frame in np.broadcast_to(video, (*video.shape[:3], 3)):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             self._container.mux(self._stream.encode(picture))

@@ -1,0 +1,220 @@
+"""The steps from clips to a tfds data set in ArrayRecord files; each leaves a whole file or none, always the same.
+
+tfds's own Beam writer does not serve: it groups all videos in the runner to sort them, begins anew in another folder
+when it was killed, and serialises without a fixed order. Its features, its format and its metadata do.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vidjax.data.screening import Drop, Finding, Part, Rules, Seen, examine
+from vidjax.data.source import OpenClip, Source
+from vidjax.data.sources import make_source
+from vidjax.data.video_io import Mp4Writer, Video
+from vidjax.errors import InputError
+
+CLIPS = 256  # in a shard, unless it is said how many shards there are
+CHUNK = 128  # frames held at a time while a part is encoded
+KINDS = ("unreadable", "too short", "too small", "scene cuts", "remainder", "duplicate")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to prepare, by which rules, in how many shards (0: one for every 256 clips); `folder` is worked in."""
+
+    source: str
+    path: str
+    split: str
+    rules: Rules
+    shards: int
+    folder: str
+
+    def at(self, *names: str) -> Path:
+        return Path(self.folder, *names)
+
+    @property
+    def clips(self) -> Source:
+        return _source(self.source, self.path, self.split)
+
+
+_source = functools.lru_cache(make_source)  # a process looks into a data set's folders once
+
+
+@contextlib.contextmanager
+def _whole(job: Job, path: Path) -> Iterator[Path]:
+    """A file to write that gets its name when it is whole."""
+    part = job.at("unfinished", f"{uuid.uuid4().hex}-{path.name}")
+    for folder in (part.parent, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    yield part
+    os.replace(part, path)
+
+
+def _write_json(job: Job, path: Path, value: Any) -> None:
+    with _whole(job, path) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def begin(job: Job) -> None:
+    """Raises InputError if the folder was begun with other settings, or for other clips."""
+    settings = {**asdict(job), "clips": len(job.clips)}
+    del settings["folder"]
+    if not job.at("job.json").exists():
+        _write_json(job, job.at("job.json"), settings)
+    begun = json.loads(job.at("job.json").read_text())
+    for key, value in {**settings.pop("rules"), **settings}.items():
+        was = {**begun, **begun["rules"]}.get(key)
+        if was != value:
+            raise InputError(
+                f"{job.folder} was begun with {key} {was!r}, not {value!r}: finish it so, or remove it to begin again"
+            )
+
+
+def pieces(job: Job) -> list[Path]:
+    """The files that the findings go to, in order: a clip each in small sets, up to 64 in large ones."""
+    size = _piece(job)
+    return [job.at("found", f"{k:07d}.json") for k in range(-(-len(job.clips) // size))]
+
+
+def _piece(job: Job) -> int:
+    return min(max(len(job.clips) // 256, 1), 64)
+
+
+def examine_piece(job: Job, number: int) -> None:
+    """The findings of one piece's clips, to its file."""
+    size, clips = _piece(job), job.clips
+    first = number * size
+    found = [asdict(examine(clips[i], job.rules)) for i in range(first, min(first + size, len(clips)))]
+    _write_json(job, pieces(job)[number], found)
+
+
+def plan(job: Job) -> dict[str, Any]:
+    """What goes into which shard, to files, once all clips are examined; returns the report."""
+    seen, chosen, dropped = Seen(job.rules), [], []
+    for index, finding in enumerate(_findings(job)):
+        drops = list(finding.drops)
+        for part in finding.parts:
+            other = seen.find(part.print)
+            if other is None:
+                name = part_name(finding, part)
+                seen.add(part.print, name)
+                chosen.append((index, part.start, part.stop, finding.frames, finding.fps, name, finding.name))
+            else:
+                drops.append(Drop("duplicate", f"frames {part.start} to {part.stop - 1} are those of {other}"))
+        dropped += [{"clip": finding.name, "kind": drop.kind, "why": drop.why} for drop in drops]
+    kinds = Counter(drop["kind"] for drop in dropped)
+    report = {
+        "clips read": len(job.clips),
+        "clips written": len(chosen),
+        "frames written": sum(stop - start for _, start, stop, *_ in chosen),
+        "seconds written": round(sum((stop - start) / fps for _, start, stop, _, fps, *_ in chosen), 3),
+        "dropped": {kind: kinds[kind] for kind in KINDS},
+        "settings": json.loads(job.at("job.json").read_text()),
+        "drops": dropped,
+    }
+    _write_json(job, job.at("report.json"), report)
+    chosen.sort(key=lambda entry: (hashlib.md5(entry[5].encode()).digest(), entry[0]))
+    count = min(job.shards or -(-len(chosen) // CLIPS), len(chosen))
+    for k in range(count):
+        own = chosen[k * len(chosen) // count : (k + 1) * len(chosen) // count]
+        _write_json(job, job.at("planned", f"{k:05d}-of-{count:05d}.json"), own)
+    return report
+
+
+def _findings(job: Job) -> Iterator[Finding]:
+    for path in pieces(job):
+        for found in json.loads(path.read_text()):
+            parts, drops = [Part(**part) for part in found["parts"]], [Drop(**drop) for drop in found["drops"]]
+            yield Finding(**{**found, "parts": parts, "drops": drops})
+
+
+def part_name(finding: Finding, part: Part) -> str:
+    whole = part.stop - part.start == finding.frames
+    return finding.name if whole else f"{finding.name}#{part.start}-{part.stop - 1}"
+
+
+def shards(job: Job) -> list[Path]:
+    """The files of records, in order, as `plan` counts them."""
+    split = job.split or "train"
+    return [
+        job.at("data", f"clips-{split}.array_record-{path.stem}") for path in sorted(job.at("planned").glob("*.json"))
+    ]
+
+
+def write_shard(job: Job, number: int) -> None:
+    """The records of one shard, to its file."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    path, about = shards(job)[number], features(job.clips)
+    serializer = ExampleSerializer(about.get_serialized_info())
+    with _whole(job, path) as part:
+        writer = ArrayRecordWriter(str(part), "group_size:1")
+        for entry in json.loads(sorted(job.at("planned").glob("*.json"))[number].read_text()):
+            example = about.encode_example(_example(job, *entry))
+            writer.write(serializer.get_tf_example(example).SerializeToString(deterministic=True))
+        writer.close()
+
+
+def features(clips: Source) -> Any:
+    """What a record has: `video` (the bytes of a file), `caption`, `name`, and `label` where there are classes."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    video = tfds.features.Tensor(shape=(), dtype=np.object_)
+    label = {"label": tfds.features.ClassLabel(num_classes=clips.num_classes)} if clips.num_classes else {}
+    return tfds.features.FeaturesDict(
+        {"video": video, "caption": tfds.features.Text(), "name": tfds.features.Text(), **label}
+    )
+
+
+def _example(
+    job: Job, index: int, start: int, stop: int, frames: int, fps: float, name: str, clip: str
+) -> dict[str, Any]:
+    item = job.clips[index]
+    if item.name != clip:
+        raise InputError(f"clip {index} of {job.path} was {clip} and is {item.name}: remove {job.folder}, begin again")
+    with item.open() as video:
+        whole = isinstance(video, Video) and stop - start == frames
+        data = video.encoded if whole else _encode(video, start, stop)
+    label = {"label": item.label} if job.clips.num_classes else {}
+    return {"video": data, "caption": item.text, "name": name, **label}
+
+
+def _encode(video: OpenClip, start: int, stop: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "part.mp4")
+        with Mp4Writer(path, video.fps, threads=1) as out:
+            for at in range(start, stop, CHUNK):
+                out.write(video.read(range(at, min(at + CHUNK, stop))))
+        return path.read_bytes()
+
+
+def finish(job: Job, out: Path) -> None:
+    """Metadata beside the shards, then the folder of both gets its name."""
+    import tensorflow_datasets as tfds
+
+    data, files = job.at("data"), shards(job)
+    planned: Sequence[Path] = sorted(job.at("planned").glob("*.json"))
+    split = tfds.core.SplitInfo(
+        name=job.split or "train",
+        shard_lengths=[len(json.loads(path.read_text())) for path in planned],
+        num_bytes=sum(path.stat().st_size for path in files),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(data), features=features(job.clips), split_infos=[split], check_data=False
+    )
+    os.replace(job.at("report.json"), data / "report.json")
+    if out.exists():
+        out.rmdir()
+    data.rename(out)
