@@ -1,10 +1,11 @@
 """The shipped clips' autoencoder with reconstruction alone and against discriminators, for as many steps.
 
-    python tests/benchmarks/autoencoder_objectives.py --out=FOLDER [--steps=120] [--json=FILE]
+    python tests/benchmarks/autoencoder_objectives.py --out=FOLDER [--steps=120] [--weight=0.1] [--json=FILE]
 
 On held-out windows: PSNR, SSIM, and sharpness, the mean gradient magnitude of the reconstruction over the original's
 (1: as sharp). OUT/beside.png shows for four clips a frame of the original and of each reconstruction, enlarged. Both
-runs are of configs/lvdm.py; the adversary acts from half of the steps on.
+runs are of configs/lvdm.py; the adversary acts from half of the steps on. Overrides, such as
+--config.autoencoder.latent_channels=4, which leaves more to blur, are of both.
 """
 
 import argparse
@@ -32,13 +33,14 @@ RUNS = {"reconstruction": "clips", "adversary": "adversary"}
 SHOWN, ENLARGED = 4, 3
 
 
-def trained(workdir: Path, variant: str, steps: int) -> Autoencoder:
+def trained(workdir: Path, variant: str, steps: int, weight: float, overrides: Sequence[str]) -> Autoencoder:
     """The averaged autoencoder after so many steps."""
     command = [sys.executable, "-m", "vidjax.main", f"--config={CONFIG}:{variant}", f"--workdir={workdir}"]
     command += ["--stage=autoencoder", f"--config.stages.autoencoder.train.steps={steps}"]
     if variant == "adversary":
-        command.append(f"--config.stages.autoencoder.loss.start={steps // 2}")
-    subprocess.run(command, check=True)
+        loss = "--config.stages.autoencoder.loss"
+        command += [f"{loss}.start={steps // 2}", f"{loss}.disc_weight={weight}"]
+    subprocess.run([*command, *overrides], check=True)
     section = settings.stage_settings(recipe.read_config(workdir), "autoencoder")
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
     model = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
@@ -55,11 +57,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--weight", type=float, default=0.1)
+    args, overrides = parser.parse_known_args()
     table, columns = {}, []
     for name, variant in RUNS.items():
         workdir = args.out / name
-        model = trained(workdir, variant, args.steps)
+        model = trained(workdir, variant, args.steps, args.weight, overrides)
         heldout = recipe.dataset(workdir).windows("heldout")
         decoded = reconstructed(model, heldout)
         done = json.loads((workdir / "autoencoder" / "done.json").read_text())
@@ -74,7 +77,8 @@ def main() -> None:
     picture.resize((picture.width * ENLARGED, picture.height * ENLARGED), Image.Resampling.NEAREST).save(
         args.out / "beside.png"
     )
-    found = {"steps": args.steps, "machine": platform.processor() or platform.machine(), "runs": table}
+    command = " ".join(["python", "tests/benchmarks/autoencoder_objectives.py", *sys.argv[1:]])
+    found = {"command": command, "machine": platform.processor() or platform.machine(), "runs": table}
     print(json.dumps(found, indent=1))
     if args.json:
         settings.write_json(args.json, found)
