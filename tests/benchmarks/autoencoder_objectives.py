@@ -9,8 +9,8 @@ runs are of configs/lvdm.py; the adversary acts from half of the steps on. Overr
 """
 
 import argparse
+import datetime
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from vidjax import recipe, settings
+from vidjax import recipe, results, settings
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.metrics.reconstruction import psnr
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--machine", default="")
     parser.add_argument("--weight", type=float, default=0.1)
     args, overrides = parser.parse_known_args()
     table, columns = {}, []
@@ -78,7 +79,8 @@ def main() -> None:
         args.out / "beside.png"
     )
     command = " ".join(["python", "tests/benchmarks/autoencoder_objectives.py", *sys.argv[1:]])
-    found = {"command": command, "machine": platform.processor() or platform.machine(), "runs": table}
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    found = {"command": command, "date": date, "machine": args.machine, "versions": results.versions(), "runs": table}
     print(json.dumps(found, indent=1))
     if args.json:
         settings.write_json(args.json, found)
