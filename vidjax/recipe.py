@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidjax import adversary, objectives, settings, sharding
+from vidjax import adversary, cascade, objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import EMBEDDERS
 from vidjax.data.pipeline import DataConfig, Dataset
@@ -20,6 +20,7 @@ from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.encoded import StoredMoments, moments
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig, what_to_ask
+from vidjax.lowres import LowresEmbedder
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
 from vidjax.models.patch_pca import patch_pca
@@ -65,8 +66,8 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
     def add(name: str, path: tuple[str, ...] = ()) -> None:
         if name in path:
             raise InputError(f"config.stages: {' <- '.join((*path, name))} is a circle of sources")
-        source = settings.choose(name, stages, "stage").get("source")
-        if source:
+        stage = settings.choose(name, stages, "stage")
+        for source in filter(None, (stage.get("source"), cascade.below(stage))):
             add(source, (*path, name))
         if name not in ordered:
             ordered.append(name)
@@ -79,6 +80,8 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
 def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | None = None) -> Stage:
     """The parts of stage `name`. Raises InputError for whatever in the config does not fit."""
     section = settings.stage_settings(config, name)
+    if low := cascade.below(section):
+        check_below(section, settings.stage_settings(config, low), name)
     for key in section:
         if key not in OF_A_STAGE:
             raise InputError(f"config.{key} does not exist{settings.near_match(key, OF_A_STAGE)}")
@@ -104,6 +107,14 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         optimizer=optimizer,
         fps=settings.construct(SampleConfig, section.get("sample"), "sample").fps,
     )
+
+
+def check_below(section: Mapping[str, Any], low: Mapping[str, Any], name: str) -> None:
+    """Raises InputError unless the videos that stage `name` makes larger are those that the stage `low` makes."""
+    options = section["conditioning"]["lowres"]
+    embedder = settings.construct(LowresEmbedder, options, "conditioning.lowres", rngs=OneKey())
+    own, below = (settings.construct(DataConfig, each["data"], "data") for each in (section, low))
+    cascade.check(name, embedder, own, below)
 
 
 def tunes(section: Mapping[str, Any]) -> bool:
@@ -196,7 +207,12 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         generator = sampler(state.graphdef)
         generator.params = {**state.ema, **state.frozen}
-        return generator(what_to_ask(generator, dataset)[0][:PREVIEWED])
+        prompts = what_to_ask(generator, dataset)[0][:PREVIEWED]
+        if "lowres" not in generator.embedder_names:
+            return generator(prompts)
+        clips = np.concatenate(dataset.windows("train", per_clip=1, clips=range(len(prompts))))
+        low = np.asarray(to_uint8(cascade.embedder(generator).shrink(to_unit(clips))))
+        return generator(prompts[: len(low)], lowres=low)
 
     latents = common["data"].latents
     frozen = ("codec.", "text.") if "pretrained" in section else ("codec.",)
@@ -296,11 +312,13 @@ def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) ->
             made = StoredMoments(made.shift, made.scale)
     else:
         channels = model.pop("in_channels", 3)
+    if "lowres" in embedders and made is not None:
+        raise InputError("config.conditioning.lowres is a video of pixels: a stage of latents cannot have it")
     unet = settings.construct(
         UNetConfig,
         model,
         "model",
-        in_channels=channels + masked,
+        in_channels=channels + masked + channels * ("lowres" in embedders),
         out_channels=channels,
         tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None),
         vector_dim=sum(e.vector_dim or 0 for e in embedders.values()) or None,
@@ -376,10 +394,22 @@ def dataset(workdir: Path) -> Dataset:
 
 
 def generator(workdir: Path, name: str | None = None) -> Generator:
-    """The model of a run's stage, by default the last one, with its averaged parameters. Raises InputError if it was
-    not trained yet."""
+    """The model of a run's stage, by default the last one, after those whose videos it makes larger; with its averaged
+    parameters. Raises InputError if it was not trained yet."""
     config = uncached(read_config(workdir))
-    name = name or stage_names(config)[-1]
+    return trained(config, name, workdir) if name else chained(config, stage_names(config)[-1], workdir)
+
+
+def chained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
+    """The model of a stage, and below it those of the stages whose videos it makes larger."""
+    made = trained(config, name, workdir)
+    if low := cascade.below(settings.stage_settings(config, name)):
+        made.below = chained(config, low, workdir)
+    return made
+
+
+def trained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
+    """The model of one stage alone."""
     stage = build(config, name, workdir)
     section = settings.stage_settings(config, name)
     if stage.pretrained is not None:
