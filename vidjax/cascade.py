@@ -13,6 +13,8 @@ from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
 from vidjax.lowres import LowresEmbedder
 
+APART = 2**20  # what sets the keys of this noise apart from those of the steps of a sampler
+
 
 def below(section: Mapping[str, Any]) -> str | None:
     """The stage whose videos a stage with these settings makes larger."""
@@ -87,11 +89,16 @@ def condition(
     generator: Any, video: UInt8[np.ndarray, "b s i j c"], shape: tuple[int, ...], keys: Array, level: float
 ) -> dict[str, Any]:
     """The batch entry for samples of `shape` [t, h, w, c] that make `video` larger, with the noise of that quantile of
-    the training times; `keys` are one a video. Raises InputError if the video has another size."""
+    the training times; `keys` are one a video. Raises InputError for a video of another size, or a level that the stage
+    was not trained with."""
     made = embedder(generator)
+    if not 0 <= level <= made.max_level:
+        raise InputError(
+            f"sample.lowres_level={level} is not between 0 and {made.max_level}, up to where the stage was trained"
+        )
     low = (*made.low_size((shape[0], shape[1], shape[2])), shape[3])
     if video.shape != (len(keys), *low):
         raise InputError(f"the video to be made larger is {video.shape}, it should be {(len(keys), *low)}")
-    eps = jax.vmap(lambda key: jax.random.normal(key, low))(keys)
+    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, APART), low))(keys)
     t = generator.schedule.sample_t(jnp.full(len(keys), level, jnp.float32))
     return {made.key: made.noised(generator.schedule, jnp.asarray(to_unit(video)), t, eps)}
