@@ -183,8 +183,8 @@ def test_what_cannot_be_made_larger():
         above([""])
     with pytest.raises(InputError, match=r"is \(1, 4, 8, 8, 3\), it should be \(1, 2, 8, 8, 3\)"):
         above([""], lowres=some(1, 4, 8, 8))
-    with pytest.raises(InputError, match=r"lowres_level=2 is not between 0 and 1\.0"):
-        above([""], lowres=some(1, 2, 8, 8), lowres_level=2)
+    with pytest.raises(InputError, match=r"lowres_level=2\.0 is not between 0 and 1\.0"):
+        above([""], lowres=some(1, 2, 8, 8), lowres_level=2.0)
     with pytest.raises(InputError, match="5 frames of 8x8 do not divide by time_factor=2"):
         above([""], frames=5, lowres=some(1, 2, 8, 8))
     with pytest.raises(InputError, match="conditioned on lowres, which was not given"):
