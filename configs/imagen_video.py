@@ -1,6 +1,6 @@
 """Imagen Video (Ho et al. 2022): a small video from text, then more frames, then more pixels; each stage on its own.
 
-python -m vidjax.main --config=configs/imagen_video.py:clips    the shipped clips, 4 x 16x16 to 8 x 64x64: CPU, minutes
+python -m vidjax.main --config=configs/imagen_video.py:clips    the shipped clips, 4 x 16x16 to 8 x 64x64, for CPUs
 python -m vidjax.main --config=configs/imagen_video.py --config.data.path=webvid.csv          the first three of theirs
 python -m vidjax.main --config=configs/imagen_video.py --stage=spatial ...                    one stage alone
 
@@ -67,7 +67,7 @@ def paper() -> dict:
 
 
 def clips() -> dict:
-    """Eight clips by heart; what it shows is that three models make one video."""
+    """Shows that three models make one video. Trained as short as this, those that enlarge leave much noise in it."""
     attend = (("attn1", "frame"), ("attn2", "tokens"), ("attn_temp", "time"), ("ff", "ff"))
     train = dict(batch_size=8, ema=0.99, log_every=20, save_every=200)
     return dict(
