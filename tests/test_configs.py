@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 from ml_collections import ConfigDict
+from tiny_folder import STABLE_DIFFUSION_1, write_configs
 
 from vidjax import recipe, settings
 from vidjax.errors import InputError
@@ -17,10 +18,13 @@ from vidjax.train_state import abstract_parameters
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = dict(lvdm="clips", ddpm="fashion", vdm="clips", dreambooth="full", tune_a_video="default")
-DEFAULTS |= dict(align_latents="default", motion_director="default")
+DEFAULTS |= dict(align_latents="default", motion_director="default", lvdm_text="paper", imagen_video="paper")
 RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
+RECIPES += ["lvdm_text:paper", "lvdm_text:clips", "imagen_video:paper", "imagen_video:clips"]
 RECIPES += ["lvdm:adversary", "lvdm:sky_prediction", "lvdm:sky_interpolation", "lvdm:long", "vdm:clips", "vdm:ucf101"]
 RECIPES += ["lvdm:faceforensics", "lvdm:mead", "lvdm:webvid"]
+
+RELEASED = {"lvdm:sky": 548_904_580, "lvdm_text:paper": 958_924_964}  # parameters of the released U-Nets
 
 
 def config(name: str, folder: Path = ROOT / "configs") -> dict:
@@ -33,16 +37,18 @@ def config(name: str, folder: Path = ROOT / "configs") -> dict:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, tmp_path):
+def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, tmp_path, tmp_path_factory):
     made = config(name)
+    if "pretrained" in made:
+        made["pretrained"] = str(write_configs(tmp_path_factory.mktemp("sd") / "1", STABLE_DIFFUSION_1))
     for stage_name in recipe.stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path)
         loss, state = abstract_loss(stage)
         assert jax.eval_shape(loss, state, recipe.example_batch(made, stage)).shape == ()
         trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
         assert trained
-        if name == "lvdm:sky" and stage_name == "diffusion":  # the released model's count
-            assert sum(math.prod(v.shape) for v in trained) == 548_904_580
+        if name in RELEASED and stage_name == "diffusion":
+            assert sum(math.prod(v.shape) for v in trained) == RELEASED[name]
     assert not list(tmp_path.iterdir())  # building writes nothing
 
 
@@ -63,6 +69,7 @@ SMALL = {
     ),
     "ddpm:fashion": dict(data=dict(source="shapes", path="", size=8), model=dict(in_channels=3, channels=(16,))),
     "ddpm:cifar10": dict(data=dict(source="shapes", path="", size=8), model=dict(channels=(32,))),
+    "lvdm_text:clips": dict(data=dict(size=16), autoencoder=dict(channels=(32,)), model=dict(channels=(32,))),
     "vdm:clips": dict(data=dict(size=8), model=dict(channels=(32,))),
     "vdm:ucf101": dict(data=dict(source="shapes", path="", frames=4, size=8, images=2), model=dict(channels=(32,))),
 }

@@ -58,6 +58,26 @@ CONFIGS = {
         prediction_type="epsilon",
     ),
 }
+# What stands around the U-Net at the size of the real one, but for the words.
+STABLE_DIFFUSION_1 = {
+    **CONFIGS,
+    "vae": dict(
+        _class_name="AutoencoderKL",
+        block_out_channels=[128, 256, 512, 512],
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    ),
+    "text_encoder": dict(
+        CONFIGS["text_encoder"],
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+    ),
+}
 # A U-Net of ModelScope's kind, with layers over time of its own.
 VIDEO = dict(
     CONFIGS["unet"],

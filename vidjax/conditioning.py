@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the noisy video: labels, text, known frames."""
+"""What a denoiser is told besides the noisy video: labels, text, known frames, a smaller video."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vidjax.errors import InputError
+from vidjax.lowres import LowresEmbedder
 from vidjax.models.clip import ClipText, ClipTextConfig
 from vidjax.models.text_encoder import ByteTextEncoder
 from vidjax.settings import choose
@@ -17,12 +19,14 @@ from vidjax.settings import choose
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """Each part may be absent. `mask` is 1 where a frame of the noisy input is known: clean or nearly so."""
+    """Each part may be absent. `mask` is 1 where a frame of the noisy input is known: clean or nearly so; `concat` are
+    further channels beside those of the noisy input."""
 
     vector: Float[Array, "b v"] | None = None
     tokens: Float[Array, "b m d"] | None = None
     token_mask: Bool[Array, "b m"] | None = None
     mask: Float[Array, "b t"] | None = None
+    concat: Float[Array, "b t h w e"] | None = None
 
 
 class TextEmbedder(nnx.Module):
@@ -79,15 +83,15 @@ class LabelEmbedder(nnx.Module):
         return {"vector": self.table(jnp.where(label < 0, self.classes, label))}
 
 
-EMBEDDERS = {"text": TextEmbedder, "label": LabelEmbedder}
+EMBEDDERS = {"text": TextEmbedder, "label": LabelEmbedder, "lowres": LowresEmbedder}
 
 
-def nulls(embedders: Mapping[str, Any], batch: Mapping[str, Array]) -> dict[str, Array]:
+def nulls(embedders: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch with every condition at its null value: what guidance steers away from."""
     return {**batch, **{e.key: e.null(batch[e.key]) for e in embedders.values()}}
 
 
-def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Array], keys: Key[Array, "b"]) -> dict[str, Array]:
+def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Any], keys: Key[Array, "b"]) -> dict[str, Any]:
     """The batch with each condition at its null value for a random share of the examples (Ho & Salimans 2022)."""
     out = dict(batch)
     for i, e in enumerate(embedders.values()):
@@ -100,14 +104,17 @@ def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Array], keys: Key[
 
 
 def embed(
-    embedders: Mapping[str, Any], batch: Mapping[str, Array], mask: Float[Array, "b t"] | None = None
+    embedders: Mapping[str, Any], batch: Mapping[str, Any], mask: Float[Array, "b t"] | None = None
 ) -> Conditioning:
-    """Vectors of all embedders side by side, tokens one after the other."""
+    """Vectors and channels of all embedders side by side, tokens one after the other. Raises InputError if the batch
+    lacks what one of them reads."""
+    if missing := {e.key for e in embedders.values()} - batch.keys():
+        raise InputError(f"the model is conditioned on {', '.join(sorted(missing))}, which was not given")
     parts = [e(batch[e.key]) for e in embedders.values()]
     join = lambda name, axis: (
         jnp.concatenate([p[name] for p in parts if name in p], axis) if any(name in p for p in parts) else None
     )
-    return Conditioning(join("vector", -1), join("tokens", 1), join("token_mask", 1), mask)
+    return Conditioning(join("vector", -1), join("tokens", 1), join("token_mask", 1), mask, join("concat", -1))
 
 
 def _between(key: Key[Array, ""], frames: int, low: int, high: int) -> Array:

@@ -61,7 +61,7 @@ def diffusers(workdir: Path, out: Path) -> None:
 
     config = recipe.read_config(workdir)
     source = config.get("pretrained")
-    if not source:
+    if not source or not recipe.tuned(workdir):
         raise InputError(
             f"--format=diffusers: {workdir} was not tuned from a folder of diffusers, which has no such model; "
             "take --format=orbax"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from vidjax import cascade
 from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
@@ -65,6 +66,7 @@ class SampleConfig:
     known: int = 1  # latent frames that each part of a long video knows of the one before
     known_level: float = 0.0  # quantile of the training times at whose noise the network sees known frames
     frame_guidance: float = 1.0  # away from what it says when it sees none
+    lowres_level: float = 0.3  # quantile of the training times at whose noise a cascade's stage sees the one before
     reconstruction: float = 2.0  # for models without frame masks: how strongly known frames pull at the others
 
     @property
@@ -114,6 +116,7 @@ class Generator:
         self.graphdef, self.params = graphdef, params
         self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
+        self.below: Generator | None = None  # whose videos this one makes larger, see vidjax.cascade
         self._progress: Callable[[int], None] = lambda done: None
         self._jitted = jax.jit(self._sample, static_argnames=STATIC)
         self._inverted = jax.jit(self._invert, static_argnames="chunk")
@@ -159,6 +162,7 @@ class Generator:
         known: tuple[Array | np.ndarray, Array | np.ndarray] | None = None,
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
+        lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
         subjects: Sequence[Subject] = (),
         progress: Callable[[int], None] | None = None,
         **options: Any,
@@ -170,8 +174,9 @@ class Generator:
         stay bit for bit. known: latents [b, t, h, w, c] and a mask [t] of frames that stay bit for bit, and with which
         the others go: a model trained with frame masks sees them under the noise of `known_level`, another is guided by
         `reconstruction`. begin: latents that get the noise of the first of the last `strength` share of the steps, all
-        that is then done (Meng et al. 2022, SDEdit). nulls: null captions a step, from `null_text`. subjects: each acts
-        in its mask, the prompt outside of all; where masks meet, the mean of them. Raises InputError.
+        that is then done (Meng et al. 2022, SDEdit). nulls: null captions a step, from `null_text`. lowres: the videos
+        that a stage of a cascade makes larger, by default those of the stage `below`, with the same options. subjects:
+        each acts in its mask, the prompt outside of all; where masks meet, the mean of them. Raises InputError.
         """
         how = self._how(options)
         shape = self.latent_shape(frames, size)
@@ -187,11 +192,17 @@ class Generator:
         table = None if nulls is None else (jnp.asarray(nulls), times)
         steps = how.num_steps if begin is None else max(round(how.strength * how.num_steps), 1)
         times = np.pad(times[-1 - steps :], (0, CAPACITY - steps), "edge")
-        self._progress = progress or (lambda done: None)
+        batch = self.conditions(prompts)
+        if "lowres" in self.embedder_names:
+            if lowres is None:
+                lowres = cascade.from_below(self, prompts, shape, seed=seed, progress=progress, **options)
+            batch |= cascade.condition(self, lowres, shape, keys, how.lowres_level)
+        before = cascade.steps(self.below, options)
+        self._progress = (lambda done: progress(before + done)) if progress else (lambda done: None)
         others = [self._subject(subject, len(prompts), shape) for subject in subjects]
         return self._jitted(
             self.params,
-            self.conditions(prompts),
+            batch,
             self.tokens([how.negative_prompt] * len(prompts)),
             jnp.asarray(noise, jnp.float32),
             keys[0],
@@ -233,8 +244,12 @@ class Generator:
         return how
 
     def _start(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
-        """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list)."""
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
+        """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list), and in a
+        cascade, whose stages must not start from the same numbers, of the size."""
+        key = jax.random.key(seed)
+        if "lowres" in self.embedder_names:
+            key = jax.random.fold_in(key, int(np.prod(shape)))
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
         return keys, jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
     def in_motion(

@@ -44,12 +44,13 @@ def diffusion(
     Independent stills in `batch["images"]` follow the clip (Ho et al. 2022, section 3.1), and so do `own_images` random
     frames of the clip itself, out of order and each alone (Dreamix, Molad et al. 2023). All frames count alike, unless
     the stills have `image_share` of the loss (Dreamix: 1 - alpha); where that is 1, the network does not see the clip
-    at all (MotionDirector's spatial loss).
+    at all (MotionDirector's spatial loss). A model that makes a smaller video larger is given one made of the clip, see
+    `lowres`.
 
     `debiased` is the weight of MotionDirector's second loss (theirs: 1), with `anchor` as its beta: see `debias`.
     Raises InputError if a clip has fewer frames than `own_images`.
     """
-    times, posterior, noise, drop, masks, levels, stills, anchors = draws.split(8)
+    times, posterior, noise, drop, masks, levels, stills, anchors, smaller = draws.split(9)
     clip = batch["video"]
     images = batch["images"].shape[1] if "images" in batch else 0
     video = jnp.concatenate([clip, batch["images"]], 1) if images else clip
@@ -65,6 +66,8 @@ def diffusion(
         if debiased:
             raise InputError(f"debiased={debiased} is a loss of clips, which image_share=1 leaves out; set either to 0")
         x0 = x0[:, -images:]
+    if lowres := model.embedders.get("lowres"):
+        batch = {**batch, lowres.key: lowres.draw(schedule, x0, images, smaller)}
     t = jnp.broadcast_to(schedule.sample_t(times.uniforms)[:, None], x0.shape[:2])
     mask = None
     if frame_masks is not None:

@@ -12,19 +12,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from vidjax.conditioning import ClipEmbedder
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig
-from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.layers import Over
 from vidjax.models.lora import Tensors
 from vidjax.models.unet import UNetConfig
 from vidjax.settings import write_json
+from vidjax.surroundings import surroundings
 from vidjax.train_state import parameters
 from vidjax.video_model import Codec, VideoModel
 from vidjax.weights import clip, convert, diffusers, lora
-from vidjax.weights.configs import autoencoder_config, clip_text_config, schedule, unet_config
+from vidjax.weights.configs import schedule, unet_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
 
@@ -67,26 +66,22 @@ def load(
         more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
         unet = dataclasses.replace(unet, **more)
         fresh = fresh or "temp"
-    autoencoder, scaling = autoencoder_config(folder.config("vae"))
-    text = clip_text_config(folder.config("text_encoder"))
-    if text.dim != unet.tokens_dim:
+    around = surroundings(path)
+    if around.text.dim != unet.tokens_dim:
         raise InputError(
-            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {text.dim}"
+            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {around.text.dim}"
         )
-    tokenize = folder.tokenizer(text.length)
     noise, prediction = schedule(folder.config("scheduler"))
 
     def make() -> VideoModel:
         rngs = nnx.Rngs(0)
-        codec = Codec(Autoencoder(autoencoder, rngs=rngs), **scaling)
-        return VideoModel(
-            unet, {"text": ClipEmbedder(text, tokenize("").tolist(), rngs=rngs)}, codec, remat=remat, rngs=rngs
-        )
+        codec = around.codec(rngs)
+        return VideoModel(unet, {"text": around.embedder(rngs=rngs)}, codec, remat=remat, rngs=rngs)
 
     model = nnx.eval_shape(make)
     if weights:
         fill(model, make, folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
-    return Pretrained(model, noise, prediction, tokenize, pixels(folder, model.codec))
+    return Pretrained(model, noise, prediction, around.tokenize, pixels(folder, model.codec))
 
 
 def fill(

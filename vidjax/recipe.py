@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidjax import adversary, objectives, settings, sharding
+from vidjax import adversary, cascade, objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import EMBEDDERS
 from vidjax.data.pipeline import DataConfig, Dataset
@@ -20,6 +20,7 @@ from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.encoded import StoredMoments, moments
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig, what_to_ask
+from vidjax.lowres import LowresEmbedder
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
 from vidjax.models.patch_pca import patch_pca
@@ -28,6 +29,7 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
 from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.surroundings import AUTOENCODER, surroundings
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.tuning import tuned_generator, tuning
 from vidjax.validation import by_noise_level
@@ -64,8 +66,8 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
     def add(name: str, path: tuple[str, ...] = ()) -> None:
         if name in path:
             raise InputError(f"config.stages: {' <- '.join((*path, name))} is a circle of sources")
-        source = settings.choose(name, stages, "stage").get("source")
-        if source:
+        stage = settings.choose(name, stages, "stage")
+        for source in filter(None, (stage.get("source"), cascade.below(stage))):
             add(source, (*path, name))
         if name not in ordered:
             ordered.append(name)
@@ -78,6 +80,8 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
 def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | None = None) -> Stage:
     """The parts of stage `name`. Raises InputError for whatever in the config does not fit."""
     section = settings.stage_settings(config, name)
+    if low := cascade.below(section):
+        check_below(section, settings.stage_settings(config, low), name)
     for key in section:
         if key not in OF_A_STAGE:
             raise InputError(f"config.{key} does not exist{settings.near_match(key, OF_A_STAGE)}")
@@ -87,7 +91,9 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
     kind = section.get("objective", name)
     make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
-    if "pretrained" in section:
+    if section.get("pretrained") == "":
+        raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
+    if tunes(section):
         make = partial(tuning, source=source_of(section, config, workdir))
     return make(
         section,
@@ -101,6 +107,20 @@ def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | 
         optimizer=optimizer,
         fps=settings.construct(SampleConfig, section.get("sample"), "sample").fps,
     )
+
+
+def check_below(section: Mapping[str, Any], low: Mapping[str, Any], name: str) -> None:
+    """Raises InputError unless the videos that stage `name` makes larger are those that the stage `low` makes."""
+    options = section["conditioning"]["lowres"]
+    embedder = settings.construct(LowresEmbedder, options, "conditioning.lowres", rngs=OneKey())
+    own, below = (settings.construct(DataConfig, each["data"], "data") for each in (section, low))
+    cascade.check(name, embedder, own, below)
+
+
+def tunes(section: Mapping[str, Any]) -> bool:
+    """Whether a stage tunes the model in the folder `config.pretrained`, by the strategy in `finetune`. Without one it
+    takes the folder's autoencoder and text encoder, frozen, and trains a U-Net of its own."""
+    return "pretrained" in section and "finetune" in section
 
 
 def source_of(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> Stage | None:
@@ -187,36 +207,49 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         generator = sampler(state.graphdef)
         generator.params = {**state.ema, **state.frozen}
-        return generator(what_to_ask(generator, dataset)[0][:PREVIEWED])
+        prompts = what_to_ask(generator, dataset)[0][:PREVIEWED]
+        if "lowres" not in generator.embedder_names:
+            return generator(prompts)
+        clips = np.concatenate(dataset.windows("train", per_clip=1, clips=range(len(prompts))))
+        low = np.asarray(to_uint8(cascade.embedder(generator).shrink(to_unit(clips))))
+        return generator(prompts[: len(low)], lowres=low)
 
     latents = common["data"].latents
     objective = settings.bind(
         objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
     )
+    frozen = ("codec.", "text.") if "pretrained" in section else ("codec.",)
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
         objective=objective,
         validate=by_noise_level(objective, schedule),
         tokenize=tokenizer(section),
-        trainable=lambda path: not path.startswith("codec."),
-        loaded=lambda state, dataset: codec_parameters(section, workdir, state.frozen),
+        trainable=lambda path: not path.startswith(frozen),
+        loaded=lambda state, dataset: frozen_parameters(section, workdir, state.frozen),
         preview=None if latents else preview,
-        encoder=partial(trained_codec, section, workdir) if section.get("source") else None,
+        encoder=partial(trained_codec, section, workdir) if in_latents(section) else None,
         **common,
     )
 
 
+def in_latents(section: Mapping[str, Any]) -> bool:
+    """Whether a stage diffuses latents, of an autoencoder that an earlier stage has trained or of a folder's."""
+    return bool(section.get("source") or section.get("pretrained"))
+
+
 def trained_codec(section: Mapping[str, Any], workdir: Path) -> Codec:
-    """The autoencoder stage's result. Raises InputError if it was not trained yet."""
+    """The autoencoder of a diffusion stage. Raises InputError if it was not trained yet."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: codec(section, workdir, OneKey())))
     prefix = "codec."
     wanted = {prefix + path: value for path, value in abstract_parameters(state).items()}
-    loaded = codec_parameters(section, workdir, wanted)
+    loaded = frozen_parameters(section, workdir, wanted)
     return merge(graphdef, {path.removeprefix(prefix): value for path, value in loaded.items()})
 
 
 def codec(section: Mapping[str, Any], workdir: Path, rngs: nnx.Rngs) -> Codec:
     """The autoencoder of a diffusion stage, at random, with the statistics of its latents if they are known."""
+    if "pretrained" in section:
+        return surroundings(section["pretrained"]).codec(rngs)
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
     statistics = workdir / section["source"] / "latents.json"
     return Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
@@ -248,50 +281,63 @@ def process(section: Mapping[str, Any]) -> tuple[Schedule, str]:
 
 
 def tokenizer(section: Mapping[str, Any]) -> Callable[[str], np.ndarray] | None:
-    """Captions to byte ids, if the model reads text."""
+    """Captions to ids, the folder's or bytes, if the model reads text."""
+    if "pretrained" in section:
+        return surroundings(section["pretrained"]).tokenize
     text = section.get("conditioning", {}).get("text")
     return partial(byte_ids, length=text.get("length", 64)) if text else None
 
 
 def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) -> VideoModel:
     """The network of a diffusion stage at its random start; widths that follow from other parts are filled in."""
-    conditioning = dict(section.get("conditioning", {}))
+    kinds: dict[str, Any] = dict(EMBEDDERS)
+    if "pretrained" in section:
+        kinds["text"] = surroundings(section["pretrained"]).embedder
     masked = section.get("loss", {}).get("frame_masks") is not None
     embedders = {
         name: settings.construct(
-            settings.choose(name, EMBEDDERS, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs
+            settings.choose(name, kinds, "config.conditioning"), options, f"conditioning.{name}", rngs=rngs
         )
-        for name, options in conditioning.items()
+        for name, options in section.get("conditioning", {}).items()
     }
     model = dict(section["model"])
     made = None
-    if section.get("source"):
+    if in_latents(section):
         made = codec(section, workdir, rngs)
         channels = made.autoencoder.latent_channels
+        if section["data"].get("images") and not made.per_frame("encoder"):
+            raise InputError(
+                f"config.data.images={section['data']['images']}: stills want an autoencoder that takes each frame by "
+                "itself, this one looks over time; set it to 0"
+            )
         if section["data"].get("latents"):
             made = StoredMoments(made.shift, made.scale)
     else:
         channels = model.pop("in_channels", 3)
+    if "lowres" in embedders and made is not None:
+        raise InputError("config.conditioning.lowres is a video of pixels: a stage of latents cannot have it")
     unet = settings.construct(
         UNetConfig,
         model,
         "model",
-        in_channels=channels + masked,
+        in_channels=channels + masked + channels * ("lowres" in embedders),
         out_channels=channels,
         tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None),
-        vector_dim=sum(e.vector_dim for e in embedders.values()) or None,
+        vector_dim=sum(e.vector_dim or 0 for e in embedders.values()) or None,
     )
     return VideoModel(unet, embedders, made, masked=masked, remat=section["train"].get("remat", "none"), rngs=rngs)
 
 
-def codec_parameters(section: Mapping[str, Any], workdir: Path, params: Params) -> Params:
-    """The averaged parameters of the autoencoder stage, under the paths that they have in `params`."""
-    prefix = "codec.autoencoder."
-    wanted = {path.removeprefix(prefix): value for path, value in params.items() if path.startswith(prefix)}
+def frozen_parameters(section: Mapping[str, Any], workdir: Path, params: Params) -> Params:
+    """What a diffusion stage does not train, under the paths in `params`: the folder's autoencoder and text encoder, or
+    the averaged parameters of the autoencoder stage."""
+    if "pretrained" in section:
+        return surroundings(section["pretrained"]).parameters(params)
+    wanted = {path.removeprefix(AUTOENCODER): value for path, value in params.items() if path.startswith(AUTOENCODER)}
     if not wanted:
         return {}
     with Checkpoints(workdir / section["source"] / "checkpoints") as checkpoints:
-        return {prefix + path: value for path, value in checkpoints.restore_ema(wanted).items()}
+        return {AUTOENCODER + path: value for path, value in checkpoints.restore_ema(wanted).items()}
 
 
 def check(stage: Stage) -> None:
@@ -337,6 +383,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return read_json(workdir / "config.json")
 
 
+def tuned(workdir: Path) -> bool:
+    """Whether a run's last stage tunes a folder's model."""
+    config = read_config(workdir)
+    return tunes(settings.stage_settings(config, stage_names(config)[-1]))
+
+
 def dataset(workdir: Path) -> Dataset:
     """The data of a run's last stage."""
     config = uncached(read_config(workdir))
@@ -344,10 +396,22 @@ def dataset(workdir: Path) -> Dataset:
 
 
 def generator(workdir: Path, name: str | None = None) -> Generator:
-    """The model of a run's stage, by default the last one, with its averaged parameters. Raises InputError if it was
-    not trained yet."""
+    """The model of a run's stage, by default the last one, after those whose videos it makes larger; with its averaged
+    parameters. Raises InputError if it was not trained yet."""
     config = uncached(read_config(workdir))
-    name = name or stage_names(config)[-1]
+    return trained(config, name, workdir) if name else chained(config, stage_names(config)[-1], workdir)
+
+
+def chained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
+    """The model of a stage, and below it those of the stages whose videos it makes larger."""
+    made = trained(config, name, workdir)
+    if low := cascade.below(settings.stage_settings(config, name)):
+        made.below = chained(config, low, workdir)
+    return made
+
+
+def trained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
+    """The model of one stage alone."""
     stage = build(config, name, workdir)
     section = settings.stage_settings(config, name)
     if stage.pretrained is not None:
@@ -356,7 +420,7 @@ def generator(workdir: Path, name: str | None = None) -> Generator:
     params, frozen = split(abstract_parameters(model), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
         params = checkpoints.restore_ema({path: value for path, value in params.items() if stage.averaged(path)})
-    params = {**params, **codec_parameters(section, workdir, frozen)}
+    params = {**params, **frozen_parameters(section, workdir, frozen)}
     return _generator(section, stage.data, nnx.graphdef(model), params)
 
 
@@ -370,6 +434,6 @@ def _generator(section: Mapping[str, Any], data: DataConfig, graphdef: nnx.Graph
         prediction,
         tokenizer(section),
         (-(-data.frames // every), *data.hw),
-        3 if section.get("source") else section["model"].get("in_channels", 3),
+        3 if in_latents(section) else section["model"].get("in_channels", 3),
         settings.construct(SampleConfig, section.get("sample"), "sample"),
     )

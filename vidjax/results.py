@@ -34,7 +34,7 @@ def show(workdir: Path) -> dict[str, Any]:
     generator = recipe.generator(workdir)
     dataset = recipe.dataset(workdir)
     began = time.perf_counter()
-    if recipe.read_config(workdir).get("pretrained"):
+    if recipe.tuned(workdir):
         clips, texts = first_windows(dataset)
         summary |= editing.show(workdir, generator, clips, texts)
     else:

@@ -3,7 +3,6 @@
 `python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
 """
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +59,7 @@ KNOWN = flags.DEFINE_integer(
 )
 LEVELS = flags.DEFINE_integer("levels", 0, "Long videos: so many times fill what lies between two.", lower_bound=0)
 BETWEEN = flags.DEFINE_string("between", None, "The run that fills them, on the same latents; default: --workdir.")
+ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Cascades: also write what each stage below made, OUT/TxHxW.")
 OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets; default: WORKDIR/more, or more.")
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from vidjax import results
+    from vidjax import cascade, results
     from vidjax.adapters import adapted
     from vidjax.subjects import read_subject
     from vidjax.watermark import embed
@@ -93,11 +93,30 @@ def main() -> None:
     }
     options = {name: value for name, value in options.items() if value is not None}
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
+    if ALL_STAGES.value and generator.below is None:
+        raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
     if is_long(generator):
         return write_long(generator, prompts, size, options)
     subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
     began = time.perf_counter()
-    steps = dataclasses.replace(generator.defaults, **options).num_steps
+    steps = cascade.steps(generator, options)
+    names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
+    out = Path(OUT.value or Path(WORKDIR.value or "") / "more")
+
+    def write(videos: np.ndarray, fps: float, out: Path) -> None:
+        marked = np.stack([embed(video) for video in videos]) if WATERMARK.value else videos
+        for entry in results.write_samples(out.parent, names, marked[:, None], fps, out.name):
+            print(out.parent / entry.get("mp4", entry["png"]))
+
+    lowres = None
+    if ALL_STAGES.value:
+        lower = dict(
+            seed=SEED.value, **cascade.low_size(generator, (FRAMES.value or generator.size[0], *size)), **options
+        )
+        for stage, lowres in zip(
+            cascade.chain(generator.below), cascade.videos(generator.below, prompts, **lower), strict=True
+        ):
+            write(lowres, stage.defaults.fps, out / "x".join(map(str, lowres.shape[1:4])))
     with tqdm(total=steps, desc="sampling", unit="step", disable=None) as bar:
         if MOTION.value:
             frames = FRAMES.value or generator.size[0]
@@ -109,6 +128,7 @@ def main() -> None:
                 size=size,
                 seed=SEED.value,
                 noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
+                lowres=lowres,
                 subjects=subjects,
                 progress=lambda n: bar.update(int(n) - bar.n),
                 **options,
@@ -120,14 +140,8 @@ def main() -> None:
         with path.open("wb") as file:
             np.save(file, np.asarray(latents))
         print(path)
-    videos = generator.decode(latents)
-    if WATERMARK.value:
-        videos = np.stack([embed(video) for video in videos])
-    out = Path(OUT.value or Path(WORKDIR.value or "") / "more")
-    names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    for entry in results.write_samples(out.parent, names, videos[:, None], generator.defaults.fps, out.name):
-        print(out.parent / entry.get("mp4", entry["png"]))
-    print(f"{len(videos)} in {time.perf_counter() - began:.1f} s")
+    write(generator.decode(latents), generator.defaults.fps, out)
+    print(f"{len(prompts)} in {time.perf_counter() - began:.1f} s")
 
 
 def is_long(generator: "Generator") -> bool:

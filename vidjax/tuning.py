@@ -86,8 +86,6 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     Raises InputError for what in the folder or the config does not fit.
     """
     folder, seed = section["pretrained"], common["seed"]
-    if not folder:
-        raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
     options = dict(section.get("finetune", {}))
     options.pop("source_weight", None)  # for samples alone
     given = options.pop("prior", None)

@@ -1,0 +1,140 @@
+"""LVDM's text model: frozen parts of a folder around a U-Net of its own, and stills that see nobody else."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_configs import ROOT, config
+from test_main import program
+from tiny_folder import write_folder
+
+from vidjax import pretrained, recipe
+from vidjax.checkpoint import Checkpoints, read_json
+from vidjax.conditioning import Conditioning, dropped
+from vidjax.data.video_io import Video
+from vidjax.errors import InputError
+from vidjax.train_state import parameters
+
+SMALL = dict(
+    data=dict(path="", frames=4, size=16, images=2, stride=1, workers=0),
+    model=dict(channels=(32,), attention_levels=(True,), heads=2, blocks_per_level=0),
+    sample=dict(num_steps=2),
+)
+TRAIN = dict(steps=2, batch_size=2, dtype="float32", remat="none", log_every=1, sample_every=9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("sd") / "folder")
+
+
+def small(folder) -> dict:
+    made: dict[str, Any] = config("lvdm_text:paper") | dict(pretrained=str(folder))
+    for section, values in SMALL.items():
+        made[section] = {**made[section], **values}
+    stage = made["stages"]["diffusion"]
+    stage["train"] = {**stage["train"], **TRAIN}
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """The recipe as a user trains it, at toy size."""
+    workdir = tmp_path_factory.mktemp("run")
+    flags = {f"{section}.{key}": value for section, values in SMALL.items() for key, value in values.items()}
+    flags |= {f"stages.diffusion.train.{k}": v for k, v in TRAIN.items()} | dict(pretrained=folder)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache")}
+    given = [f"--config.{key}={value}" for key, value in flags.items()]
+    done = program("main", f"--config={ROOT}/configs/lvdm_text.py", f"--workdir={workdir}", *given, env=env)
+    assert done.returncode == 0, done.stderr
+    return workdir, env
+
+
+def test_what_comes_from_the_folder_stays_as_it_is_and_what_trains_is_the_unet(run, folder):
+    workdir, _ = run
+    ours, theirs = recipe.generator(workdir).params, parameters(pretrained.load(folder).model)
+    frozen = [path for path in theirs if not path.startswith("unet.")]
+    assert frozen and {path.split(".")[0] for path in ours} == {"unet", "codec", "text"}
+    for path in frozen:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+    with Checkpoints(workdir / "diffusion" / "checkpoints") as checkpoints:
+        saved = checkpoints.latest()
+    meta = read_json(workdir / "diffusion" / "checkpoints" / str(saved) / "meta" / "metadata")
+    assert all(path.startswith("unet.") for paths in meta.values() for path in paths)
+
+
+def test_captions_are_read_and_clips_encoded_as_the_folder_does(run, folder):
+    ours, theirs = recipe.generator(run[0]), pretrained.generator(folder)
+    np.testing.assert_array_equal(ours.tokens(["the fox"])["tokens"], theirs.tokens(["the fox"])["tokens"])
+    said = [g.model.text(g.tokens(["the fox"])["tokens"])["tokens"] for g in (ours, theirs)]
+    np.testing.assert_array_equal(*said)
+    video = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(ours.encode(video), theirs.encode(video))
+
+
+def test_sample_writes_a_video_of_a_prompt(run, tmp_path):
+    workdir, env = run
+    done = program("sample", f"--workdir={workdir}", "--prompt=the fox", f"--out={tmp_path}", env=env)
+    assert done.returncode == 0, done.stderr
+    with Video(tmp_path / "00-the-fox.mp4") as video:
+        assert video.frames == 4
+    export = ("export", f"--workdir={workdir}", "--format=diffusers", f"--out={tmp_path / 'folder'}")
+    refused = program(*export, env=env)
+    assert refused.returncode == 1 and "take --format=orbax" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_captions_drop_to_the_folders_empty_one(run):
+    generator = recipe.generator(run[0])
+    model, tokenize = generator.model, generator.tokenize
+    assert tokenize is not None
+    ids = jnp.tile(jnp.asarray(tokenize("the fox")), (1000, 1))
+    lost = dropped(model.embedders, {"tokens": ids}, jax.random.split(jax.random.key(0), 1000))["tokens"]
+    empty = (np.asarray(lost) == tokenize("")).all(1)
+    assert (empty | (lost == ids).all(1)).all()
+    assert abs(empty.mean() - 0.1) < 4 * (0.1 * 0.9 / 1000) ** 0.5
+
+
+def test_stills_beside_a_clip_do_not_see_it(run):
+    """From pixels to prediction: another clip changes nothing in what is said of the stills."""
+    generator = recipe.generator(run[0])
+    random = np.random.default_rng(0)
+    noisy = lambda value: value + 0.1 * random.standard_normal(value.shape, np.float32)
+    model = generator._model({path: noisy(value) for path, value in generator.params.items()})
+    tokens = generator.tokens(["the fox"])["tokens"]
+    video = np.random.default_rng(0).integers(0, 256, (1, 6, 16, 16, 3), dtype=np.uint8)
+    other = np.concatenate([video[:, :4][:, ::-1], video[:, 4:]], 1)
+
+    @jax.jit
+    def predict(video):
+        x = model.latents(video)
+        cond = Conditioning(tokens=model.text(tokens)["tokens"])
+        return model(x, jnp.full(x.shape[:2], 500.0), cond, images=2)
+
+    a, b = predict(video), predict(other)
+    np.testing.assert_allclose(a[:, 4:], b[:, 4:], atol=1e-5)
+    assert np.abs(a[:, :4] - b[:, :4]).max() > 1e-2
+
+
+def test_stills_want_an_autoencoder_of_single_frames(tmp_path):
+    made = config("lvdm:clips")
+    made["data"] = {**made["data"], "images": 2}
+    with pytest.raises(InputError, match=r"data\.images=2: stills want an autoencoder that takes each frame by itself"):
+        recipe.build(made, "diffusion", tmp_path).abstract()
+
+
+@pytest.mark.parametrize(
+    "sections, says",
+    [
+        (dict(pretrained=""), "config.pretrained is empty: set --config.pretrained"),
+        (dict(pretrained="/nowhere"), "the folder /nowhere does not exist"),
+        (dict(conditioning=dict(text=dict(dim=3))), r"config\.conditioning\.text\.dim does not exist; known are drop"),
+        (dict(conditioning=dict(text=dict(drop=0.1), label=dict(clases=3))), "did you mean 'classes'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_compiled(sections, says, folder, tmp_path):
+    with pytest.raises(InputError, match=says) as caught:
+        recipe.check(recipe.build({**small(folder), **sections}, "diffusion", tmp_path))
+    assert "\n" not in str(caught.value)
