@@ -178,11 +178,12 @@ def shapes() -> dict:
     recipe["data"] = dict(source="shapes", frames=16, size=32, cache=True)
     recipe["autoencoder"] |= dict(latent_channels=32)
     recipe["conditioning"] = dict()
-    recipe["diffusion"]["shift"] = 1.0
+    recipe["diffusion"]["shift"] = 4.0  # one shape on a bare field: what moves where is decided under much noise
     masks = dict(unconditional=0.25, prediction=0.5, interpolation=0.25)
     block = (("attn1", "frame"), ("attn_temp", "relative_time"), ("ff", "ff"))
-    recipe["model"] |= dict(channels=(64,), blocks_per_level=2, attention_levels=True, heads=4, block=block)
+    small = dict(channels=(64,), blocks_per_level=2, attention_levels=True, heads=4)
+    recipe["model"] |= dict(block=block, after_resnet="convs", **small)
     recipe["stages"]["diffusion"]["loss"] = dict(frame_masks=masks, known_level=0.25)
     recipe["stages"]["diffusion"]["train"] |= dict(steps=1000, validate_every=placeholder(int))
-    recipe["sample"] |= dict(known=2, known_level=0.1, fps=8.0)
+    recipe["sample"] |= dict(num_steps=25, known=2, known_level=0.1, fps=8.0)
     return recipe
