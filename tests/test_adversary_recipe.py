@@ -57,7 +57,7 @@ def test_later_stages_see_an_autoencoder_alone(trained):
     _, frozen = split(abstract_parameters(abstract_loss(stage)[1]), stage.trainable)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     frozen = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in frozen.items()}
-    codec = recipe.codec_parameters({"source": "autoencoder"}, trained, frozen)
+    codec = recipe.frozen_parameters({"source": "autoencoder"}, trained, frozen)
     assert codec.keys() == {path for path in frozen if path.startswith("codec.")}
     (trained / "config.json").write_text(json.dumps(against()))
     exported = recipe.generator(trained, "autoencoder").params

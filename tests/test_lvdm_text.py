@@ -1,5 +1,6 @@
 """LVDM's text model: frozen parts of a folder around a U-Net of its own, and stills that see nobody else."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -11,12 +12,16 @@ from test_configs import ROOT, config
 from test_main import program
 from tiny_folder import write_folder
 
-from vidjax import pretrained, recipe
+from vidjax import pretrained, recipe, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import Conditioning, dropped
+from vidjax.data.latents import write_latents
 from vidjax.data.video_io import Video
 from vidjax.errors import InputError
+from vidjax.stage import on_device
+from vidjax.train import create_state
 from vidjax.train_state import parameters
+from vidjax.train_step import draws_at
 
 SMALL = dict(
     data=dict(path="", frames=4, size=16, images=2, stride=1, workers=0),
@@ -95,6 +100,35 @@ def test_captions_drop_to_the_folders_empty_one(run):
     empty = (np.asarray(lost) == tokenize("")).all(1)
     assert (empty | (lost == ids).all(1)).all()
     assert abs(empty.mean() - 0.1) < 4 * (0.1 * 0.9 / 1000) ** 0.5
+
+
+def test_features_from_a_cache_train_as_captions_do(run, folder, tmp_path):
+    """Dropped ones too: the same loss of the same U-Net, from moments and features and from pixels and ids."""
+    dataset, encode, about, beside = recipe.to_encode(run[0], "diffusion")
+    batch = encode(next(dataset.batches(2)))
+    write_latents(tmp_path, [{key: value[i] for key, value in batch.items()} for i in range(2)], about, **beside)
+    made, losses, params = small(folder) | dict(conditioning=dict(text=dict(drop=0.5))), [], {}
+    train = made["stages"]["diffusion"]["train"] | dict(frozen_dtype=None)  # the cache is made by encoders in fp32
+    made["stages"]["diffusion"] = {**made["stages"]["diffusion"], "train": train}
+    random = np.random.default_rng(0)
+    for latents in ("", str(tmp_path)):
+        made["data"] = {**made["data"], "latents": latents}
+        stage = recipe.build(made, "diffusion", run[0])
+        recipe.check(stage)
+        source = stage.dataset()
+        state = create_state(stage, sharding.make_mesh(**stage.mesh), source)
+        params = params or {
+            path: value + 0.1 * random.standard_normal(value.shape, np.float32) for path, value in state.params.items()
+        }
+        state = dataclasses.replace(state, params=params, ema=params)
+        loss = jax.jit(lambda state, batch, draws, stage=stage: stage.objective(state.model(), batch, draws)[0])
+        first = on_device(next(source.batches(2)))
+        draws = [draws_at(jax.random.key(seed), jnp.zeros((), jnp.int32), 2) for seed in range(4)]
+        losses.append([loss(state, first, one) for one in draws])
+    assert list(state.frozen) == ["text.empty"]  # no encoder is in memory
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    state = dataclasses.replace(state, frozen={"text.empty": state.frozen["text.empty"] + 1})
+    assert any(abs(loss(state, first, one) / old - 1) > 1e-3 for one, old in zip(draws, losses[0]))  # some are dropped
 
 
 def test_stills_beside_a_clip_do_not_see_it(run):

@@ -36,12 +36,18 @@ class StoredMoments(nnx.Module):
 
 
 class StoredText(nnx.Module):
-    """An embedder whose captions are features [b, n, d] already. Such captions are never dropped."""
+    """An embedder whose captions are features [b, n, d] already. Where some are dropped, `empty` [n, d] are those of
+    the null caption, which whoever encoded the others knows."""
 
-    key, drop, vector_dim = "tokens", 0.0, None
+    key, vector_dim = "tokens", None
 
-    def __init__(self, tokens_dim: int):
-        self.tokens_dim = tokens_dim
+    def __init__(self, tokens_dim: int, length: int = 0, drop: float = 0.0):
+        self.tokens_dim, self.drop = tokens_dim, drop
+        self.empty = nnx.Param(jnp.zeros((length, tokens_dim))) if drop else None
+
+    def null(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        assert self.empty is not None
+        return jnp.broadcast_to(self.empty[...].astype(tokens.dtype), tokens.shape)
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Array]:
         return {"tokens": tokens}
@@ -60,10 +66,18 @@ def stand_in(model: VideoModel, text: bool = True) -> VideoModel:
     return VideoModel(model.unet, stored, codec, masked=model.masked, remat=model.remat)
 
 
-def encode_once(model: VideoModel, batch: Mapping[str, Any], text: bool = True) -> dict[str, Array]:
-    """The batch with moments for `video` uint8 [b, t, h, w, c] and, with `text`, features for `tokens` [b, n]."""
-    tokens = model.text(batch["tokens"])["tokens"].astype(jnp.float32) if text else batch["tokens"]
-    return {"video": moments(model.codec, batch["video"]), "tokens": tokens}
+class Encoder(nnx.Module):
+    """The parts of a model that never train: its codec, and its text encoder if that is a folder's."""
+
+    def __init__(self, codec: Codec, text: Any = None):
+        self.codec, self.text = codec, text
+
+
+def encode_once(model: VideoModel | Encoder, batch: Mapping[str, Any], text: bool = True) -> dict[str, Any]:
+    """The batch with moments for `video` and `images` uint8 [b, t, h, w, c], and with `text` features for `tokens`
+    [b, n]; the rest as it is."""
+    out = {key: moments(model.codec, value) if key in ("video", "images") else value for key, value in batch.items()}
+    return {**out, "tokens": model.text(batch["tokens"])["tokens"].astype(jnp.float32)} if text else out
 
 
 def moments(codec: Codec, video: UInt8[Array, "b t h w c"]) -> Float[Array, "b s i j m"]:

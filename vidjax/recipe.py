@@ -14,10 +14,11 @@ from flax import nnx
 from vidjax import adversary, cascade, objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.conditioning import EMBEDDERS
+from vidjax.data.latents import Latents
 from vidjax.data.pipeline import DataConfig, Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
-from vidjax.encoded import StoredMoments, moments
+from vidjax.encoded import Encoder, StoredMoments, encode_once
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig, what_to_ask
 from vidjax.lowres import LowresEmbedder
@@ -29,10 +30,10 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
 from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
-from vidjax.surroundings import AUTOENCODER, surroundings
+from vidjax.surroundings import AUTOENCODER, EMPTY, surroundings
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.tuning import tuned_generator, tuning
-from vidjax.validation import by_noise_level
+from vidjax.validation import CLIPS, by_noise_level
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 from vidjax.weights.lpips import read_lpips
 
@@ -214,6 +215,10 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
         low = np.asarray(to_uint8(cascade.embedder(generator).shrink(to_unit(clips))))
         return generator(prompts[: len(low)], lowres=low)
 
+    def loaded(state: TrainState, dataset: Dataset | Latents) -> Params:
+        stored = {EMPTY: dataset.null["tokens"]} if EMPTY in state.frozen and isinstance(dataset, Latents) else {}
+        return {**frozen_parameters(section, workdir, state.frozen), **stored}
+
     latents = common["data"].latents
     objective = settings.bind(
         objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
@@ -225,9 +230,9 @@ def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stag
         validate=by_noise_level(objective, schedule),
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith(frozen),
-        loaded=lambda state, dataset: frozen_parameters(section, workdir, state.frozen),
+        loaded=loaded,
         preview=None if latents else preview,
-        encoder=partial(trained_codec, section, workdir) if in_latents(section) else None,
+        encoder=partial(encoder, section, workdir) if in_latents(section) else None,
         **common,
     )
 
@@ -237,13 +242,18 @@ def in_latents(section: Mapping[str, Any]) -> bool:
     return bool(section.get("source") or section.get("pretrained"))
 
 
-def trained_codec(section: Mapping[str, Any], workdir: Path) -> Codec:
-    """The autoencoder of a diffusion stage. Raises InputError if it was not trained yet."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: codec(section, workdir, OneKey())))
-    prefix = "codec."
-    wanted = {prefix + path: value for path, value in abstract_parameters(state).items()}
-    loaded = frozen_parameters(section, workdir, wanted)
-    return merge(graphdef, {path.removeprefix(prefix): value for path, value in loaded.items()})
+def encoder(section: Mapping[str, Any], workdir: Path) -> Encoder:
+    """What encodes the data of a diffusion stage. Raises InputError if its autoencoder was not trained yet."""
+    folders = "pretrained" in section and "text" in section.get("conditioning", {})
+
+    def make() -> Encoder:
+        rngs = OneKey()
+        return Encoder(
+            codec(section, workdir, rngs), surroundings(section["pretrained"]).embedder(rngs=rngs) if folders else None
+        )
+
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    return merge(graphdef, frozen_parameters(section, workdir, abstract_parameters(state)))
 
 
 def codec(section: Mapping[str, Any], workdir: Path, rngs: nnx.Rngs) -> Codec:
@@ -255,16 +265,22 @@ def codec(section: Mapping[str, Any], workdir: Path, rngs: nnx.Rngs) -> Codec:
     return Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
 
 
-def to_encode(workdir: Path, name: str | None) -> tuple[Dataset, Callable[..., Any], dict[str, Any]]:
-    """(data set, `encode(batch)`, what cache.json says) of a stage of a run. Raises InputError."""
+def to_encode(workdir: Path, name: str | None) -> tuple[Dataset, Callable[..., Any], dict[str, Any], dict[str, Any]]:
+    """(data set, `encode(batch)`, what cache.json says, what is kept beside the examples) of a stage of a run, see
+    `write_latents`. Raises InputError."""
     config = uncached(read_config(workdir))
     stage = build(config, name or stage_names(config)[-1], workdir)
     about = stage.encoded_by()
     assert stage.encoder is not None
-    dataset, (graphdef, state) = stage.dataset(), nnx.split(stage.encoder())
-    run = jax.jit(lambda state, video: moments(nnx.merge(graphdef, state), video))
-    encode = lambda batch: {k: np.asarray(run(state, v)) if k in ("video", "images") else v for k, v in batch.items()}
-    return dataset, encode, {**about, "texts": dataset.texts, "num_classes": dataset.num_classes}
+    dataset, made = stage.dataset(), stage.encoder()
+    graphdef, state = nnx.split(made)
+    reads = made.text is not None
+    run = jax.jit(lambda state, batch: encode_once(nnx.merge(graphdef, state), batch, reads))
+    encode = lambda batch: jax.tree.map(np.asarray, run(state, batch))
+    heldout = dataset.held_out(CLIPS)
+    null = encode({"tokens": np.asarray(stage.tokenize(""))[None]}) if reads and stage.tokenize else {}
+    beside = {"heldout": heldout and encode(heldout), "null": {key: value[0] for key, value in null.items()}}
+    return dataset, encode, {**about, "texts": dataset.texts, "num_classes": dataset.num_classes}, beside
 
 
 def uncached(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,7 +308,8 @@ def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) ->
     """The network of a diffusion stage at its random start; widths that follow from other parts are filled in."""
     kinds: dict[str, Any] = dict(EMBEDDERS)
     if "pretrained" in section:
-        kinds["text"] = surroundings(section["pretrained"]).embedder
+        around = surroundings(section["pretrained"])
+        kinds["text"] = around.stored if section["data"].get("latents") else around.embedder
     masked = section.get("loss", {}).get("frame_masks") is not None
     embedders = {
         name: settings.construct(

@@ -13,12 +13,11 @@ from flax import nnx
 
 from vidjax.data.latents import Latents, fingerprint
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
-from vidjax.encoded import Encoded
+from vidjax.encoded import Encoded, Encoder
 from vidjax.errors import InputError
 from vidjax.flops import count_flops
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.train_step import Objective, draws_at
-from vidjax.video_model import Codec
 
 PREVIEWED = 4  # videos that training shows
 
@@ -82,7 +81,7 @@ class Stage:
     encode: Callable[[Any, Any], Any] | None = None
     prior: Callable[[Any], Encoded] | None = None  # (encoder): examples of the class, beside each batch
 
-    encoder: Callable[[], Codec] | None = None  # what may encode its data beforehand, see data.cache
+    encoder: Callable[[], Encoder] | None = None  # what may encode its data beforehand, see data.cache
 
     def dataset(self) -> Dataset | Latents:
         if self.data.latents:
@@ -92,7 +91,7 @@ class Stage:
     def encoded_by(self) -> dict[str, Any]:
         """What latents depend on: examples and weights. Raises InputError if the stage has nothing to encode with."""
         if self.encoder is None:
-            raise InputError(f"stage {self.name} has no autoencoder stage as its source: leave config.data.latents out")
+            raise InputError(f"stage {self.name} does not diffuse latents: leave config.data.latents out")
         speed = ("latents", "workers", "prefetch", "cache")
         data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in speed}
         return {"data": data, "seed": self.seed, "weights": fingerprint(parameters(self.encoder()))}

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from vidjax.conditioning import ClipEmbedder
+from vidjax.encoded import StoredText
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.clip import ClipTextConfig
@@ -20,7 +21,7 @@ from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
 
-AUTOENCODER, TEXT = "codec.autoencoder.", "text.encoder."  # where a VideoModel has them
+AUTOENCODER, TEXT, EMPTY = "codec.autoencoder.", "text.encoder.", "text.empty"  # where a VideoModel has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Surroundings:
     def embedder(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> ClipEmbedder:
         """At random; `drop` is the share of captions that training does not show."""
         return ClipEmbedder(self.text, self.tokenize("").tolist(), drop, rngs=rngs)
+
+    def stored(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> StoredText:
+        """The embedder of captions that the text encoder has read beforehand; takes no random numbers."""
+        return StoredText(self.text.dim, self.text.length, drop)
 
     def parameters(self, shapes: Mapping[str, Any]) -> Params:
         """The folder's weights of those parameters of a VideoModel, by path, that are its autoencoder's or text

@@ -47,11 +47,11 @@ def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
     """The batch that the stage is validated on, {} if it does not ask for that. Raises InputError if it cannot be."""
     if not stage.train.validate_every:
         return {}
-    batch = dataset.held_out(CLIPS) if isinstance(dataset, Dataset) and stage.validate else {}
+    batch = dataset.held_out(CLIPS) if stage.validate else {}
     if not batch:
         raise InputError(
-            f"train.validate_every={stage.train.validate_every} wants a diffusion stage that reads videos, and clips "
-            f"with data.heldout frames for a window; stage {stage.name} has none: leave it out"
+            f"train.validate_every={stage.train.validate_every} wants a diffusion stage, and clips with data.heldout "
+            f"frames for a window; stage {stage.name} has none: leave it out"
         )
     return batch
 

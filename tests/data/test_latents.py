@@ -15,6 +15,7 @@ from vidjax import recipe, settings
 from vidjax.data.latents import Latents, fingerprint, write_latents
 from vidjax.errors import InputError
 from vidjax.train import train
+from vidjax.validation import LEVELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +75,7 @@ def with_latents(made, folder):
 def test_batches_equal_those_that_are_encoded_on_the_fly(run):
     workdir, made = run
     stage = recipe.build(with_latents(made, workdir / "latents"), "diffusion", workdir)
-    dataset, encode, _ = recipe.to_encode(workdir, "diffusion")
+    dataset, encode, *_ = recipe.to_encode(workdir, "diffusion")
     size = stage.train.batch_size
     for cached, video in itertools.islice(zip(stage.dataset().batches(size), dataset.batches(size)), 16 // size):
         fresh = encode(video)
@@ -84,7 +85,7 @@ def test_batches_equal_those_that_are_encoded_on_the_fly(run):
 
 
 def test_training_from_latents_is_training_from_videos(run, tmp_path):
-    """As many steps as the latents last: the same losses; then the model makes videos."""
+    """As many steps as the latents last: the same losses, held-out windows included; then the model makes videos."""
     workdir, made = run
     losses = []
     for settled in (made, with_latents(made, workdir / "latents")):
@@ -92,8 +93,10 @@ def test_training_from_latents_is_training_from_videos(run, tmp_path):
         recipe.check(stage)
         train(stage, log_every=1)
         log = workdir / "diffusion" / "metrics.jsonl"
-        losses.append([json.loads(line)["loss"] for line in log.read_text().splitlines()])
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        losses.append([line["loss"] for line in lines] + [lines[-1][key] for key in lines[-1] if "logsnr" in key])
         (workdir / "diffusion").rename(workdir / f"diffusion-{len(losses)}")
+    assert len(losses[0]) == 2 + LEVELS
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     (workdir / "diffusion-2").rename(workdir / "diffusion")
     settings.write_json(workdir / "config.json", with_latents(made, workdir / "latents"))

@@ -1,8 +1,8 @@
 """Latents to disk, once: `python -m vidjax.data.cache --workdir W --out DIR`.
 
 Encodes the examples that a run's diffusion stage would see, in their order, with the autoencoder that the run has
-trained. With --config.data.latents=DIR training then reads posterior moments in place of videos, and neither decodes
-nor encodes anything.
+trained or its folder has, and captions with the folder's text encoder. With --config.data.latents=DIR training then
+reads posterior moments in place of videos, features in place of captions, and neither decodes nor encodes anything.
 """
 
 import itertools
@@ -35,7 +35,7 @@ def main() -> None:
     from vidjax import recipe
     from vidjax.data.latents import write_latents
 
-    dataset, encode, about = recipe.to_encode(Path(WORKDIR.value), STAGE.value)
+    dataset, encode, about, beside = recipe.to_encode(Path(WORKDIR.value), STAGE.value)
     count = EXAMPLES.value or len(dataset)
     batch = min(BATCH.value, len(dataset))
     batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))
@@ -43,7 +43,7 @@ def main() -> None:
     shown = tqdm(itertools.islice(examples, count), desc="encoding", unit="example", total=count, disable=None)
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    write_latents(part, shown, about)
+    write_latents(part, shown, about, **beside)
     if out.exists():
         out.rmdir()
     part.rename(out)

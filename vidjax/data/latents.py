@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import load, load_file, save, save_file
 
 from vidjax.errors import InputError
 
@@ -24,10 +24,17 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def write_latents(folder: Path, examples: Iterable[Mapping[str, np.ndarray]], about: Mapping[str, Any]) -> int:
+def write_latents(
+    folder: Path,
+    examples: Iterable[Mapping[str, np.ndarray]],
+    about: Mapping[str, Any],
+    heldout: Mapping[str, np.ndarray] | None = None,
+    null: Mapping[str, np.ndarray] | None = None,
+) -> int:
     """The examples of a data set in its own order, and cache.json: `about` and their number, which is returned.
 
-    cache.json comes last: a folder without it is not whole, and is not read.
+    Beside them a batch of held-out windows, and what conditions are where they are dropped. cache.json comes last: a
+    folder without it is not whole, and is not read.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -42,6 +49,10 @@ def write_latents(folder: Path, examples: Iterable[Mapping[str, np.ndarray]], ab
         count += 1
     if writer:
         writer.close()
+    for name, arrays in (("heldout", heldout), ("null", null)):
+        save_file(
+            {key: np.ascontiguousarray(value) for key, value in (arrays or {}).items()}, folder / f"{name}.safetensors"
+        )
     (folder / "cache.json").write_text(json.dumps({**about, "examples": count}, indent=1) + "\n")
     return count
 
@@ -70,14 +81,19 @@ class Latents:
         self._records = ArrayRecordDataSource(sorted(str(path) for path in folder.glob("latents-*.array_record")))
         if len(self._records) != self._size:
             raise InputError(f"data.latents={folder} has {len(self._records)} of {self._size} examples: make it again")
+        self._heldout, self.null = (load_file(folder / f"{name}.safetensors") for name in ("heldout", "null"))
 
     def __len__(self) -> int:
         return self._size
 
+    def held_out(self, most: int) -> dict[str, np.ndarray]:
+        """As `Dataset.held_out`, encoded."""
+        return {key: value[:most] for key, value in self._heldout.items()}
+
     def batches(
         self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        """As `Dataset.batches`, with the moments of the posterior [b, s, i, j, 2 z] for `video` and `images`."""
+        """As `Dataset.batches`, encoded (see `encoded.encode_once`)."""
         if batch_size < 1 or batch_size % process_count:
             raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
         own = batch_size // process_count

@@ -163,7 +163,7 @@ class Dataset:
     def held_out(self, most: int) -> Batch:
         """A batch, as `batches` has them, of the first held-out window of each of at most so many clips; empty if no
         clip has one."""
-        chosen = self.sample_of(most)
+        chosen = self.sample_of(most) if self.heldout else []
         found = [(i, windows[0]) for i, windows in zip(chosen, self.windows("heldout", 1, chosen)) if len(windows)]
         if not found:
             return {}
