@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from vidjax.data.video_io import Mp4Writer, contact_sheet
+from vidjax.data.video_io import Mp4Writer, contact_sheet, settle
 from vidjax.errors import InputError
 from vidjax.generator import Generator
 
-BLOCK = 64  # frames that are encoded at a time
+BLOCK = 64  # frames of an interrupted video that are read at a time
 SHEET = 16  # frames that the contact sheet shows
 
 Latents = Float[np.ndarray, "b _ h w c"]
@@ -195,18 +195,27 @@ def write(
 ) -> Path:
     """STEM.mp4 with so many frames, and STEM.png with some. Started again, it goes on after the last whole part.
 
-    `mark` is applied to each piece of the video as it comes, `report` gets the number of frames so far.
+    Until then STEM.part.mp4 plays as far as it has come. `mark` is applied to each piece of the video as it comes,
+    `report` gets the number of frames so far.
     """
     progress = Progress(stem, identity)
-    while progress.count < frames:
-        clips, tail = part(plan, seed, progress.number, progress.tail)
-        progress.add((mark(video[0]) for video in videos(generator, clips)), tail)
-        report(min(progress.count, frames))
-    path = stem.with_suffix(".mp4")
-    fresh = stem.with_suffix(".part.mp4")
-    with Mp4Writer(fresh, fps) as out:
-        for start in range(0, frames, BLOCK):
-            out.write(progress.read(start, min(BLOCK, frames - start)))
+    path, growing, fresh = (stem.with_suffix(suffix) for suffix in (".mp4", ".part.mp4", ".whole.mp4"))
+
+    with Mp4Writer(growing, fps, growing=True) as out:
+
+        def shown(clips: Iterable[tuple[Latents, int]]) -> Iterator[UInt8[np.ndarray, "t h w c"]]:
+            for video in videos(generator, clips):
+                piece = mark(video[0])
+                out.write(piece[: max(frames - progress.count, 0)])
+                yield piece
+
+        for start in range(0, min(progress.count, frames), BLOCK):
+            out.write(progress.read(start, min(BLOCK, frames - start, progress.count - start)))
+        while progress.count < frames:
+            clips, tail = part(plan, seed, progress.number, progress.tail)
+            progress.add(shown(clips), tail)
+            report(min(progress.count, frames))
+    settle(growing, fresh)
     some = sorted({round(i) for i in np.linspace(0, frames - 1, SHEET)})
     contact_sheet(stem.with_suffix(".png"), [[np.concatenate([progress.read(i, 1) for i in some])]])
     fresh.replace(path)

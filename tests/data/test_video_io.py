@@ -16,6 +16,7 @@ from vidjax.data.video_io import (
     read_frames,
     resize,
     save_png,
+    settle,
     write_mp4,
 )
 
@@ -90,6 +91,21 @@ def test_writing_in_pieces_equals_writing_at_once(tmp_path, frames, mp4):
         for piece in np.array_split(frames, 5):
             out.write(piece)
     np.testing.assert_array_equal(read_frames(tmp_path / "pieces.mp4"), read_frames(mp4))
+
+
+def test_a_growing_file_plays_so_far_and_settles_as_an_ordinary_one(tmp_path, frames):
+    video = np.concatenate([np.roll(frames, k, 2) for k in range(5)])  # 200 frames
+    with Mp4Writer(tmp_path / "growing.mp4", 10.0, growing=True) as out:
+        out.write(video)
+        so_far = read_frames((tmp_path / "growing.mp4").read_bytes())
+    whole = read_frames(tmp_path / "growing.mp4")
+    assert 64 <= len(so_far) < len(whole) == 200
+    np.testing.assert_array_equal(so_far, whole[: len(so_far)])
+    settle(tmp_path / "growing.mp4", tmp_path / "settled.mp4")
+    assert not (tmp_path / "growing.mp4").exists() and probe(tmp_path / "settled.mp4").fps == 10.0
+    np.testing.assert_array_equal(read_frames(tmp_path / "settled.mp4"), whole)
+    content = (tmp_path / "settled.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat") and b"moof" not in content
 
 
 def test_scaling_while_reading_is_an_area_mean(tmp_path):

@@ -231,20 +231,29 @@ def resize(video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int]) -> UInt8[
     return np.stack(scaled).reshape(len(video), *size, video.shape[-1])
 
 
+GROWTH = 32
+
+
 class Mp4Writer:
     """H.264 file written as frames come: `with Mp4Writer(path, fps) as out: out.write(frames)`, any number of times.
 
     Frames are uint8 [t, h, w, c], c 1 or 3. Odd sizes get their last row or column repeated (4:2:0 wants even ones).
-    `crf` is x264's quality, 0 lossless to 51. `threads`: 0 is one a core; the bytes depend on their number.
+    `crf` is x264's quality, 0 lossless to 51. `threads`: 0 is one a core; the bytes depend on their number. A `growing`
+    file plays while it is written, from fragments of `GROWTH` frames; see `settle`.
     """
 
-    def __init__(self, path: str | Path, fps: int | float, crf: int | float = 18, threads: int = 0):
+    def __init__(
+        self, path: str | Path, fps: int | float, crf: int | float = 18, threads: int = 0, growing: bool = False
+    ):
         import av
 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
+        options = {"movflags": "faststart"}
+        if growing:
+            options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+        self._container = av.open(str(path), "w", format="mp4", options=options)
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._options, self._threads = {"crf": str(crf)}, threads
+        self._options, self._threads = {"crf": str(crf)} | ({"g": str(GROWTH)} if growing else {}), threads
         self._stream = None
 
     def write(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
@@ -271,6 +280,19 @@ class Mp4Writer:
 
     def __exit__(self, *_):
         self.close()
+
+
+def settle(growing: Path, path: Path) -> None:
+    """The file that grew as an ordinary one, its index at the start; nothing is coded again."""
+    import av
+
+    with av.open(str(growing)) as old, av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    growing.unlink()
 
 
 def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18) -> None:
