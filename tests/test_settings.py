@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_collections
 import pytest
@@ -84,3 +85,11 @@ def test_json_is_replaced_whole(tmp_path):
     write_json(path, {"a": [1, 2.5, None]})
     assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_json_may_be_written_by_several_at_once(tmp_path):
+    path = tmp_path / "config.json"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: write_json(path, {"n": n}), range(200)))  # an error in one would be raised here
+    assert json.loads(path.read_text())["n"] in range(200)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -28,8 +28,10 @@ def main() -> None:
     from vidjax import recipe, results, settings
     from vidjax.train import train
 
+    if WORKDIR.value and "://" in WORKDIR.value:
+        raise InputError(f"--workdir={WORKDIR.value} is no folder: mount the bucket and name the mount")
     if DISTRIBUTED.value:
-        jax.distributed.initialize()
+        join_cluster()
     config = settings.plain(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     recipe.open_workdir(workdir)
@@ -45,6 +47,19 @@ def main() -> None:
         train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)
     if not STAGE.value:
         results.show(workdir)
+
+
+def join_cluster() -> None:
+    """Meet the other processes, found as JAX finds them. Raises InputError if there is nothing to go by."""
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise InputError(
+            f"--distributed finds no cluster ({error}) It knows Cloud TPU slices, GKE, SLURM and Open MPI: start it as "
+            "launch/ does, or leave the flag out on one machine"
+        ) from None
 
 
 def default_workdir(config: str) -> Path:

@@ -390,7 +390,7 @@ def open_workdir(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / ".writable").touch()
-        (workdir / ".writable").unlink()
+        (workdir / ".writable").unlink(missing_ok=True)  # another process of this run may have been first
     except OSError as error:
         raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
 

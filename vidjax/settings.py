@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import typing
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,8 +102,8 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON so that a reader, or a run killed in between, never sees half of it."""
+    """Write JSON so that a reader, or a run killed in between, never sees half of it; processes may do so at once."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     part.replace(path)
