@@ -45,7 +45,7 @@ def eight_devices(script: str) -> dict:
 def found():
     return eight_devices("""
         mesh = sharding.make_mesh(fsdp=4)
-        spec = lambda *shape: [str(axis) for axis in sharding.parameter_sharding(mesh, shape).spec]
+        spec = lambda *shape, path="": [str(axis) for axis in sharding.parameter_sharding(mesh, path, shape).spec]
         found = {"mesh": dict(mesh.shape), "all": dict(sharding.make_mesh(2, 2, 2, 1).shape)}
         shapes = {"kernel": (3, 3, 256, 512), "input": (1024, 64), "odd": (3, 257, 511), "small": (64, 64)}
         found["specs"] = {name: spec(*shape) for name, shape in shapes.items()}

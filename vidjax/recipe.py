@@ -363,7 +363,8 @@ def check(stage: Stage) -> None:
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     batch = abstract_batch(stage, stage.dataset())
     loss, state = abstract_loss(stage)
-    jax.eval_shape(loss, state, batch)
+    with jax.set_mesh(mesh):
+        jax.eval_shape(loss, state, batch)
     params, _ = split(abstract_parameters(state), stage.trainable)
     jax.eval_shape(stage.optimizer.init, params)
     if (stage.folder / "checkpoints").is_dir():

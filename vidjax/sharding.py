@@ -1,10 +1,12 @@
 """Where arrays live: a mesh of `data, fsdp, tensor, context`, and rules from parameter path and size to its axes."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -12,12 +14,17 @@ from vidjax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = ("data", "fsdp")  # the axes that split a batch
+# The tensor axis cuts pairs of layers so that what lies between them stays where it is (Shoeybi et al. 2019, section
+# 3): the first one's output features, the second one's input features.
+FIRST = re.compile(r"\.(to_q|to_k|to_v|ff(_in)?\.proj_in|linear_1|conv1|time_emb_proj)\.(kernel|bias)$")
+SECOND = re.compile(r"\.(to_out|ff(_in)?\.proj_out|linear_2|conv2)\.kernel$")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
-    """A mesh over all devices; -1, at most once, takes what the other axes leave.
+    """A mesh over all devices; -1, at most once, takes what the other axes leave. Between slices of TPUs, where the
+    network is slow, lies the data axis, or as far as that is too short fsdp.
 
-    Raises: InputError if the sizes do not fit the number of devices.
+    Raises: InputError if the sizes do not fit the number of devices or of slices.
     """
     count = jax.device_count()
     sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor, context)))
@@ -33,7 +40,28 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) 
         )
     if free:
         sizes[free[0]] = count // fixed
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types)
+    within, between = over_slices(sizes, slices)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between), AXES, axis_types=types)
+
+
+def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(mesh inside a slice, mesh of slices), whose product is the mesh. Raises InputError if data times fsdp cannot be
+    cut into so many slices."""
+    between = dict.fromkeys(AXES, 1)
+    left = slices
+    for axis in BATCH:
+        between[axis] = math.gcd(sizes[axis], left)
+        left //= between[axis]
+    if left > 1:
+        raise InputError(
+            f"{slices} slices want a mesh whose data x fsdp they divide, it is {sizes['data']} x {sizes['fsdp']}: "
+            f"set config.mesh.data to a multiple of {slices}"
+        )
+    return tuple(sizes[axis] // between[axis] for axis in AXES), tuple(between.values())
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
@@ -55,20 +83,34 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
-def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], min_size: int = 2**16) -> NamedSharding:
-    """The fsdp axis splits the largest dimension that it divides, of arrays with at least `min_size` elements."""
-    ways = mesh.shape["fsdp"]
-    if ways == 1 or math.prod(shape) < min_size:
-        return replicated(mesh)
-    for axis in sorted(range(len(shape)), key=lambda i: shape[i], reverse=True):
-        if shape[axis] % ways == 0:
-            return NamedSharding(mesh, P(*(None,) * axis, "fsdp"))
-    return replicated(mesh)
+def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], min_size: int = 2**16) -> NamedSharding:
+    """The tensor axis splits features of the layers in `FIRST` and `SECOND`; then the fsdp axis the largest dimension
+    that is left and that it divides, of arrays with at least `min_size` elements."""
+    spec: list[str | None] = [None] * len(shape)
+    feature = -1 if FIRST.search(path) else -2 if SECOND.search(path) else None
+    if feature and len(shape) >= -feature and mesh.shape["tensor"] > 1 and shape[feature] % mesh.shape["tensor"] == 0:
+        spec[feature] = "tensor"
+    if mesh.shape["fsdp"] > 1 and math.prod(shape) >= min_size:
+        for axis in sorted(range(len(shape)), key=lambda i: shape[i], reverse=True):
+            if spec[axis] is None and shape[axis] % mesh.shape["fsdp"] == 0:
+                spec[axis] = "fsdp"
+                break
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, P(*spec))
 
 
 def tree_sharding(mesh: Mesh, tree: Any) -> Any:
-    """A sharding for each leaf: parameters, moments and averages of one shape lie alike."""
-    return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf.shape), tree)
+    """A sharding for each leaf by its parameter's path, the last key that leads to it: parameters, moments and averages
+    lie alike. Raises InputError if the mesh has a tensor axis and there is nothing for it to split."""
+    place = lambda keys, leaf: parameter_sharding(mesh, str(getattr(keys[-1], "key", "")) if keys else "", leaf.shape)
+    found = jax.tree_util.tree_map_with_path(place, tree)
+    if mesh.shape["tensor"] > 1 and not any("tensor" in sharding.spec for sharding in jax.tree.leaves(found)):
+        raise InputError(
+            f"mesh tensor={mesh.shape['tensor']} divides the features of no attention, feed-forward or residual layer "
+            "of this stage: set config.mesh.tensor=1"
+        )
+    return found
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, options.batch_size, options.accumulate)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    with Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every) as checkpoints:
+    with jax.set_mesh(mesh), Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every) as checkpoints:
         start = checkpoints.latest() or 0
         done = stage.folder / "done.json"
         if start >= options.steps and done.exists():

@@ -33,8 +33,8 @@ def test_relative_attention_with_empty_tables_is_attention(transposed):
     np.testing.assert_allclose(layer(q, k, v), attend(q, k, v), atol=1e-5)
 
 
-def context(t, **more):
-    return Context(jax.random.normal(jax.random.key(1), (2, t, 6)), **more)
+def context(t):
+    return Context(jax.random.normal(jax.random.key(1), (2, t, 6)))
 
 
 def temporal_layers():
@@ -66,19 +66,6 @@ def test_stills_see_only_themselves(name):
         return layer(x, Context(emb, images=2)), jnp.concatenate(parts, 1)
 
     np.testing.assert_allclose(*routes(x), atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["attention", "convs", "resblock"])
-def test_temporal_layers_ask_for_pixels_and_give_frames_back(name):
-    layer, shape = temporal_layers()[name]
-    asked = []
-
-    def place(x, where):
-        asked.append((where, x.shape[:3]))
-        return x
-
-    jax.eval_shape(lambda x: layer(x, context(5, place=place)), jax.ShapeDtypeStruct(shape, jnp.float32))
-    assert asked == [("pixels", shape[:3]), ("frames", shape[:3])]
 
 
 def test_blend():

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from vidjax.errors import InputError
 from vidjax.models.layers import Context, GroupNorm, LayerNorm, Over, apart, linear, sinusoid
+from vidjax.placement import local, to_frames, to_pixels
 
 CHUNK = 128  # queries at a time
 # Below this many (query, key) pairs a head, the textbook form is as fast. Milliseconds forward and backward on two
@@ -246,11 +248,11 @@ class Attention(nnx.Module):
             h = rearrange(self.norm(x, ctx), "b t n c -> b 1 (t n) c")
             return x + self.mix(h, ctx.tokens[:, None], ctx.token_mask).reshape(x.shape)
         if self.keys == "time":
-            x = ctx.place(x, "pixels")
+            x = to_pixels(x)
             h = self.norm(x, ctx).swapaxes(1, 2)
             if self.positions:
                 h = h + sinusoid_interleaved(*h.shape[2:]).astype(h.dtype)
-            return ctx.place(x + self.mix(h, h).swapaxes(1, 2), "frames")
+            return to_frames(x + self.mix(h, h).swapaxes(1, 2))
         h = self.norm(x, ctx)
         if self.keys == "all":  # as one long frame: its keys need not be laid out once for every frame
             h = rearrange(h, "b t n c -> b 1 (t n) c")
@@ -262,14 +264,24 @@ class Attention(nnx.Module):
             rearrange(a, "b s n (k d) -> b s n k d", k=self.heads)
             for a in (self.to_q(h), self.to_k(source), self.to_v(source))
         )
-        mask = None if token_mask is None else token_mask[:, None, None]
+        mask = None if token_mask is None else token_mask[:, None, None, None]
         if look := key_frames(self.keys):
             frames, there = look(h.shape[1])
             k, v = gather_frames(k, frames), gather_frames(v, frames)
             if not there.all():
-                mask = jnp.tile(jnp.repeat(there, source.shape[2], 1), (h.shape[0], 1))[:, None, None]
-        q, k, v = (rearrange(a, "b s n k d -> (b s) n k d") for a in (q, k, v))
-        out = attend(q, k, v, mask) if self.relative is None else self.relative(q, k, v)
+                mask = jnp.repeat(there, source.shape[2], 1)[None, :, None, None]
+                mask = jnp.broadcast_to(mask, (h.shape[0], *mask.shape[1:]))
+        graphdef, relative = (None, None) if self.relative is None else nnx.split(self.relative)
+
+        def own(q: Array, k: Array, v: Array, mask: Array | None, relative: Any) -> Array:
+            a, b, c = (rearrange(a, "b s n k d -> (b s) n k d") for a in (q, k, v))
+            if graphdef is not None:
+                return nnx.merge(graphdef, relative)(a, b, c).reshape(q.shape)
+            return attend(a, b, c, None if mask is None else rearrange(mask, "b s ... -> (b s) ...")).reshape(q.shape)
+
+        # Each frame (over time: pixel) by itself; with tokens, which all look at, all frames are one.
+        cut, kept = (("batch", None, "context"), ("batch",)) if self.keys == "tokens" else (("batch", "context"),) * 2
+        out = local(own, (q, cut), (k, kept), (v, kept), (mask, kept), (relative, ()), out=cut)
         return self.to_out(out.reshape(*h.shape[:3], -1))
 
 

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
+from vidjax.placement import Spec, local, ways
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -47,17 +48,29 @@ def convolve(
     n = len(size)
     steps = (strides,) * n if isinstance(strides, int) else tuple(strides)
     pads = tuple((k // 2, k // 2) for k in size) if padding is None else tuple((lo, hi) for lo, hi in padding)
-    batch = x.shape[: x.ndim - n - 1]
-    x = x.reshape(-1, *x.shape[x.ndim - n - 1 :])
-    if mode == "edge":
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge")
-        pads = ((0, 0),) * n
-    elif mode != "zeros":
+    if mode not in ("zeros", "edge"):
         raise ValueError(f"padding mode {mode!r}: expected 'zeros' or 'edge'")
-    if implementation is None:
-        implementation = PREFERRED.get(jax.default_backend(), "plain")
-    y = CONVOLUTIONS[implementation](x, kernel.astype(x.dtype), steps, pads)
-    return y.reshape(*batch, *y.shape[1:])
+    run = CONVOLUTIONS[implementation or PREFERRED.get(jax.default_backend(), "plain")]
+
+    def own(x: Array, kernel: Array) -> Array:
+        batch, inner = x.shape[: x.ndim - n - 1], pads
+        x = x.reshape(-1, *x.shape[x.ndim - n - 1 :])
+        if mode == "edge":
+            x, inner = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge"), ((0, 0),) * n
+        y = run(x, kernel, steps, inner)
+        return y.reshape(*batch, *y.shape[1:])
+
+    cut = own_part(x.ndim - n - 1, size)
+    return local(own, (x, cut), (kernel.astype(x.dtype), ()), out=cut) if cut else own(x, kernel.astype(x.dtype))
+
+
+def own_part(batch: int, size: Sequence[int]) -> Spec:
+    """What of a video a convolution takes by itself, where clips are cut: each frame, or over time alone each row."""
+    if ways("context") == 1:
+        return ()
+    if len(size) == 2 and batch == 2:
+        return "batch", "context"
+    return ("batch", None, "context") if len(size) == 3 and batch == 1 and size[1] == 1 else ()
 
 
 def plain(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:

@@ -10,14 +10,11 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
+from vidjax.placement import to_frames, to_pixels, ways
 
 Over = Literal["frame", "clip", "pixel"]
-
-
-def stay(x: Array, where: str) -> Array:
-    """The `place` of one device: everything is where it is needed already."""
-    return x
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +23,7 @@ class Context:
     """What every layer may look at: one object, so all layers share one signature.
 
     `images`: the last so many frames are independent stills, each a clip of its own. `size`: the map size that the next
-    upsampling aims at. `place(x, "frames" | "pixels")`: layers over time call it on entry ("pixels") and on exit
-    ("frames"); axis 1 of x are the frames, axis 2 the pixels or pixel rows.
+    upsampling aims at.
     """
 
     emb: Float[Array, "b t e"]
@@ -35,7 +31,6 @@ class Context:
     token_mask: Bool[Array, "b m"] | None = None
     images: int = dataclasses.field(default=0, metadata={"static": True})
     size: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
-    place: Callable = dataclasses.field(default=stay, metadata={"static": True})
 
 
 def apart(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s d"]:
@@ -44,6 +39,8 @@ def apart(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[A
     The same as a block-diagonal mask over frames, for any layer: joint training on videos and stills (Ho et al. 2022).
     """
     k = ctx.images
+    if ways("context") > 1:
+        raise InputError(f"{k} stills beside each clip cannot be cut over devices: set data.images=0 or mesh.context=1")
 
     def fold(a):
         return rearrange(a[:, a.shape[1] - k :], "b k ... -> (b k) 1 ...")
@@ -190,7 +187,7 @@ class ResBlock(nnx.Module):
             return self.run(x, ctx)
         if ctx.images:
             return apart(self, x, ctx)
-        return ctx.place(self.run(ctx.place(x, "pixels"), ctx), "frames")
+        return to_frames(self.run(to_pixels(x), ctx))
 
     def run(self, x: Array, ctx: Context) -> Array:
         emb = self.time_emb_proj(jax.nn.silu(ctx.emb))[:, :, None, None]

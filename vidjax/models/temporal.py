@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vidjax.models.convolution import Conv
 from vidjax.models.layers import MLP, Context, GroupNorm, apart, sinusoid
+from vidjax.placement import to_frames, to_pixels
 
 
 class RelativeAttention(nnx.Module):
@@ -51,10 +52,10 @@ class TemporalConvs(nnx.Module):
     def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w c"]:
         if ctx.images:
             return apart(self, x, ctx)
-        h = ctx.place(x, "pixels")
+        h = to_pixels(x)
         for i in "1234":
             h = getattr(self, "conv" + i)(jax.nn.silu(getattr(self, "norm" + i)(h, ctx)))
-        return x + ctx.place(h, "frames")
+        return x + to_frames(h)
 
 
 class FramePositions(nnx.Module):

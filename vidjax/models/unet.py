@@ -23,7 +23,6 @@ from vidjax.models.layers import (
     Stage,
     Upsample,
     sinusoid,
-    stay,
 )
 from vidjax.models.patch_pca import from_patches, to_patches
 from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
@@ -305,20 +304,19 @@ class UNet(nnx.Module):
         *,
         token_mask: Bool[Array, "b m"] | None = None,
         images: int = 0,
-        place: Callable[[Array, str], Array] = stay,
         remat: str = "none",
     ) -> Float[Array, "b t h w o"]:
         """The prediction for noisy `x` at network times `t`, one for each frame.
 
         `token_mask` is true at real tokens. The last `images` frames are independent stills, which layers over time
-        leave alone. `place` puts an array where a layer needs it (see Context). `remat` names a policy of `REMAT`.
+        leave alone. `remat` names a policy of `REMAT`.
         Raises InputError when a condition that the model was built for is missing, or one is given that it lacks.
         """
         self.check_inputs(x, tokens, vector, images, remat)
         emb = self.time_embedding(sinusoid(t.astype(jnp.float32), self.config.channels[0]).astype(x.dtype))
         if self.add_embedding is not None:
             emb = emb + self.add_embedding(vector)[:, None]
-        ctx = Context(emb, tokens, token_mask, images, None, place)
+        ctx = Context(emb, tokens, token_mask, images)
 
         def run(layers, x, *skip, ctx=ctx):
             call = lambda x, ctx: layers(jnp.concatenate(x, -1), ctx)

@@ -1,0 +1,77 @@
+"""Where activations live: the mesh around a computation cuts clips into frames, layers over time into pixels.
+
+The mesh is the one that `jax.set_mesh` names; without one, or with one device on an axis, nothing here does anything.
+What XLA cannot see through a reshape (batch and frames become one axis for a convolution or an attention kernel) is
+done by each device on its own part.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from vidjax.errors import InputError
+from vidjax.sharding import BATCH
+
+AXES = {"batch": BATCH, "context": ("context",)}  # what a layer calls an axis of its input -> axes of the mesh
+Spec = tuple[str | None, ...]  # for the first axes of an array what cuts them
+
+
+def ways(name: str) -> int:
+    """Into how many parts the mesh cuts the "batch" or the "context"."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    product = 1
+    for axis in AXES[name]:
+        product *= shape.get(axis, 1)
+    return product
+
+
+def local(function: Callable[..., Array], *parts: tuple[Any, Spec], out: Spec) -> Array:
+    """`function(*arrays)` of (array, spec) pairs, on each device for its own part; what it gives is cut as `out` says.
+
+    Axes of the mesh that do not divide the arrays are left out: each device along them does the same work.
+    """
+    fits = lambda name: all(
+        array is None or array.shape[i] % ways(name) == 0
+        for array, spec in parts
+        for i, cut in enumerate(spec)
+        if cut == name
+    )
+    used = [name for name in AXES if ways(name) > 1 and fits(name) and any(name in spec for _, spec in parts)]
+    arrays = [array for array, _ in parts]
+    if not used:
+        return function(*arrays)
+    to_mesh = lambda spec: P(*(AXES[cut] if cut in used else None for cut in spec))
+    specs = tuple(to_mesh(spec) for _, spec in parts)
+    names = {axis for name in used for axis in AXES[name]}
+    return jax.shard_map(function, in_specs=specs, out_specs=to_mesh(out), axis_names=names)(*arrays)
+
+
+def to_pixels(x: Float[Array, "b t n *s"]) -> Float[Array, "b t n *s"]:
+    """From a share of the frames to all frames of a share of axis 2 (pixels or rows): what a layer over time wants.
+
+    Raises InputError if the context axis does not divide the frames. Where it does not divide axis 2, as on small
+    maps, every device along it gets all.
+    """
+    if x.shape[1] % ways("context"):
+        raise InputError(
+            f"mesh context={ways('context')} does not divide {x.shape[1]} (latent) frames: set config.mesh.context to "
+            f"a divisor of {x.shape[1]}"
+        )
+    return _exchange(x, 1, 2)
+
+
+def to_frames(x: Float[Array, "b t n *s"]) -> Float[Array, "b t n *s"]:
+    """Back."""
+    return _exchange(x, 2, 1)
+
+
+def _exchange(x: Array, cut: int, whole: int) -> Array:
+    """Axis `cut` is cut, axis `whole` will be."""
+    if ways("context") == 1 or x.shape[2] % ways("context"):
+        return x
+    spec = lambda axis: ("batch", *(None,) * (axis - 1), "context")
+    swap = lambda x: jax.lax.all_to_all(x, "context", whole, cut, tiled=True)
+    return local(swap, (x, spec(cut)), out=spec(whole))
