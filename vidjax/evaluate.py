@@ -1,7 +1,7 @@
 """How good videos are: `python -m vidjax.evaluate --videos DIR --reference DIR --metrics fvd --i3d FILE --json FILE`.
 
 Every figure is written with its protocol: how many videos, of how many frames, of which size, with which weights.
-Distances named frechet_* are for who has no published weights: they compare sets with each other, and are no FVD or FID.
+Distances named frechet_* need no files: they compare sets with each other by the same protocol, and are no FVD or FID.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ INCEPTION = flags.DEFINE_string("inception", None, "Published weights of Incepti
 EFFICIENTNET = flags.DEFINE_string(
     "efficientnet",
     efficientnet.installed(),
-    "Weights of EfficientNet-Lite0, for frechet_efficientnet and frechet_efficientnet_motion, which are only relative: a "
-    f"safetensors file, or that of {efficientnet.INSTALL}; default: the latter if it is installed.",
+    "Weights of EfficientNet-Lite0, for frechet_efficientnet and frechet_efficientnet_motion: a safetensors file, or "
+    f"that of {efficientnet.INSTALL}; default: the latter, if it is installed.",
 )
 SOURCE = flags.DEFINE_string("source", None, "The video that these are edits of, for psnr and ssim.")
 BATCH = flags.DEFINE_integer("batch", 4, "Videos at a time in networks and samplers, over all devices.", lower_bound=1)

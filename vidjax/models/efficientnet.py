@@ -1,6 +1,5 @@
 """EfficientNet-Lite0 (Tan & Le 2019; Google's Lite: ReLU6, no squeeze-and-excitation): frames to pooled features."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -55,14 +54,8 @@ class EfficientNetLite0(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.head = Relu6(cin, 1280, (1, 1), rngs=rngs)
 
-    def stages(self, x: Float[Array, "b h w 3"]) -> Iterator[tuple[str, Array]]:
-        """The output of every layer by name, in order."""
-        yield "stem", (x := self.stem(x))
-        for i, block in enumerate(self.blocks):
-            yield f"blocks.{i}", (x := block(x))
-        yield "head", (x := self.head(x))
-        yield "pooled", x.mean((1, 2))
-
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b 1280"]:
-        *_, (_, pooled) = self.stages(x)
-        return pooled
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).mean((1, 2))
