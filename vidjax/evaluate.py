@@ -1,7 +1,7 @@
 """How good videos are: `python -m vidjax.evaluate --videos DIR --reference DIR --metrics fvd --i3d FILE --json FILE`.
 
 Every figure is written with its protocol: how many videos, of how many frames, of which size, with which weights.
-Distances named frechet_* need no files: they compare sets with each other by the same protocol, and are no FVD or FID.
+Distances named frechet_* do with what pip installs: they compare sets by one protocol, and are no FVD or FID.
 """
 
 import dataclasses

@@ -37,9 +37,9 @@ def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return frechet(Statistics.of(ours), Statistics.of(theirs))
 
 
-# What can be had without files of weights compares sets with each other by the same data and protocol only: none of it
-# is an FVD or FID. frechet_efficientnet sees frames, in no order; _motion sees how they change, not which way in time.
-# frechet_random_i3d needs nothing at all, and nothing trained says what matters in it.
+# Stand-ins compare sets with each other by the same data and protocol only: none of them is an FVD or FID.
+# frechet_efficientnet sees frames, in no order; _motion sees how they change, noise as well, not which way in time.
+# frechet_random_i3d needs no weights at all: it sees blur, little noise and no order.
 SETS = {
     "fvd": SetMetric("Frechet distance of I3D logits", "i3d", frechet_distance),
     "kvd": SetMetric("kernel distance (MMD^2) of I3D logits", "i3d", kernel_distance),
