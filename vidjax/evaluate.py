@@ -1,6 +1,7 @@
 """How good videos are: `python -m vidjax.evaluate --videos DIR --reference DIR --metrics fvd --i3d FILE --json FILE`.
 
 Every figure is written with its protocol: how many videos, of how many frames, of which size, with which weights.
+Distances named frechet_* do with what pip installs: they compare sets by one protocol, and are no FVD or FID.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from vidjax.data.source import Item
 from vidjax.errors import InputError
 from vidjax.metrics import each
 from vidjax.metrics.sets import SETS, Key, SetMetric, figure
+from vidjax.weights import efficientnet
 
 if TYPE_CHECKING:
     from vidjax.metrics.feature_networks import FeatureNetwork
@@ -36,6 +38,12 @@ METRICS = flags.DEFINE_list("metrics", [], "Which figures, separated by commas; 
 CLIP = flags.DEFINE_string("clip", None, "A folder with a CLIP model, for figures of texts and frame_consistency.")
 I3D = flags.DEFINE_string("i3d", None, "Published weights of I3D as safetensors, for fvd and kvd.")
 INCEPTION = flags.DEFINE_string("inception", None, "Published weights of InceptionV3 as safetensors, for fid and is.")
+EFFICIENTNET = flags.DEFINE_string(
+    "efficientnet",
+    efficientnet.installed(),
+    "Weights of EfficientNet-Lite0, for frechet_efficientnet and frechet_efficientnet_motion: a safetensors file, or "
+    f"that of {efficientnet.INSTALL}; default: the latter, if it is installed.",
+)
 SOURCE = flags.DEFINE_string("source", None, "The video that these are edits of, for psnr and ssim.")
 BATCH = flags.DEFINE_integer("batch", 4, "Videos at a time in networks and samplers, over all devices.", lower_bound=1)
 SUBSETS = flags.DEFINE_integer("subsets", 10, "Random subsets for mean and deviation; 0: none.", lower_bound=0)
@@ -46,12 +54,14 @@ WIDTH = flags.DEFINE_integer("width", None, "... and this width in pixels; defau
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
 ALL: dict[str, each.Metric | SetMetric] = {**each.METRICS, **SETS}
+STAND_IN = f"without them there is frechet_efficientnet, which is only relative, after {efficientnet.INSTALL}"
 NEEDS = {
     "clip": "a folder with a CLIP model",
     "source": "the video that these are edits of, or --reference, a folder with videos of the same names",
     "reference": "a folder of real videos",
-    "i3d": "pytorch-i3d's weights as safetensors; without weights there is frechet_random_i3d, which is only relative",
-    "inception": "pytorch-fid's weights as safetensors",
+    "i3d": f"pytorch-i3d's weights as safetensors; {STAND_IN}",
+    "inception": f"pytorch-fid's weights as safetensors; {STAND_IN}",
+    "efficientnet": f"or {efficientnet.INSTALL}",
 }
 
 
@@ -204,17 +214,18 @@ def print_table(figures: dict[str, dict]) -> None:
         frames = " to ".join(map(str, sorted(set(of["frames"]))))
         return f"{of['videos']} videos of {frames} frames, {' '.join(of['sizes'])}"
 
+    width = max(18, *map(len, figures))
     for name, made in figures.items():
         value = f"{made['value']:.3{'g' if 0 < abs(made['value']) < 0.1 else 'f'}}"
         more = "".join(f", {key} {made[key]}" for key in ("weights", "source") if key in made)
-        print(f"{name:<18} {value:>9} {made['unit']} ({counted(made)}{more})")
+        print(f"{name:<{width}} {value:>9} {made['unit']} ({counted(made)}{more})")
         lines = [f"against {counted(made['reference'])}: {made['reference']['folder']}"] if "reference" in made else []
         lines += [f"{key}: {made[key]}" for key in ("features", "sha256") if key in made]
         if drawn := made.get("subsets"):
             spread = f"{drawn['mean']:.4g} ± {drawn['std']:.2g}"
             lines.append(f"{spread} over {drawn['count']} subsets of {drawn['videos']} videos")
         for line in lines:
-            print(f"{'':<28} {line}")
+            print(f"{'':<{width + 10}} {line}")
 
 
 def finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from vidjax.models.convolution import Conv, ConvTranspose, convolve, convolve_transposed
+from vidjax.models.convolution import Conv, ConvTranspose, convolve, convolve_transposed, depthwise
 
 
 def normal(seed, *shape):
@@ -70,6 +70,18 @@ def test_conv_is_the_flax_convolution_with_the_same_parameters():
     nnx.update(theirs, nnx.state(ours, nnx.Param))
     x = normal(2, 2, 4, 7, 8, 3)
     np.testing.assert_allclose(jax.jit(ours)(x), jax.jit(theirs)(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("size, stride", [(3, 1), (5, 2)])
+def test_filters_of_single_channels_are_a_grouped_convolution(size, stride):
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(s, np.float32) for s in ((2, 9, 12, 7), (size, size, 1, 7)))
+    pads = lax.padtype_to_pads((9, 12), (size, size), (stride, stride), "SAME")
+    expected = lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=7
+    )
+    got = depthwise(jnp.asarray(x), jnp.asarray(kernel), (stride, stride), pads)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_edge_padding_repeats_the_border():

@@ -29,7 +29,7 @@ class Statistics:
     def of(cls, features: Features) -> "Statistics":
         """Raises InputError if there are none, or some are not finite."""
         if not len(features):
-            raise InputError("there are no features to take statistics of: give at least two videos")
+            raise InputError("there are no features: give at least two videos, for motion of two frames")
         return reduce(cls.merge, (cls._part(features[i : i + ROWS]) for i in range(0, len(features), ROWS)))
 
     @classmethod

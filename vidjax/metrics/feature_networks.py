@@ -1,8 +1,8 @@
-"""Features of videos by I3D or InceptionV3 with published weights, or by I3D with random ones."""
+"""Features of videos by I3D, InceptionV3 or EfficientNet with published weights, or by I3D with random ones."""
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, UInt8
 from vidjax import sharding
 from vidjax.errors import InputError
 from vidjax.metrics.resizing import bilinear
+from vidjax.models.efficientnet import EfficientNetLite0
 from vidjax.models.i3d import I3D
 from vidjax.models.inception import InceptionV3
-from vidjax.weights import i3d, inception
+from vidjax.weights import efficientnet, i3d, inception
 from vidjax.weights.convert import Rules, load, start
 from vidjax.weights.folder import read_file
 
@@ -36,6 +37,7 @@ class Kind:
     rules: Rules
     ignore: str
     protocol: str
+    read: Callable[[str | Path], Mapping[str, np.ndarray]] = read_file
 
     def show(self, video: UInt8[Array, "t h w 3"]) -> Float[Array, "t s s 3"]:
         return bilinear(self.scale(video.astype(jnp.float32)), self.size, self.half_pixels)
@@ -44,6 +46,12 @@ class Kind:
 def frame_by_frame(model: InceptionV3, videos: Float[Array, "b t h w 3"]) -> tuple[Array, ...]:
     outputs = model(videos.reshape(-1, *videos.shape[2:]))
     return tuple(y.reshape(*videos.shape[:2], -1) for y in outputs)
+
+
+def frames_and_steps(model: EfficientNetLite0, videos: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
+    """Of every frame, and from every frame to the next."""
+    frames = model(videos.reshape(-1, *videos.shape[2:])).reshape(*videos.shape[:2], -1)
+    return frames, frames[:, 1:] - frames[:, :-1]
 
 
 KINDS = {
@@ -67,6 +75,18 @@ KINDS = {
         inception.UNUSED,
         "InceptionV3 (2015-12-05) of every frame, 299x299 bilinear as in TensorFlow 1 (corners at 0), (x - 128)/128",
     ),
+    "efficientnet": Kind(
+        EfficientNetLite0,
+        EfficientNetLite0.SIZE,
+        True,
+        lambda x: (x - 127) / 128,
+        frames_and_steps,
+        efficientnet.RULES,
+        efficientnet.UNUSED,
+        "EfficientNet-Lite0 (ImageNet) before its classifier, of every frame or from one to the next; 224x224 bilinear "
+        "(half-pixel centres, no antialiasing), (x - 127)/128",
+        efficientnet.read_efficientnet,
+    ),
 }
 
 
@@ -87,7 +107,7 @@ class FeatureNetwork:
             start(model, make)
             self.weights = {"weights": "random, seed 0"}
         else:
-            load(model, read_file(file), self.kind.rules, self.kind.ignore)
+            load(model, self.kind.read(file), self.kind.rules, self.kind.ignore)
             self.weights = {"weights": Path(file).name, "sha256": digest(file)}
         graph, state = nnx.split(model)
         self._state = jax.device_put(state, sharding.replicated(self.mesh))

@@ -1,4 +1,5 @@
-"""Figures of a whole set of videos, most of them against a reference set: FVD, KVD, FID, Inception score."""
+"""Figures of a whole set of videos, most of them against a reference set: FVD, KVD, FID, Inception score and
+stand-ins."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -36,13 +37,23 @@ def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     return frechet(Statistics.of(ours), Statistics.of(theirs))
 
 
-# frechet_random_i3d: FVD's distance in features of I3D with random weights. Nothing trained says what matters in them:
-# it compares sets with each other by the same seed, data and protocol only, and is never FVD.
+# Stand-ins compare sets with each other by the same data and protocol only: none of them is an FVD or FID.
+# frechet_efficientnet sees frames, in no order; _motion sees how they change, noise as well, not which way in time.
+# frechet_random_i3d needs no weights at all: it sees blur, little noise and no order.
 SETS = {
     "fvd": SetMetric("Frechet distance of I3D logits", "i3d", frechet_distance),
     "kvd": SetMetric("kernel distance (MMD^2) of I3D logits", "i3d", kernel_distance),
     "fid": SetMetric("Frechet distance of Inception features of frames", "inception", frechet_distance),
     "is": SetMetric("Inception score of frames", "inception", inception_score, output=1, compares=False),
+    "frechet_efficientnet": SetMetric(
+        "Frechet distance of EfficientNet features of frames, only relative", "efficientnet", frechet_distance
+    ),
+    "frechet_efficientnet_motion": SetMetric(
+        "Frechet distance of steps of EfficientNet features from frame to frame, only relative",
+        "efficientnet",
+        frechet_distance,
+        output=1,
+    ),
     "frechet_random_i3d": SetMetric(
         "Frechet distance of random I3D's features, only relative", "i3d", frechet_distance, trained=False
     ),

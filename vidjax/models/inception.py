@@ -1,7 +1,7 @@
 """InceptionV3 as FID has it (Szegedy et al. 2015, the graph of 2015-12-05): frames to pooled features and logits."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -10,10 +10,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from vidjax.models.convolution import convolve
+from vidjax.models.convolution import convolve, depthwise
 from vidjax.models.layers import linear
 
-EPS = 1e-3  # of batch norm, in both feature networks
+EPS = 1e-3  # of batch norm, in all feature networks
 
 
 class BatchNorm(nnx.Module):
@@ -25,8 +25,8 @@ class BatchNorm(nnx.Module):
 
 
 class Unit(nnx.Module):
-    """A convolution over the trailing axes, batch norm by stored statistics, ReLU. padding: "SAME" (the odd pixel
-    behind, as in TensorFlow) or "VALID"."""
+    """A convolution over the trailing axes, batch norm by stored statistics, `act`. padding: "SAME" (the odd pixel
+    behind, as in TensorFlow) or "VALID". alone: every channel has a filter of its own."""
 
     def __init__(
         self,
@@ -35,20 +35,23 @@ class Unit(nnx.Module):
         kernel: tuple[int, ...],
         strides: tuple[int, ...] | None = None,
         padding: str = "SAME",
+        act: Callable[[Array], Array] = jax.nn.relu,
+        alone: bool = False,
         *,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.he_normal()
-        self.conv = nnx.Conv(cin, cout, kernel, use_bias=False, kernel_init=init, rngs=rngs)  # holds the kernel
+        options = dict(use_bias=False, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+        self.conv = nnx.Conv(cin, cout, kernel, feature_group_count=cin if alone else 1, **options)  # holds the kernel
         self.bn = BatchNorm(cout)
         self.strides, self.padding = strides or (1,) * len(kernel), padding
+        self.act, self.alone = act, alone
 
     def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *e d"]:
         kernel, bn = self.conv.kernel[...], self.bn
         scale = bn.scale[...] * lax.rsqrt(bn.running_var[...] + EPS)
         pads = lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], self.strides, self.padding)
-        y = convolve(x, kernel * scale, self.strides, pads)
-        return jax.nn.relu(y + (bn.bias[...] - bn.running_mean[...] * scale))
+        y = (depthwise if self.alone else convolve)(x, kernel * scale, self.strides, pads)
+        return self.act(y + (bn.bias[...] - bn.running_mean[...] * scale))
 
 
 @dataclasses.dataclass(frozen=True)
