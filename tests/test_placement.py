@@ -13,7 +13,7 @@ from vidjax.train_state import merge, parameters
 BLOCK = (("attn1", "first_and_previous"), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "relative_time"))
 
 def network(**more):
-    small = dict(in_channels=3, out_channels=3, channels=(16, 16), blocks_per_level=1, attention_levels=(False, True))
+    small = dict(in_channels=3, out_channels=3, channels=(16,), blocks_per_level=0, attention_levels=True)
     small |= dict(heads=4, groups=4, block=BLOCK, tokens_dim=6, norm_over="clip", after_resnet="convs", reach=3)
     model = UNet(UNetConfig(**{**small, **more}), rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)
@@ -46,10 +46,7 @@ batch = examples(4)
 both = jax.jit(jax.value_and_grad(loss, has_aux=True))
 (expected, video), slope = both(params, batch)
 found = {}
-for sizes in ((8, 1, 1, 1), (1, 1, 1, 8), (2, 1, 1, 4), (1, 1, 4, 2), (2, 2, 2, 1), (1, 2, 2, 2)):
-    if sizes[0] == 8:
-        batch = examples(8)
-        (expected, video), slope = both(params, batch)
+for sizes in ((1, 1, 1, 8), (2, 1, 1, 4), (1, 1, 4, 2), (1, 2, 2, 2)):
     mesh = sharding.make_mesh(*sizes)
     layout = sharding.tree_sharding(mesh, params)
     with jax.set_mesh(mesh):
@@ -62,18 +59,15 @@ for sizes in ((8, 1, 1, 1), (1, 1, 1, 8), (2, 1, 1, 4), (1, 1, 4, 2), (2, 2, 2, 
         "slope": max(error(gradient[k], slope[k]) for k in params),
         "cut": sum("tensor" in str(placed[k].sharding.spec) for k in params),
     }
-    if sizes[0] == 8:
-        batch = examples(4)
-        (expected, video), slope = both(params, batch)
 """
     )
 
 
-@pytest.mark.parametrize("sizes", ["8 1 1 1", "1 1 1 8", "2 1 1 4", "1 1 4 2", "2 2 2 1", "1 2 2 2"])
+@pytest.mark.parametrize("sizes", ["1 1 1 8", "2 1 1 4", "1 1 4 2", "1 2 2 2"])
 def test_a_mesh_of_any_shape_gives_what_one_device_gives(meshes, sizes):
     found = meshes[sizes]
     assert found["loss"] < 1e-5 and found["video"] < 1e-4 and found["slope"] < 1e-3
-    assert (found["cut"] > 20) == (sizes.split()[2] != "1")  # data, fsdp, tensor, context
+    assert (found["cut"] > 10) == (sizes.split()[2] != "1")  # data, fsdp, tensor, context
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +77,19 @@ def traffic():
         + """
 convolution.PREFERRED.clear()  # as it is on accelerators
 loss, params = network(block=(("attn1", "frame"), ("attn_temp", "time")), after_resnet="none", norm_over="frame",
-    attention_levels=True, tokens_dim=None)
+    tokens_dim=None)
 layers = len({path.split(".attn_temp")[0] for path in params if ".attn_temp" in path})
 gradient = lambda params, batch: jax.grad(lambda *a: loss(*a)[0])(params, batch)
 forward = lambda params, batch: loss(params, batch)[1].sum()
 found = {"layers": layers, "memory": {}}
-for b, sizes in ((4, (2, 1, 1, 4)), (1, (1, 1, 1, 8))):
-    mesh = sharding.make_mesh(*sizes)
-    batch = {k: v for k, v in examples(b, 8, 16).items() if k != "tokens"}
-    with jax.set_mesh(mesh):
-        for name, function in (("forward", forward), ("gradient", gradient)):
-            text = jax.jit(function).lower(*on(mesh, batch, params)).compile().as_text()
-            kinds = re.findall(r"= .*? (all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?[(]", text)
-            found[f"{name} {b}"] = dict(collections.Counter(kinds))
-for ways in (1, 2, 4, 8):
+mesh = sharding.make_mesh(data=2, context=4)
+batch = {k: v for k, v in examples(4, 8, 16).items() if k != "tokens"}
+with jax.set_mesh(mesh):
+    for name, function in (("forward", forward), ("gradient", gradient)):
+        text = jax.jit(function).lower(*on(mesh, batch, params)).compile().as_text()
+        kinds = re.findall(r"= .*? (all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?[(]", text)
+        found[name] = dict(collections.Counter(kinds))
+for ways in (1, 2, 8):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:ways]).reshape(1, 1, 1, ways), sharding.AXES)
     with jax.set_mesh(mesh):
         compiled = jax.jit(gradient).lower(*on(mesh, {k: examples(1, 8, 32)[k] for k in "xt"}, params)).compile()
@@ -106,15 +99,14 @@ for ways in (1, 2, 4, 8):
 
 
 def test_a_layer_over_time_costs_two_exchanges_and_nothing_else_travels(traffic):
-    """There and back, and as many for the gradient; batches of which a device has several clips as well."""
-    for b in (1, 4):
-        assert traffic[f"forward {b}"] == {"all-to-all": 2 * traffic["layers"]}
-        assert traffic[f"gradient {b}"] == {"all-to-all": 4 * traffic["layers"]}
+    """There and back, and as many for the gradient; also where a device has several clips."""
+    assert traffic["forward"] == {"all-to-all": 2 * traffic["layers"]}
+    assert traffic["gradient"] == {"all-to-all": 4 * traffic["layers"]}
 
 
 def test_activations_a_device_fall_as_one_over_the_devices(traffic):
     whole = traffic["memory"]["1"]
-    for ways in (2, 4, 8):
+    for ways in (2, 8):
         assert traffic["memory"][str(ways)] < 1.25 * whole / ways
 
 

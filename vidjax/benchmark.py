@@ -81,7 +81,8 @@ def timed(stage: Stage) -> dict[str, float]:
     batches = source.batches(options.batch_size)
     batch = sharding.put_batch(mesh, on_device(next(batches)))
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     figures = {"compile_seconds": time.perf_counter() - began}
     seconds = []
     for _ in range(STEPS.value + 1):

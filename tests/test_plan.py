@@ -1,0 +1,85 @@
+"""What a plan says of a pod, against the compiled program's own account and against collectives of known size."""
+
+import json
+import re
+
+import pytest
+from test_main import LATENT, compiled, program  # noqa: F401
+from test_sharding import eight_devices
+
+from vidjax.errors import InputError
+from vidjax.plan import CHIPS, topology
+
+
+def test_bytes_a_device_are_those_of_the_compiled_program():
+    """State and batch, cut by rules, against what XLA says that a device is handed; eight devices, two axes."""
+    found = eight_devices("""
+        import sys, tempfile
+        from pathlib import Path
+        sys.path.insert(0, "tests")
+        import tiny
+        from vidjax import plan, recipe, settings
+        config = settings.plain(tiny.get_config("pixels"))
+        config["mesh"] = dict(data=2, fsdp=4, tensor=1, context=1)
+        config["model"]["channels"] = (64,)
+        stage = recipe.build(config, "diffusion", Path(tempfile.mkdtemp()))
+        batch = recipe.example_batch(config, stage)
+        mesh = sharding.make_mesh(**stage.mesh)
+        with jax.set_mesh(mesh):
+            compiled, state = plan.compile_step(stage, mesh, batch)
+        own = sum(map(plan.own_bytes, jax.tree.leaves(state)))
+        clips = sum(np.prod(v.shape) * v.dtype.itemsize for v in batch.values()) / 8
+        whole = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(state))
+        found = [int(own + clips), compiled.memory_analysis().argument_size_in_bytes, int(whole)]
+    """)
+    own, handed, whole = found
+    assert own == pytest.approx(handed, rel=0.01) and own < 0.7 * whole
+
+
+def test_what_travels_is_what_the_collectives_of_a_program_send():
+    found = eight_devices("""
+        from jax.sharding import PartitionSpec as P
+        from vidjax.plan import collectives
+        mesh = sharding.make_mesh(data=2, context=4)
+        one = lambda f, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data", "context"), out_specs=out))
+        x = jax.ShapeDtypeStruct((8, 16, 32), jnp.float32)  # 4096 bytes on each device, groups of 4
+        programs = {
+            "all-reduce": one(lambda x: jax.lax.psum(x, "context"), P("data")),
+            "all-gather": one(lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True), P("data", "context")),
+            "all-to-all": one(lambda x: jax.lax.all_to_all(x, "context", 2, 1, tiled=True), P("data", None, "context")),
+            "collective-permute": one(lambda x: jax.lax.ppermute(x, "context", [(i, (i + 1) % 4) for i in range(4)]),
+                P("data", "context")),
+        }
+        found = {name: list(collectives(f.lower(x).compile().as_text())) for name, f in programs.items()}
+    """)
+    own = 4 * 4 * 32 * 4
+    assert found == {
+        "all-reduce": [["all-reduce", 2 * own * 3 / 4]],
+        "all-gather": [["all-gather", own * 3]],
+        "all-to-all": [["all-to-all", own * 3 / 4]],
+        "collective-permute": [["collective-permute", own]],
+    }
+
+
+def test_names_of_topologies():
+    assert topology("v5p-128") == (CHIPS["v5p"], 64) and topology("h100x16") == (CHIPS["h100"], 16)
+    assert topology("v5litepod-8")[1] == topology("v6e-8")[1] == 8
+    for name in ("v5p-3", "h100x0", "h99x8", "v5p"):
+        with pytest.raises(InputError, match="choose one of v4-N"):
+            topology(name)
+
+
+def test_the_program_plans_each_stage_and_refuses_what_cannot_be(compiled, tmp_path):  # noqa: F811
+    ask = ("plan", LATENT, "--topology=h100x8", "--stage=diffusion")
+    done = program(*ask, f"--json={tmp_path / 'plan.json'}", env=compiled)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "plan.json").read_text())["stages"]["diffusion"]
+    assert figures["verdict"] == "fits" and 0 < figures["mfu"] < 0.5 and figures["all-reduce_gib"] > 0
+    assert figures["optimizer_gib"] == pytest.approx(2 * figures["parameters_gib"], rel=1e-3)  # Adam
+    for flags, says in (
+        (("--config.mesh.fsdp=3",), "devices, there are 8"),
+        (("--config.stages.diffusion.train.batch_size=7",), "batch size 7 is not divisible by 8"),
+        (("--topology=v9-8",), "--topology=v9-8 is not known"),
+    ):
+        done = program(*ask, *flags, env=compiled)
+        assert done.returncode == 1 and re.fullmatch(rf"error: .*{re.escape(says)}.*\n", done.stderr), done.stderr
