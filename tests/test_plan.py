@@ -8,7 +8,7 @@ from test_main import LATENT, compiled, program  # noqa: F401
 from test_sharding import eight_devices
 
 from vidjax.errors import InputError
-from vidjax.plan import CHIPS, topology
+from vidjax.planning import CHIPS, topology
 
 
 def test_bytes_a_device_are_those_of_the_compiled_program():
@@ -18,7 +18,7 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         from pathlib import Path
         sys.path.insert(0, "tests")
         import tiny
-        from vidjax import plan, recipe, settings
+        from vidjax import planning, recipe, settings
         config = settings.plain(tiny.get_config("pixels"))
         config["mesh"] = dict(data=2, fsdp=4, tensor=1, context=1)
         config["model"]["channels"] = (64,)
@@ -26,8 +26,8 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         batch = recipe.example_batch(config, stage)
         mesh = sharding.make_mesh(**stage.mesh)
         with jax.set_mesh(mesh):
-            compiled, state = plan.compile_step(stage, mesh, batch)
-        own = sum(map(plan.own_bytes, jax.tree.leaves(state)))
+            compiled, state = planning.compile_step(stage, mesh, batch)
+        own = sum(map(planning.own_bytes, jax.tree.leaves(state)))
         clips = sum(np.prod(v.shape) * v.dtype.itemsize for v in batch.values()) / 8
         whole = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(state))
         found = [int(own + clips), compiled.memory_analysis().argument_size_in_bytes, int(whole)]
@@ -39,7 +39,7 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
 def test_what_travels_is_what_the_collectives_of_a_program_send():
     found = eight_devices("""
         from jax.sharding import PartitionSpec as P
-        from vidjax.plan import collectives
+        from vidjax.planning import collectives
         mesh = sharding.make_mesh(data=2, context=4)
         one = lambda f, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data", "context"), out_specs=out))
         x = jax.ShapeDtypeStruct((8, 16, 32), jnp.float32)  # 4096 bytes on each device, groups of 4

@@ -1,18 +1,9 @@
 """Whether a recipe fits a pod, and how fast, without the pod: `python -m vidjax.plan --config=configs/lvdm.py:sky
---stage=diffusion --topology=v5p-128`.
-
-The training step is compiled for as many simulated CPU devices, from shapes alone: no data, no weights. Bytes and
-collectives are read off that program. Times are an estimate: matrix products at `EFFICIENCY` of the chip's peak, then
-all that travels at the speed of its links, nothing overlapped. A CPU program keeps some bf16 arrays in fp32 and fuses
-less, so activations are rather over than under what a TPU or GPU needs.
+--stage=diffusion --topology=v5p-128`. What it says is explained in `vidjax.planning`.
 """
 
-import math
 import os
-import re
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,55 +15,21 @@ from vidjax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
 STAGE = flags.DEFINE_string("stage", None, "Only this stage.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "v4-32, v5e-16, v5p-128, v6e-64 (as Google names slices), h100x64.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v4-32, v5e-16, v5p-128, v6e-64 (Google's names), h100x64.")
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
-EFFICIENCY = 0.5
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Chip:
-    """From the makers' data sheets: dense bf16 FLOP/s, bytes of memory, bytes a second that one chip sends to others
-    (of a GPU out of its node of `node`: over the network)."""
-
-    flops: float
-    memory: float
-    link: float
-    cores: int = 1  # as counted in the name of a slice
-    node: int = 0
-    network: float = 50e9
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 150e9, cores=2),
-    "v5e": Chip(197e12, 16 * GIB, 100e9),
-    "v5litepod": Chip(197e12, 16 * GIB, 100e9),
-    "v5p": Chip(459e12, 95 * GIB, 300e9, cores=2),
-    "v6e": Chip(918e12, 32 * GIB, 224e9),
-    "a100": Chip(312e12, 80 * GIB, 300e9, node=8),
-    "h100": Chip(989e12, 80 * GIB, 450e9, node=8),
-    "h200": Chip(989e12, 141 * GIB, 450e9, node=8),
-    "b200": Chip(2250e12, 180 * GIB, 900e9, node=8),
-}
-
-
-def topology(name: str) -> tuple[Chip, int]:
-    """The chip and how many of them. Raises InputError."""
-    found = re.fullmatch(r"([a-z]+\d+[a-z]*|v5litepod)(?:-|x)(\d+)", name)
-    if not found or found[1] not in CHIPS or int(found[2]) < 1 or int(found[2]) % CHIPS[found[1]].cores:
-        known = ", ".join(f"{kind}{'x' if chip.node else '-'}N" for kind, chip in CHIPS.items())
-        raise InputError(f"--topology={name} is not known: choose one of {known} (v4 and v5p count two cores a chip)")
-    return CHIPS[found[1]], int(found[2]) // CHIPS[found[1]].cores
 
 
 def main() -> None:
     if CONFIG.value is None or TOPOLOGY.value is None:
         raise InputError(f"--{'config' if CONFIG.value is None else 'topology'} is missing")
-    chip, count = topology(TOPOLOGY.value)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    from vidjax import recipe, settings
+    import jax
 
+    from vidjax import recipe, settings
+    from vidjax.planning import planned, topology
+
+    chip, count = topology(TOPOLOGY.value)
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    jax.config.update("jax_platforms", "cpu")
     config = recipe.uncached(settings.plain(CONFIG.value))
     figures: dict[str, Any] = {"topology": TOPOLOGY.value, "chips": count, "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -81,135 +38,11 @@ def main() -> None:
             if stage.init is None:
                 raise InputError(f"stage {name} starts from a folder's weights, which this program does not read")
             found = planned(stage, recipe.example_batch(config, stage), chip, count)
-            print(
-                name,
-                *(f"{key} {value if isinstance(value, str) else f'{value:,.4g}'}" for key, value in found.items()),
-                sep="\n  ",
-            )
+            shown = {key: value if isinstance(value, str) else f"{value:,.4g}" for key, value in found.items()}
+            print(name, *(f"{key} {value}" for key, value in shown.items()), sep="\n  ")
             figures["stages"][name] = found
     if JSON.value:
         settings.write_json(JSON.value, figures)
-
-
-def planned(stage: Any, batch: Any, chip: Chip, count: int) -> dict[str, Any]:
-    """Figures of one stage, bytes a device in GiB, and what to do if it does not fit. Raises InputError for a mesh or a
-    batch that do not fit the number of devices."""
-    import jax
-
-    from vidjax import sharding
-    from vidjax.stage import step_flops
-
-    mesh = sharding.make_mesh(**stage.mesh)
-    sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
-    flops = step_flops(stage, batch)
-    with jax.set_mesh(mesh):
-        compiled, state = compile_step(stage, mesh, batch)
-    memory, sent = compiled.memory_analysis(), list(collectives(compiled.as_text()))
-    parts = {"parameters": state.params, "frozen": state.frozen, "average": state.ema, "optimizer": state.opt_state}
-    sizes = {name: sum(map(own_bytes, jax.tree.leaves(tree))) / GIB for name, tree in parts.items()}
-    activations, kept = memory.temp_size_in_bytes / GIB, sum(sizes.values())
-    outside = chip.node and count > chip.node
-    compute = flops / count / chip.flops / EFFICIENCY
-    travel = sum(bytes_ for _, bytes_ in sent) / (chip.network if outside else chip.link)
-    found: dict[str, Any] = {f"{name}_gib": size for name, size in sizes.items()}
-    found |= {"activations_gib": activations, "total_gib": kept + activations, "memory_gib": chip.memory / GIB}
-    for kind in sorted({kind for kind, _ in sent}):
-        own = [bytes_ for other, bytes_ in sent if other == kind]
-        found |= {f"{kind}_count": len(own), f"{kind}_gib": sum(own) / GIB}
-    found |= {"tflop_per_step": flops / 1e12, "compute_seconds": compute, "travel_seconds": travel}
-    found |= {"step_seconds": compute + travel, "mfu": flops / count / chip.flops / (compute + travel)}
-    return found | {"verdict": verdict(kept, activations, chip.memory / GIB, stage, mesh)}
-
-
-def compile_step(stage: Any, mesh: Any, batch: Any) -> tuple[Any, Any]:
-    """The compiled training step, and the shapes of the state with where they lie."""
-    import jax
-    from flax import nnx
-
-    from vidjax import sharding
-    from vidjax.flops import textbook
-    from vidjax.models import attention
-    from vidjax.train_state import TrainState
-    from vidjax.train_step import make_train_step
-
-    train = stage.train
-    make = lambda: TrainState.create(
-        stage.init(nnx.Rngs(0)),
-        stage.optimizer,
-        stage.trainable,
-        averaged=stage.averaged,
-        frozen_dtype=train.frozen_dtype,
-    )
-    shapes = jax.eval_shape(make)
-    layout = sharding.tree_sharding(mesh, shapes)
-    at = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
-    state = jax.tree.map(at, shapes, layout)
-    batch = {key: at(value, sharding.batch_sharding(mesh)) for key, value in batch.items()}
-    step = make_train_step(
-        stage.objective, stage.optimizer, 0, ema=train.ema, accumulate=train.accumulate, dtype=train.dtype
-    )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
-    with textbook():
-        attention.PREFERRED["cpu"] = "chunked"  # as much memory as a flash kernel takes
-        return step.lower(state, batch).compile(), state
-
-
-def own_bytes(leaf: Any) -> int:
-    """Of one device."""
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-def collectives(program: str) -> Iterator[tuple[str, float]]:
-    """(kind, bytes that a device sends) of each collective in a compiled program; one inside a loop counts once."""
-    line = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-    for text in program.splitlines():
-        if not (found := line.search(text)):
-            continue
-        shapes, kind = found[1], found[2]
-        size = sum(
-            math.prod(map(int, filter(None, dims.split(",")))) * _width(dtype)
-            for dtype, dims in re.findall(r"([a-z]+\d*\w*)\[([\d,]*)\]", shapes)
-        )
-        share = 1 - 1 / (n := group_size(text))
-        yield (
-            kind,
-            size * {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, share),
-        )
-
-
-def _width(dtype: str) -> int:
-    digits = re.search(r"\d+", dtype)
-    return max(int(digits[0]) // 8, 1) if digits else 1
-
-
-def group_size(text: str) -> int:
-    """Of how many devices a collective is: `{{0,1},{2,3}}`, `[2,2]<=[4]` or `mesh['a'=2,'b'=2] {'b'}`."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
-        return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    return 2
-
-
-def verdict(kept: float, activations: float, memory: float, stage: Any, mesh: Any) -> str:
-    """One line: whether it fits, and which axis to raise if not."""
-    if kept + activations <= 0.9 * memory:
-        return "fits"
-    own = stage.train.batch_size // stage.train.accumulate // mesh.shape["data"] // mesh.shape["fsdp"]
-    state, live = (
-        f"parameters and optimizer are {kept:.3g} GiB a device",
-        f"activations are {activations:.3g} GiB a device",
-    )
-    if kept > 0.45 * memory:
-        return f"does not fit: {state}, raise mesh.fsdp ({mesh.shape['fsdp']})"
-    if stage.train.remat != "full":
-        return f"does not fit: {live}, set train.remat=full ({stage.train.remat})"
-    if own > 1:
-        return f"does not fit: {live} of {own} clips, raise train.accumulate or lower train.batch_size"
-    return f"does not fit: {live} of one clip, raise mesh.context ({mesh.shape['context']})"
 
 
 if __name__ == "__main__":
