@@ -75,7 +75,7 @@ def clips() -> dict:
         data=dict(source="webvid", path="", frames=8, size=16, stride=1, heldout=16, cache=True),
         conditioning=dict(text=dict(dim=64, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(in_channels=3, blocks_per_level=1, heads=4, block=attend, after_resnet="convs", positions=True),
-        diffusion=dict(schedule="cosine", steps=None, shift=1.0, prediction="v"),
+        diffusion=dict(schedule="cosine", steps=None, shift=1.0, prediction="x0"),
         optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
         mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
         stages=dict(
@@ -88,14 +88,14 @@ def clips() -> dict:
             ),
             temporal=dict(
                 objective="diffusion",
-                conditioning=dict(lowres=dict(of="base", time_factor=2)),
+                conditioning=dict(lowres=dict(of="base", time_factor=2, residual=True)),
                 model=dict(channels=(64,), attention_levels=False, patch=2),
                 train=dict(steps=300, **train),
             ),
             spatial=dict(
                 objective="diffusion",
                 data=dict(size=64),
-                conditioning=dict(lowres=dict(of="temporal", space_factor=4)),
+                conditioning=dict(lowres=dict(of="temporal", space_factor=4, residual=True)),
                 model=dict(channels=(64,), attention_levels=False, patch=4, blocks_per_level=0, after_resnet="none"),
                 train=dict(steps=150, **train),
             ),

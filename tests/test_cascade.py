@@ -77,6 +77,19 @@ def test_what_copies_gives_back_the_frames_it_was_given():
 
 
 @pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+def test_what_only_adds_starts_as_plain_enlargement(factors):
+    """Of the given pixels; under noise of what is most likely below it, which is nothing where only noise is left."""
+    made = generator(residual=True, **factors)
+    made.params = {path: 0 * value for path, value in made.params.items()}
+    embedder = cascade.embedder(made)
+    video = np.asarray(to_uint8(embedder.shrink(jnp.asarray(to_unit(some(2, 4, 8, 8))))))
+    plain = np.asarray(to_uint8(embedder.enlarge(jnp.asarray(to_unit(video)))))
+    np.testing.assert_array_equal(made(["", ""], lowres=video), plain)
+    lost = made(["", ""], lowres=video, lowres_level=1.0)
+    assert np.abs(lost.astype(int) - 128).max() <= 1
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.9])
 def test_the_smaller_video_is_under_the_noise_that_the_network_is_told(factors, level):
     embedder = lowres(**factors)

@@ -20,13 +20,14 @@ from vidjax.settings import choose
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
     """Each part may be absent. `mask` is 1 where a frame of the noisy input is known: clean or nearly so; `concat` are
-    further channels beside those of the noisy input."""
+    further channels beside those of the noisy input; `start` is what the network adds its output to."""
 
     vector: Float[Array, "b v"] | None = None
     tokens: Float[Array, "b m d"] | None = None
     token_mask: Bool[Array, "b m"] | None = None
     mask: Float[Array, "b t"] | None = None
     concat: Float[Array, "b t h w e"] | None = None
+    start: Float[Array, "b t h w c"] | None = None
 
 
 class TextEmbedder(nnx.Module):
@@ -114,7 +115,9 @@ def embed(
     join = lambda name, axis: (
         jnp.concatenate([p[name] for p in parts if name in p], axis) if any(name in p for p in parts) else None
     )
-    return Conditioning(join("vector", -1), join("tokens", 1), join("token_mask", 1), mask, join("concat", -1))
+    return Conditioning(
+        join("vector", -1), join("tokens", 1), join("token_mask", 1), mask, join("concat", -1), join("start", -1)
+    )
 
 
 def _between(key: Key[Array, ""], frames: int, low: int, high: int) -> Array:

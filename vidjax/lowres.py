@@ -20,12 +20,22 @@ class LowresEmbedder(nnx.Module):
 
     The noise is that of conditioning augmentation (Ho et al. 2021, section 4.2): the stage learns not to trust details
     of the one before. In training the level is random, up to the quantile `max_level` of the training times. `of` names
-    the stage whose videos these are.
+    the stage whose videos these are. `residual`: the network, which then predicts x0, adds to the enlarged video, less
+    the more noise that is under; it starts as plain enlargement.
     """
 
     key, drop, tokens_dim, vector_dim = "lowres", 0.0, None, 64
 
-    def __init__(self, *, of: str, time_factor: int = 1, space_factor: int = 1, max_level: float = 1.0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        *,
+        of: str,
+        time_factor: int = 1,
+        space_factor: int = 1,
+        max_level: float = 1.0,
+        residual: bool = False,
+        rngs: nnx.Rngs,
+    ):
         if min(time_factor, space_factor) < 1 or time_factor * space_factor == 1:
             raise InputError(
                 f"config.conditioning.lowres: time_factor={time_factor} and space_factor={space_factor} make nothing "
@@ -34,6 +44,7 @@ class LowresEmbedder(nnx.Module):
         if not 0 <= max_level <= 1:
             raise InputError(f"config.conditioning.lowres.max_level={max_level} is not between 0 and 1")
         self.of, self.time_factor, self.space_factor, self.max_level = of, time_factor, space_factor, max_level
+        self.residual = residual
 
     def null(self, low: Mapping[str, Array]) -> Mapping[str, Array]:
         """Guidance does not steer away from it."""
@@ -67,7 +78,12 @@ class LowresEmbedder(nnx.Module):
         self, schedule: Schedule, low: Float[Array, "b s i j c"], t: Float[Array, "b"], eps: Float[Array, "b s i j c"]
     ) -> dict[str, Any]:
         """What the embedder is called with: the video at time t of the diffusion, and how the network is told."""
-        return {"video": schedule.q_sample(low, eps, t), "level": schedule.noise_embedding(t)}
+        video = schedule.q_sample(low, eps, t)
+        told = {"video": video, "level": schedule.noise_embedding(t)}
+        trust = schedule.alpha(t)[
+            :, None, None, None, None
+        ]  # the mean of x given alpha x + sigma eps, at unit variance
+        return {**told, "clean": trust * video} if self.residual else told
 
     def draw(self, schedule: Schedule, x0: Float[Array, "b t h w c"], images: int, draws: Draws) -> dict[str, Any]:
         """The same of the clips x0 themselves, in training. Raises InputError for stills where frames are filled in."""
@@ -78,4 +94,5 @@ class LowresEmbedder(nnx.Module):
         return self.noised(schedule, low, t, noise.normal(low.shape[1:]))
 
     def __call__(self, low: Mapping[str, Array]) -> dict[str, Array]:
-        return {"vector": sinusoid(low["level"], self.vector_dim), "concat": self.enlarge(low["video"])}
+        parts = {"vector": sinusoid(low["level"], self.vector_dim), "concat": self.enlarge(low["video"])}
+        return {**parts, "start": self.enlarge(low["clean"])} if self.residual else parts

@@ -331,6 +331,11 @@ def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) ->
             made = StoredMoments(made.shift, made.scale)
     else:
         channels = model.pop("in_channels", 3)
+    if "lowres" in embedders and embedders["lowres"].residual and process(section)[1] != "x0":
+        raise InputError(
+            "config.conditioning.lowres.residual=True adds to a video: set config.diffusion.prediction=x0, not "
+            f"{process(section)[1]}"
+        )
     if "lowres" in embedders and made is not None:
         raise InputError("config.conditioning.lowres is a video of pixels: a stage of latents cannot have it")
     unet = settings.construct(

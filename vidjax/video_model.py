@@ -105,7 +105,7 @@ class VideoModel(nnx.Module):
         own = lambda a: None if a is None else a.astype(self.dtype)
         tokens, vector, mask = own(cond.tokens), own(cond.vector), cond.token_mask
         out = self.unet(x.astype(self.dtype), t, tokens, vector, token_mask=mask, images=images, remat=self.remat)
-        return out.astype(jnp.float32)
+        return out.astype(jnp.float32) + (0.0 if cond.start is None else cond.start)
 
     def denoiser(self, schedule: Schedule, prediction: str, cond: Conditioning):
         """`denoise(xt, t) -> (x0, eps)` under these conditions."""
