@@ -1,5 +1,6 @@
 """What a data set is: a sequence of named, captioned, labelled clips that open when they are needed."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Source:
 
 def open_path(path: Path) -> OpenClip:
     """A video file, or a folder of numbered pictures."""
-    return Pictures(path) if path.is_dir() else Video(path)
+    return Pictures(path) if os.path.isdir(path) else Video(path)
 
 
 def of_paths(
