@@ -55,6 +55,6 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def fail(message: str) -> NoReturn:
-    """One line on stderr, exit status 1."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """One line on stderr, exit status 1; also where what it quotes of a file has lines, or commands to a terminal."""
+    print("error:", "".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
     sys.exit(1)

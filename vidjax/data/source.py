@@ -8,6 +8,7 @@ from pathlib import Path
 from vidjax.data.pictures import Pictures
 from vidjax.data.video_io import ArrayVideo, Video
 from vidjax.errors import InputError
+from vidjax.limits import MAX_TEXT
 
 # A context manager with frames, fps, height, width, channels and read(indices, size).
 OpenClip = Video | ArrayVideo | Pictures
@@ -59,12 +60,18 @@ def must_exist(path: str, what: str) -> Path:
     """The path of a data set. Raises InputError if there is nothing."""
     if not path:
         raise InputError(f"data.path is empty: set it to {what}")
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise InputError(f"no such path: {path} (data.path must be {what})")
     return Path(path)
 
 
 def sidecar(path: Path, otherwise: str) -> str:
-    """The caption in NAME.txt beside a clip, which may be a folder."""
-    file = path.with_name((path.name if path.is_dir() else path.stem) + ".txt")
-    return file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else otherwise
+    """The caption in NAME.txt beside a clip, which may be a folder; at most its first `MAX_TEXT` characters."""
+    file = path.with_name((path.name if os.path.isdir(path) else path.stem) + ".txt")
+    if not os.path.isfile(file):
+        return otherwise
+    try:
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            return opened.read(MAX_TEXT).strip()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): make it readable, or move it away") from None
