@@ -50,6 +50,9 @@ def parse(argv: list[str]) -> list[str]:
             else "; only keys that the recipe file lists can be set on the command line"
         )
         fail(f"{where}: the config has no key {key[1] if key else text!r}{hint}")
+    except TypeError:
+        named = " ".join(arg for arg in argv if arg.startswith(("--config.", "-config.")))
+        fail(f"{named}: a setting is named as if it were a section; leave out what follows its name")
     except (flags.Error, InputError, ValueError) as error:
         fail(str(error))
 

@@ -30,7 +30,7 @@ def main() -> None:
 
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    config = settings.plain(CONFIG.value)
+    config = settings.checked(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     recipe.open_workdir(workdir)
     if not jax.config.jax_compilation_cache_dir:

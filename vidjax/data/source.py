@@ -17,12 +17,18 @@ VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 @dataclass(frozen=True)
 class Item:
-    """One clip before it is opened. label -1: none. `open` raises BrokenClip for what cannot be read."""
+    """One clip before it is opened. label -1: none. `open` raises BrokenClip for what cannot be read.
+
+    The caption is cut at `MAX_TEXT` characters; what is no character in it, half of one in UTF-16, becomes "?".
+    """
 
     name: str
     text: str
     label: int
     open: Callable[[], OpenClip]
+
+    def __post_init__(self):
+        object.__setattr__(self, "text", self.text[:MAX_TEXT].encode("utf-8", "replace").decode())
 
 
 @dataclass(frozen=True)
