@@ -170,7 +170,7 @@ def tables(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
 
     def read(path: str, source: Callable) -> None:
         clips = source(path)
-        for i in range(min(len(clips), 4)):
+        for i in range(min(len(clips), 2)):
             item = clips[i]
             assert isinstance(item.text, str) and item.text.encode() is not None
             with contextlib.suppress(BrokenClip), item.open() as video:

@@ -115,7 +115,7 @@ def tiny(**sections) -> dict:
         (dict(loss=dict(weighting="min_snrr")), "did you mean 'min_snr'"),
         (dict(wrong=dict()), "config.wrong does not exist"),
         (dict(mesh=dict(dat=1)), "config.mesh.dat does not exist; did you mean 'data'"),
-        (dict(model=dict(blocks_per_level=10**20)), "at least 1 and at most 64"),
+        (dict(model=dict(blocks_per_level=10**20)), "at least 0 and at most 64"),
         (dict(model=dict(heads=0)), "heads=.*must be at least 1"),
         (dict(model=dict(channels="abc")), "config.model.channels='abc' is not"),
         (dict(data=dict(fps=math.nan)), "config.data.fps=nan is not"),

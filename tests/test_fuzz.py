@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COUNTS = {"videos": 3000, "tables": 2000, "headers": 3000, "overrides": 2000}
+COUNTS = {"videos": 2500, "tables": 1500, "headers": 3500, "overrides": 2500}
 LEFT = {
     "videos": {"number", "clip.mp4"},
     "tables": {"number", "t.csv", "videos", "videos/1.mp4", "videos/page", "videos/page/1.mp4", "videos/captions.json"},

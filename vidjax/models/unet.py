@@ -137,7 +137,7 @@ def check(config: UNetConfig) -> None:
         raise InputError("channels is empty: give the features of each level, such as (64, 128)")
     for name in ("channels", "heads", "groups", "patch", "in_channels", "out_channels", "reach"):
         check_range("", 1, **{name: getattr(config, name)})
-    check_range("", 1, 64, blocks_per_level=config.blocks_per_level)
+    check_range("", 0, 64, blocks_per_level=config.blocks_per_level)
     for name in ("attention_levels", "heads"):
         if len(getattr(config, name)) != levels:
             raise InputError(f"{name}={getattr(config, name)} must have one entry for each of the {levels} channels")
