@@ -114,6 +114,17 @@ def tiny(**sections) -> dict:
         (dict(mesh=dict(data=3)), "3 devices, there are 1"),
         (dict(loss=dict(weighting="min_snrr")), "did you mean 'min_snr'"),
         (dict(wrong=dict()), "config.wrong does not exist"),
+        (dict(mesh=dict(dat=1)), "config.mesh.dat does not exist; did you mean 'data'"),
+        (dict(model=dict(blocks_per_level=10**20)), "at least 0 and at most 64"),
+        (dict(model=dict(heads=0)), "heads=.*must be at least 1"),
+        (dict(model=dict(channels="abc")), "config.model.channels='abc' is not"),
+        (dict(data=dict(fps=math.nan)), "config.data.fps=nan is not"),
+        (dict(data=dict(frames=-1)), "data.frames=-1: must be at least 1"),
+        (dict(data=dict(size=10**6)), "GiB at once"),
+        (dict(diffusion=dict(schedule="linear", steps=10**15, shift=None)), "config.diffusion.shift does not exist"),
+        (dict(diffusion=dict(steps=10**15)), "steps=1000000000000000 is not possible"),
+        (dict(sample=dict(fps=1e-9)), "sample.fps=1e-09 is not between"),
+        (dict(conditioning=dict(label=dict(classes=0, dim=8))), "classes=0: must be at least 1"),
     ],
 )
 def test_bad_input_fails_before_anything_is_compiled(sections, says, tmp_path):

@@ -36,7 +36,7 @@ JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 def main() -> None:
     if CONFIG.value is None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
-    config = recipe.uncached(settings.plain(CONFIG.value))
+    config = recipe.uncached(settings.checked(CONFIG.value))
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):

@@ -1,7 +1,6 @@
 """Checkpoints of one stage through Orbax: written behind the step, complete or not there at all."""
 
 import dataclasses
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vidjax.errors import InputError
+from vidjax.limits import from_json
 from vidjax.train_state import Params, TrainState
 
 
@@ -95,8 +95,11 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises InputError if the file is missing: the run that should have written it did not get that far."""
+    """Raises InputError if the file is missing: the run that should have written it did not get that far. And
+    if it is damaged."""
     try:
-        return json.loads(Path(path).read_text())
+        return from_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): take another --workdir") from None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: is this the --workdir of a vidjax run that got that far?") from None

@@ -50,11 +50,14 @@ def parse(argv: list[str]) -> list[str]:
             else "; only keys that the recipe file lists can be set on the command line"
         )
         fail(f"{where}: the config has no key {key[1] if key else text!r}{hint}")
+    except TypeError:
+        named = " ".join(arg for arg in argv if arg.startswith(("--config.", "-config.")))
+        fail(f"{named}: a setting is named as if it were a section; leave out what follows its name")
     except (flags.Error, InputError, ValueError) as error:
         fail(str(error))
 
 
 def fail(message: str) -> NoReturn:
-    """One line on stderr, exit status 1."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """One line on stderr, exit status 1; also where what it quotes of a file has lines, or commands to a terminal."""
+    print("error:", "".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
     sys.exit(1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.lowres import LowresEmbedder
 from vidjax.models.clip import ClipText, ClipTextConfig
 from vidjax.models.text_encoder import ByteTextEncoder
@@ -38,6 +38,10 @@ class TextEmbedder(nnx.Module):
     def __init__(
         self, *, dim: int, layers: int = 2, heads: int = 4, length: int = 64, drop: float = 0.1, rngs: nnx.Rngs
     ):
+        check_range("config.conditioning.text.", 1, dim=dim, heads=heads, length=length)
+        check_range("config.conditioning.text.", 0, 256, layers=layers)
+        if dim % heads:
+            raise InputError(f"config.conditioning.text: dim={dim} cannot be split into heads={heads}; change either")
         self.encoder = ByteTextEncoder(dim, layers, heads, length, rngs=rngs)
         self.drop, self.length, self.vector_dim, self.tokens_dim = drop, length, dim, dim
 
@@ -74,6 +78,7 @@ class LabelEmbedder(nnx.Module):
     key = "label"
 
     def __init__(self, *, classes: int, dim: int, drop: float = 0.1, rngs: nnx.Rngs):
+        check_range("config.conditioning.label.", 1, classes=classes, dim=dim)
         self.table = nnx.Embed(classes + 1, dim, rngs=rngs)
         self.drop, self.classes, self.vector_dim, self.tokens_dim = drop, classes, dim, None
 

@@ -1,17 +1,19 @@
 """A tuned run's edits: the clip is inverted once, then every prompt leads the same noise to another video."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 from zlib import crc32
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
-from PIL import Image
 
-from vidjax.data.video_io import contact_sheet, write_mp4
+from vidjax.data.pictures import read_picture
+from vidjax.data.video_io import BrokenClip, contact_sheet, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
 
@@ -52,9 +54,9 @@ def stamp(generator: Generator, latents: Latents) -> str:
 
 
 def kept(file: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """`make()`, or what an earlier call with the same stamp has left in `file`."""
+    """`make()`, or what an earlier call with the same stamp has left whole in `file`."""
     if file.exists():
-        with np.load(file) as found:
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file, allow_pickle=False) as found:
             if str(found["stamp"]) == stamp:
                 return found["array"]
     array = make()
@@ -122,8 +124,8 @@ def latent_mask(
     mask = np.ones(size, bool)
     if picture:
         try:
-            white = np.asarray(Image.open(picture).convert("L")) >= 128
-        except OSError as error:
+            white = read_picture(picture, "L") >= 128
+        except BrokenClip as error:
             raise InputError(f"the mask {picture} cannot be read: {error}") from None
         if white.shape != size[1:]:
             raise InputError(

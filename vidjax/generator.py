@@ -27,7 +27,7 @@ from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
 from vidjax.diffusion.schedule import Schedule
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.settings import choose, construct
 from vidjax.tiles import in_tiles
 from vidjax.train_state import Params, merge
@@ -76,6 +76,11 @@ class SampleConfig:
 
     def __post_init__(self):
         choose(self.sampler, SAMPLERS, "sampler")
+        check_range(
+            "sample.", 1, num_steps=self.num_steps, per_caption=self.per_caption, chunk=self.chunk, tile=self.tile
+        )
+        if not 0.1 <= self.fps <= 1000:
+            raise InputError(f"sample.fps={self.fps} is not between 0.1 and 1000 frames per second")
         if not 0 < self.strength <= 1:
             raise InputError(f"sample.strength={self.strength} is not above 0 and up to 1")
         for other, on in (("null_text", self.null_text), ("blend", self.blend)):

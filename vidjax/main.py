@@ -32,7 +32,7 @@ def main() -> None:
         raise InputError(f"--workdir={WORKDIR.value} is no folder: mount the bucket and name the mount")
     if DISTRIBUTED.value:
         join_cluster()
-    config = settings.plain(CONFIG.value)
+    config = settings.checked(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     recipe.open_workdir(workdir)
     if not jax.config.jax_compilation_cache_dir:

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.settings import choose, construct
 
 SCHEDULES = {
@@ -70,6 +70,7 @@ def make_optimizer(
         )
         made = {name: construct(make_optimizer, {**common, **own}, "optimizer.groups") for name, own in groups.items()}
         return optax.multi_transform({**made, REST: make_optimizer(**common)}, lambda params: labels(params, groups))
+    check_range("config.optimizer.", 0, warmup=warmup, eps=eps, clip=clip)
     rate = learning_rate_schedule(learning_rate, schedule, warmup, steps)
     adamw = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
     return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw

@@ -81,7 +81,7 @@ def write_samples(
         entry = {"caption": name, "png": f"{folder}/{stem}.png"}
         rows = list(samples[:, None]) if samples.shape[1] > 1 else [samples[None, :, 0]]  # images side by side
         contact_sheet(workdir / entry["png"], rows, labels=[name] * len(rows))
-        (workdir / folder / f"{stem}.txt").write_text(name + "\n")
+        (workdir / folder / f"{stem}.txt").write_text(name + "\n", encoding="utf-8", errors="replace")
         if samples.shape[1] > 1:
             entry["mp4"] = f"{folder}/{stem}.mp4"
             write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)

@@ -211,8 +211,8 @@ def read_noise(path: Path) -> "np.ndarray":
     import numpy as np
 
     try:
-        noise = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        noise = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: the header may promise any size
+    except Exception as error:  # numpy raises many kinds, by what in the header is wrong
         raise InputError(f"--init_noise={path} cannot be read: {error}") from None
     if not isinstance(noise, np.ndarray) or noise.dtype.kind != "f":
         raise InputError(f"--init_noise={path} is no npy file of floats")

@@ -5,15 +5,19 @@ import difflib
 import functools
 import inspect
 import json
+import math
+import types
 import typing
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vidjax.errors import InputError
 
 T = TypeVar("T")
+SECTIONS = ("data", "autoencoder", "discriminator", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh")
+SECTIONS += ("train", "sample", "finetune")
 
 
 def near_match(name: str, known: typing.Iterable[str]) -> str:
@@ -35,7 +39,8 @@ def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: 
 
     Lists become tuples, and a mapping becomes the dataclass that the argument's annotation names.
 
-    Raises: InputError for a key that `make` does not take, or a required one that is missing.
+    Raises: InputError for a key that `make` does not take, a required one that is missing, or a value of another type
+    than its annotation says.
     """
     return bind(make, section, where, **given)()
 
@@ -52,7 +57,8 @@ def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: s
     missing = [n for n, p in takes.items() if p.default is p.empty and n not in section and n not in given]
     if missing:
         raise InputError(f"config.{where} lacks {', '.join(missing)}")
-    hints = typing.get_type_hints(function) if dataclasses.is_dataclass(function) else {}
+    own = inspect.isclass(function) and not dataclasses.is_dataclass(function)
+    hints = typing.get_type_hints(function.__init__ if own else function)
     arguments = {key: _nested(value, hints.get(key), f"{where}.{key}") for key, value in section.items()}
     return functools.partial(function, **arguments, **given)
 
@@ -76,7 +82,36 @@ def _nested(value: Any, hint: Any, where: str) -> Any:
         for kind in (hint, *typing.get_args(hint)):
             if dataclasses.is_dataclass(kind):
                 return construct(kind, value, where)
+    if not fits(value, hint):
+        said = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
+        raise InputError(f"config.{where}={value!r} is not {said}")
     return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether plain data is of the annotated type. Whole numbers are floats, too; what is not finite is no number.
+
+    Annotations of what no config holds, such as functions and arrays, let everything pass.
+    """
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if kind in (typing.Union, types.UnionType):
+        return any(fits(value, each) for each in inner)
+    if kind is typing.Literal:
+        return value in inner
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (int, str, bool, types.NoneType):
+        return type(value) is hint
+    if kind in (tuple, Sequence):
+        fixed = kind is tuple and inner[-1:] != (...,)
+        if not isinstance(value, tuple) or (fixed and len(value) != len(inner)):
+            return False
+        return all(fits(entry, each) for entry, each in zip(value, inner if fixed else inner[:1] * len(value)))
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(fits(entry, inner[1]) for entry in value.values())
+    return not dataclasses.is_dataclass(hint)
 
 
 def plain(value: Any) -> Any:
@@ -90,12 +125,37 @@ def plain(value: Any) -> Any:
     return value
 
 
-def stage_settings(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+def checked(value: Any) -> dict[str, Any]:
+    """A recipe's config as plain data. Raises InputError unless it has stages, and sections where they belong."""
+    config = plain(value)
+    if not isinstance(config, Mapping) or not isinstance(config.get("stages"), Mapping):
+        raise InputError("the config has no stages: a recipe has stages=dict(NAME=dict(...)), see configs/lvdm.py")
+    stages = {f"stages.{name}": stage for name, stage in config["stages"].items()}
+    sections = {
+        f"{path}.{key}": each.get(key, {})
+        for path, each in stages.items()
+        if isinstance(each, Mapping)
+        for key in SECTIONS
+    }
+    for path, section in {**{key: config.get(key, {}) for key in SECTIONS}, **stages, **sections}.items():
+        if not isinstance(section, Mapping):
+            raise InputError(f"config.{path}={section!r} is no section but a value")
+    return dict(config)
+
+
+class Sections(dict[str, Any]):
+    """What a config has at its top; `[]` raises InputError for what it lacks."""
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(f"config.{key} is missing{near_match(key, self)}")
+
+
+def stage_settings(config: Mapping[str, Any], stage: str) -> Sections:
     """The config as one stage sees it: its own entries, section by section, over the common ones."""
     config = plain(config)
     stages = config.pop("stages")
     own = choose(stage, stages, "stage")
-    merged = dict(config)
+    merged = Sections(config)
     for key, value in own.items():
         merged[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     return merged

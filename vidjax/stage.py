@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from flax import nnx
 
+from vidjax import settings, sharding
 from vidjax.data.latents import Latents, fingerprint
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.encoded import Encoded, Encoder
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.flops import count_flops
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.train_step import Objective, draws_at
@@ -50,6 +51,16 @@ class TrainConfig:
     validate_every: int | None = None  # the loss on held-out windows, by noise level
     frozen_dtype: str | None = None  # what the part that does not train is kept in
 
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "keep_every"):
+            check_range("train.", 1, **{name: getattr(self, name)})
+        check_range("train.", 0, sample_every=self.sample_every, validate_every=self.validate_every)
+        if not 0 <= self.ema < 1:
+            raise InputError(f"train.ema={self.ema} is not at least 0 and below 1")
+        for name in filter(None, (self.dtype, self.frozen_dtype)):
+            if name not in ("float32", "bfloat16", "float16"):
+                raise InputError(f"train.dtype={name!r} is not known; choose float32, bfloat16 or float16")
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -82,6 +93,9 @@ class Stage:
     prior: Callable[[Any], Encoded] | None = None  # (encoder): examples of the class, beside each batch
 
     encoder: Callable[[], Encoder] | None = None  # what may encode its data beforehand, see data.cache
+
+    def __post_init__(self):
+        settings.bind(sharding.make_mesh, self.mesh, "mesh")
 
     def dataset(self) -> Dataset | Latents:
         if self.data.latents:

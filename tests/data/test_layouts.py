@@ -1,9 +1,15 @@
 """Data sets as they are published are found whole, with their classes, captions and splits."""
 
+import os
+import struct
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from vidjax.data.pictures import Pictures
 from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.sources import make_source
 from vidjax.data.video_io import BrokenClip, read_frames
@@ -51,6 +57,44 @@ def test_pictures_that_cannot_be_frames_are_named(tmp_path, frames):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no folders of pictures"):
         make_source("frames", str(tmp_path / "empty"), "")
+
+
+def png(path, width, height):
+    """A picture of zeros, however large, in a file that is a thousandth of it."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(width // 8 + 1)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def test_a_picture_too_large_for_memory_is_not_decoded(tmp_path):
+    png(tmp_path / "0.png", 9000, 9000)
+    tracemalloc.start()
+    with pytest.raises(BrokenClip, match="frames of 9000x9000 pixels"):
+        Pictures(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    png(tmp_path / "0.png", 40, 30)
+    clip = Pictures(tmp_path)
+    assert clip.read([0]).shape == (1, 30, 40, 3)
+    with pytest.raises(BrokenClip, match="GiB at once"):
+        clip.read([0] * 10, (2**15, 2**15))
+
+
+def test_a_picture_is_read_as_a_picture_only(tmp_path):
+    """Not as a program in PostScript, for which Pillow would start an interpreter, nor from a pipe."""
+    (tmp_path / "0.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with Image.open(tmp_path / "0.png") as image:
+        assert image.format == "EPS"
+    with pytest.raises(BrokenClip, match=r"0\.png is not a readable picture"):
+        Pictures(tmp_path)
+    (tmp_path / "0.png").unlink()
+    os.mkfifo(tmp_path / "0.png")
+    with pytest.raises(BrokenClip, match=r"0\.png is not a file"):
+        Pictures(tmp_path)
 
 
 def told(source):

@@ -2,16 +2,19 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from vidjax.data.shapes import COLOURS, MOVES, SPEED, draw
-from vidjax.data.sources import SHIPPED, SOURCES, write_array_record
-from vidjax.data.video_io import read_frames
+from vidjax.data.sources import SHIPPED, SOURCES, read_idx, write_array_record
+from vidjax.data.video_io import BrokenClip, read_frames
 from vidjax.errors import InputError
+from vidjax.limits import MAX_TEXT
 
 
 def first_frames(item):
@@ -205,3 +208,107 @@ def test_missing_column_is_named(tmp_path):
     (tmp_path / "a.array_record").write_bytes(b"nothing of the sort")
     with pytest.raises(InputError, match="not ArrayRecord"):
         SOURCES["array_record"](str(tmp_path / "a.array_record"))
+
+
+EVIL = "elsewhere.code.Feature"
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}},
+        {"python_class_name": EVIL, "jsonFeature": {"json": "{}"}},
+        {"type": EVIL, "content": {}},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+            "jsonFeature": {"json": json.dumps({"feature": {"type": EVIL, "content": {}}, "length": None})},
+        },
+    ],
+)
+def test_no_code_of_a_data_set_runs(tmp_path, monkeypatch, features):
+    """tfds imports the module that a data set names for its features; the folder of the programs is where it looks."""
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "a", "version": "1.0.0"}))
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(InputError, match=f"names the feature {EVIL}"):
+        SOURCES["tfds"](str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+HEAD = b"videoid,page_dir,name\n"
+BAD_TABLES = {
+    b"": "has no column videoid",
+    HEAD + b"\xff,\xfe,\xfd\n": "is not a table to read .*in UTF-8",
+    HEAD + b"a,b," + b"c" * 200_000: "field larger than field limit",
+}
+
+
+@pytest.mark.parametrize("table", BAD_TABLES, ids=len)
+def test_a_table_that_is_none_is_named(tmp_path, table):
+    (tmp_path / "a.csv").write_bytes(table)
+    with pytest.raises(InputError, match=BAD_TABLES[table]):
+        SOURCES["webvid"](str(tmp_path / "a.csv"))
+
+
+def test_a_pipe_is_no_table_and_no_caption(tmp_path, mp4):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(InputError, match="is not a file"):
+        SOURCES["webvid"](str(tmp_path / "a.csv"))
+    (tmp_path / "me.mp4").write_bytes(mp4.read_bytes())
+    os.mkfifo(tmp_path / "me.txt")
+    assert SOURCES["clip"](str(tmp_path / "me.mp4"))[0].text == ""
+
+
+def test_a_table_of_a_spreadsheet_is_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + HEAD + b"1,x,a dog\n")
+    assert SOURCES["webvid"](str(tmp_path / "a.csv"))[0].text == "a dog"
+
+
+def test_names_that_no_disk_has_are_broken_clips(tmp_path):
+    rows = b"".join(b"%s,x,text\n" % name for name in (b"a\0b", b"c" * 1000, b"../" * 50 + b"dev/zero", b"", b"pipe:"))
+    (tmp_path / "a.csv").write_bytes(HEAD + rows)
+    source = SOURCES["webvid"](str(tmp_path / "a.csv"))
+    for i in range(len(source)):
+        with pytest.raises(BrokenClip, match="no such file"):
+            source[i].open()
+
+
+def test_a_caption_is_cut_and_one_that_is_no_text_is_refused(tmp_path, mp4):
+    (tmp_path / "me.mp4").write_bytes(mp4.read_bytes())
+    (tmp_path / "me.txt").write_text("a" * (MAX_TEXT + 9))
+    assert len(SOURCES["clip"](str(tmp_path / "me.mp4"))[0].text) == MAX_TEXT
+    for captions in ('{"me.mp4": 3}', "[" * 100_000, "3", '[{"file": [], "caption": ""}]'):
+        (tmp_path / "captions.json").write_text(captions)
+        with pytest.raises(InputError, match="is not a captions file"):
+            SOURCES["folder"](str(tmp_path))
+
+
+def test_idx_files_are_not_unpacked_beyond_what_they_speak_of(tmp_path):
+    head = bytes([0, 0, 8, 2])
+    packed = gzip.compress(head + bytes([0, 0, 0, 2, 0, 0, 0, 3]) + bytes(50_000_000))
+    (tmp_path / "bomb.gz").write_bytes(packed)
+    tracemalloc.start()
+    assert read_idx(tmp_path / "bomb.gz").shape == (2, 3)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    (tmp_path / "large").write_bytes(head + b"\xff" * 8)
+    (tmp_path / "damaged.gz").write_bytes(packed[:20] + b"\xff" * 200)
+    for name in ("large", "damaged.gz"):
+        with pytest.raises(InputError, match="not a whole IDX file"):
+            read_idx(tmp_path / name)
+
+
+def test_records_whose_header_is_wrong_are_broken_clips(tmp_path, mp4):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    for header in (b"3", b"[" * 100_000, b'{"label": "cat"}', b'{"label": 1e400}', b"\xff"):
+        writer.write(header + b"\n" + mp4.read_bytes())
+    writer.close()
+    source = SOURCES["array_record"](str(tmp_path))
+    for i in range(len(source)):
+        with pytest.raises(BrokenClip, match="zero bytes"):
+            source[i].open()

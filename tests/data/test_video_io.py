@@ -1,6 +1,9 @@
 """Reading by seeking equals decoding everything; writing then reading returns the pictures."""
 
 import itertools
+import os
+import struct
+from pathlib import Path
 
 import av
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vidjax.data.video_io import (
+    ArrayVideo,
     BrokenClip,
     Mp4Writer,
     Video,
@@ -130,6 +134,78 @@ def test_size_that_changes_inside_a_file_is_broken(tmp_path, frames):
     (tmp_path / "both.ts").write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
     with pytest.raises(BrokenClip, match="size changes"):
         read_frames(tmp_path / "both.ts")
+
+
+def test_a_table_that_promises_more_than_the_file_is_refused_before_room_is_made_for_it(tmp_path, mp4):
+    """One size for all samples, and any number of them: libav fills gigabytes for a kilobyte of these."""
+    bomb = bytearray(mp4.read_bytes())
+    at = bomb.index(b"stsz") + 8
+    struct.pack_into(">II", bomb, at, 1, 10**9)
+    for file in (bytes(bomb), tmp_path / "bomb.mp4"):
+        (tmp_path / "bomb.mp4").write_bytes(bomb)
+        with pytest.raises(BrokenClip, match=f"tables promise {10**9} bytes of frames, the file has {len(bomb)}"):
+            Video(file)
+    struct.pack_into(">II", bomb, at, 1, 40)
+    with Video(bytes(bomb)) as video:
+        assert video.frames == 40
+
+
+def test_a_fragment_that_promises_frames_without_listing_them_is_refused(tmp_path, frames):
+    with av.open(str(tmp_path / "parts.mp4"), "w", options={"movflags": "frag_keyframe+empty_moov"}) as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        out.mux([p for f in frames for p in stream.encode(av.VideoFrame.from_ndarray(f, format="rgb24"))])
+        out.mux(stream.encode(None))
+    assert probe(tmp_path / "parts.mp4").frames == 40
+    bomb = bytearray((tmp_path / "parts.mp4").read_bytes())
+    struct.pack_into(">II", bomb, bomb.index(b"trun") + 4, 0, 10**9)
+    with pytest.raises(BrokenClip, match="tables promise"):
+        Video(bytes(bomb))
+
+
+@pytest.mark.parametrize("height, width, said", [(10_000, 10_000, "10000x10000"), (65_000, 65_000, "0x0")])
+def test_frames_of_a_size_that_no_camera_has_are_refused(tmp_path, frames, height, width, said):
+    """libav itself has no word for those above 2^28 pixels, and says 0x0."""
+    encode(tmp_path / "raw.avi", frames[:2], "rawvideo")
+    data = (tmp_path / "raw.avi").read_bytes()
+    sizes = struct.pack("<II", frames.shape[2], frames.shape[1])
+    assert data.count(sizes) == 2  # of the file and of its stream
+    with pytest.raises(BrokenClip, match=f"frames of {said} pixels"):
+        Video(data.replace(sizes, struct.pack("<II", width, height)))
+
+
+def test_what_is_held_at_once_is_bounded_and_8k_is_not_hindered(mp4):
+    with Video(mp4) as video:
+        with pytest.raises(BrokenClip, match="GiB at once, 8 are the most: take fewer frames, or a smaller size"):
+            video.read(range(40), (2**15, 2**15))
+        assert video.read([3], (4320, 7680)).shape == (1, 4320, 7680, 3)
+    with pytest.raises(BrokenClip, match="GiB at once"):
+        ArrayVideo(np.zeros((2, 1, 10_000, 3), np.uint8)).read([0, 1], (2048, 20_480_000))
+
+
+def test_a_list_of_other_files_is_no_video(tmp_path, mp4):
+    """Whatever its name ends in: a data set from elsewhere must not reach for other files, or for addresses."""
+    (tmp_path / "other.mp4").write_bytes(mp4.read_bytes())
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    for file in (tmp_path / "list.mp4", (tmp_path / "list.mp4").read_bytes()):
+        with pytest.raises(BrokenClip, match="not a readable video"):
+            Video(file)
+
+
+def test_a_path_is_never_an_address(tmp_path, mp4, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("other.mp4").write_bytes(mp4.read_bytes())
+    for name in ("concat:other.mp4", "pipe:0.mp4", "http:/localhost/a.mp4", "a\0.mp4", "x" * 300 + ".mp4"):
+        with pytest.raises(BrokenClip, match="no such file"):
+            Video(Path(name))
+    Path("concat:other.mp4").write_bytes(mp4.read_bytes())
+    assert probe(Path("concat:other.mp4")) == probe(mp4)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(BrokenClip, match="not a file"):
+        Video(tmp_path / "pipe.mp4")
 
 
 def test_pictures_hold_the_pixels(tmp_path, frames):

@@ -38,7 +38,10 @@ def ucf101(path: str, split: str = "train") -> Source:
     lists = next((d for d in (root / LISTS, root.parent / LISTS) if d.is_dir()), None)
     if lists is None:
         raise InputError(f"no {LISTS} in {root} or beside it: unpack UCF101TrainTestSplits-RecognitionTask.zip there")
-    classes = [line.split()[1] for line in _lines(lists / "classInd.txt")]
+    index = lists / "classInd.txt"
+    if short := [line for line in _lines(index) if len(line.split()) < 2]:
+        raise InputError(f"{index} has the line {short[0]!r}: a line is a number and a class, 1 ApplyEyeMakeup")
+    classes = [line.split()[1] for line in _lines(index)]
     if split == "all":
         files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.avi"))
     else:
@@ -50,7 +53,7 @@ def ucf101(path: str, split: str = "train") -> Source:
     groups = [file.split("/")[0] for file in files]
     for file, group in zip(files, groups):
         if group not in classes:
-            raise InputError(f"{file} is of no class in {lists / 'classInd.txt'}: move it out of {root}")
+            raise InputError(f"{file} is of no class in {index}: move it out of {root}")
     words = [re.sub(r"(?<!^)(?=[A-Z])", " ", group).lower() for group in groups]
     return of_paths([root / file for file in files], words, [classes.index(g) for g in groups], len(classes))
 
@@ -58,7 +61,7 @@ def ucf101(path: str, split: str = "train") -> Source:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
 def pattern(path: str, split: str = "") -> Source:
@@ -71,6 +74,8 @@ def pattern(path: str, split: str = "") -> Source:
     words = re.findall(r"{(\w+)}", path)
     if len(set(words)) < len(words):
         raise InputError(f"data.path={path} names a part twice: use * for the parts that do not matter")
+    if wrong := [word for word in words if not word.isidentifier()]:
+        raise InputError(f"data.path={path} names a part {{{wrong[0]}}}: a name begins with a letter")
     parts = re.split(r"({\w+}|\*)", path)
     shape = "".join(f"(?P<{p[1:-1]}>[^/]+)" if p[:1] == "{" else "[^/]*" if p == "*" else re.escape(p) for p in parts)
     matches = {}

@@ -1,5 +1,6 @@
 """A folder of numbered pictures, read as the frames of a clip."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data.video_io import BrokenClip, resize
+from vidjax.data.video_io import BrokenClip, check_decoded, check_size, resize
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # whatever a name ends in: others run programs to read a file
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -20,6 +22,22 @@ def natural(name: str) -> list[tuple[int, str]]:
 def in_order(names: Iterable[str]) -> list[str]:
     """The pictures among file names, as frames follow each other."""
     return sorted((n for n in names if Path(n).suffix.lower() in SUFFIXES), key=natural)
+
+
+def read_picture(path: str | Path, mode: str = "RGB") -> UInt8[np.ndarray, "h w *c"]:
+    """Its pixels as of `mode`. Raises BrokenClip if it is in none of these formats, damaged or too large."""
+    from PIL import Image
+
+    if not os.path.isfile(path):
+        raise BrokenClip(f"{Path(path).name} is not a file")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            check_size(image.height, image.width)
+            return np.asarray(image.convert(mode))
+    except BrokenClip:
+        raise
+    except Exception as error:  # decoders raise many kinds
+        raise BrokenClip(f"{Path(path).name} is not a readable picture") from error
 
 
 class Pictures:
@@ -38,29 +56,21 @@ class Pictures:
         if not self._files:
             raise BrokenClip("no pictures in it")
         self.frames, self.fps = len(self._files), fps
-        self.height, self.width = self._picture(0).shape[:2]
-
-    def _picture(self, i: int) -> UInt8[np.ndarray, "h w 3"]:
-        from PIL import Image
-
-        try:
-            with Image.open(self._files[i]) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BrokenClip(f"{self._files[i].name} is not a readable picture") from error
+        self.height, self.width = read_picture(self._files[0]).shape[:2]
 
     def read(
         self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames at `indices`, scaled to `size` (height, width) if given."""
-        found = {}
+        found, size = {}, size or (self.height, self.width)
+        check_decoded(len(indices), *size)
         for i in sorted({int(i) for i in indices}):
-            frame = self._picture(i)
+            frame = read_picture(self._files[i])
             if frame.shape[:2] != (self.height, self.width):
                 raise BrokenClip(
                     f"its size changes from {self.width}x{self.height} to {frame.shape[1]}x{frame.shape[0]}"
                 )
-            found[i] = resize(frame[None], size or (self.height, self.width))[0]
+            found[i] = resize(frame[None], size)[0]
         return np.stack([found[int(i)] for i in indices])
 
     def __enter__(self):

@@ -24,7 +24,7 @@ from vidjax.data.video_io import Mp4Writer, Video
 from vidjax.errors import InputError
 
 CLIPS = 256  # in a shard, unless it is said how many shards there are
-CHUNK = 128  # frames held at a time while a part is encoded
+CHUNK = 2**30  # bytes of frames held at a time while a part is encoded
 KINDS = ("unreadable", "too short", "too small", "scene cuts", "remainder", "duplicate")
 
 
@@ -193,10 +193,10 @@ def _example(
 
 def _encode(video: OpenClip, start: int, stop: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "part.mp4")
+        path, count = Path(folder, "part.mp4"), max(CHUNK // (3 * video.height * video.width), 1)
         with Mp4Writer(path, video.fps, threads=1) as out:
-            for at in range(start, stop, CHUNK):
-                out.write(video.read(range(at, min(at + CHUNK, stop))))
+            for at in range(start, stop, count):
+                out.write(video.read(range(at, min(at + count, stop))))
         return path.read_bytes()
 
 

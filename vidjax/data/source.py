@@ -1,5 +1,6 @@
 """What a data set is: a sequence of named, captioned, labelled clips that open when they are needed."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from vidjax.data.pictures import Pictures
 from vidjax.data.video_io import ArrayVideo, Video
 from vidjax.errors import InputError
+from vidjax.limits import MAX_TEXT
 
 # A context manager with frames, fps, height, width, channels and read(indices, size).
 OpenClip = Video | ArrayVideo | Pictures
@@ -15,12 +17,18 @@ VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 @dataclass(frozen=True)
 class Item:
-    """One clip before it is opened. label -1: none. `open` raises BrokenClip for what cannot be read."""
+    """One clip before it is opened. label -1: none. `open` raises BrokenClip for what cannot be read.
+
+    The caption is cut at `MAX_TEXT` characters; what is no character in it, half of one in UTF-16, becomes "?".
+    """
 
     name: str
     text: str
     label: int
     open: Callable[[], OpenClip]
+
+    def __post_init__(self):
+        object.__setattr__(self, "text", self.text[:MAX_TEXT].encode("utf-8", "replace").decode())
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Source:
 
 def open_path(path: Path) -> OpenClip:
     """A video file, or a folder of numbered pictures."""
-    return Pictures(path) if path.is_dir() else Video(path)
+    return Pictures(path) if os.path.isdir(path) else Video(path)
 
 
 def of_paths(
@@ -58,12 +66,18 @@ def must_exist(path: str, what: str) -> Path:
     """The path of a data set. Raises InputError if there is nothing."""
     if not path:
         raise InputError(f"data.path is empty: set it to {what}")
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise InputError(f"no such path: {path} (data.path must be {what})")
     return Path(path)
 
 
 def sidecar(path: Path, otherwise: str) -> str:
-    """The caption in NAME.txt beside a clip, which may be a folder."""
-    file = path.with_name((path.name if path.is_dir() else path.stem) + ".txt")
-    return file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else otherwise
+    """The caption in NAME.txt beside a clip, which may be a folder; at most its first `MAX_TEXT` characters."""
+    file = path.with_name((path.name if os.path.isdir(path) else path.stem) + ".txt")
+    if not os.path.isfile(file):
+        return otherwise
+    try:
+        with open(file, encoding="utf-8", errors="replace") as opened:
+            return opened.read(MAX_TEXT).strip()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): make it readable, or move it away") from None

@@ -8,7 +8,9 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Collection, Sequence
+import math
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from vidjax.data.shapes import shapes_source
 from vidjax.data.source import VIDEO_SUFFIXES, Item, Source, must_exist, of_paths, sidecar
 from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
 from vidjax.errors import InputError
+from vidjax.limits import MAX_DECODED, from_json
 
 SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"
 WEBVID_COLUMNS = ("videoid", "page_dir", "name")
@@ -31,6 +34,7 @@ def webvid(path: str = "", split: str = "train") -> Source:
 
     The files lie beside the CSV, or under `videos/` beside it. `path` is the CSV, or a folder with one CSV (or one
     whose name has `split`) in it; "" is the clips that ship with the package. Missing files show when they are read.
+    A page_dir may lead out of the folder: what is there is read as a video, or not at all. Raises InputError.
     """
     table = must_exist(path, "a WebVid CSV or its folder") if path else SHIPPED
     if table.is_dir():
@@ -39,16 +43,22 @@ def webvid(path: str = "", split: str = "train") -> Source:
         if len(tables) != 1:
             raise InputError(f"{len(tables)} CSV files to choose from in {table}: set data.path to the one to read")
         table = tables[0]
-    with open(table, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in WEBVID_COLUMNS if c not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(
-                f"{table} has no column {', '.join(missing)}: a WebVid CSV has {', '.join(WEBVID_COLUMNS)}"
-            )
-        rows = [[(row[c] or "").strip() for c in WEBVID_COLUMNS] for row in reader]
+    if not table.is_file():
+        raise InputError(f"{table} is not a file: set data.path to a WebVid CSV")
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            rows = _webvid_rows(table, csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} is not a table to read ({error}): write it as CSV in UTF-8") from None
     root = table.parent / "videos" if (table.parent / "videos").is_dir() else table.parent
     return of_paths([root / page / f"{key}.mp4" for key, page, _ in rows], [text for *_, text in rows])
+
+
+def _webvid_rows(table: Path, reader: csv.DictReader) -> list[list[str]]:
+    missing = [c for c in WEBVID_COLUMNS if c not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{table} has no column {', '.join(missing)}: a WebVid CSV has {', '.join(WEBVID_COLUMNS)}")
+    return [[(row[c] or "").strip() for c in WEBVID_COLUMNS] for row in reader]
 
 
 def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VIDEO_SUFFIXES)) -> Source:
@@ -76,9 +86,12 @@ def _captions_file(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {entry["file"]: entry["caption"] for entry in found}
-    except (ValueError, KeyError, TypeError) as error:
+        found = from_json(path.read_text(encoding="utf-8"))
+        found = found if isinstance(found, dict) else {entry["file"]: entry["caption"] for entry in found}
+        if wrong := [name for name, caption in found.items() if not isinstance(caption, str)]:
+            raise ValueError(f"the caption of {wrong[0]} is no text")
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path} is not a captions file ({error}): write {{"name.mp4": "caption"}}') from error
 
 
@@ -127,12 +140,14 @@ def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
     """The array in an IDX file of bytes (LeCun's format: two zeros, type 8, number of axes, sizes, data)."""
     try:
         with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
-            data = file.read()
-        if data[:3] != b"\0\0\x08":
-            raise ValueError("its first bytes are not those of an IDX file of bytes")
-        shape = np.frombuffer(data, ">u4", data[3], 4)
-        return np.frombuffer(data, np.uint8, int(shape.prod()), 4 + 4 * len(shape)).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+            head = file.read(4)
+            if head[:3] != b"\0\0\x08":
+                raise ValueError("its first bytes are not those of an IDX file of bytes")
+            shape = np.frombuffer(file.read(4 * head[3]), ">u4", head[3]).tolist()
+            if math.prod(shape) > MAX_DECODED:
+                raise ValueError(f"it speaks of {math.prod(shape)} bytes, more than {MAX_DECODED}")
+            return np.frombuffer(file.read(math.prod(shape)), np.uint8, math.prod(shape)).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise InputError(f"{path} is not a whole IDX file ({error}): get it again") from error
 
 
@@ -147,11 +162,14 @@ def tfds(path: str, split: str = "train") -> Source:
 
     try:
         if Path(path).is_dir():
+            _check_features(Path(path, "features.json"))
             builder: Any = tfds.builder_from_directory(path)
         else:
             builder = tfds.builder(path, file_format="array_record")
             builder.download_and_prepare()
         records = builder.as_data_source(split=split)
+    except InputError:
+        raise
     except Exception as error:  # tfds raises many kinds; each means that the name, the split or the download is wrong
         raise InputError(f"tfds data set {path!r}, split {split!r}: {' '.join(str(error).split())[:200]}") from error
     features = builder.info.features
@@ -172,6 +190,22 @@ def tfds(path: str, split: str = "train") -> Source:
         return Item(name, text, label, lambda: _open_value(record[pixels]))
 
     return Source(len(records), item, getattr(label_feature, "num_classes", None) or 0)
+
+
+def _check_features(path: Path) -> None:
+    """Raises InputError for features that are not tfds's own: it would import the module that the file names."""
+
+    def names(value: Any) -> Iterator[str]:
+        if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):  # JSON in JSON
+            value = from_json(value)
+        if isinstance(value, dict):
+            yield from (str(value[key]) for key in ("pythonClassName", "python_class_name", "type") if key in value)
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from names(part)
+
+    for name in names(from_json(path.read_bytes())):
+        if "." in name and not name.startswith("tensorflow_datasets.core.features."):
+            raise InputError(f"{path} names the feature {name}, code that is not tfds's: it is not read")
 
 
 def _text(value) -> str:
@@ -213,12 +247,11 @@ def array_record(path: str, split: str = "train") -> Source:
     def item(i: int) -> Item:
         header, _, data = records[i].partition(b"\n")
         try:
-            entry = dict(json.loads(header))
-        except ValueError:
-            entry, data = {}, b""
-        return Item(
-            entry.get("name") or f"{path}#{i}", entry.get("text", ""), entry.get("label", -1), lambda: Video(data)
-        )
+            entry = {"name": "", "text": "", "label": -1} | dict(from_json(header))
+            name, text, label = (kind(entry[key]) for kind, key in ((str, "name"), (str, "text"), (int, "label")))
+        except (ValueError, TypeError, OverflowError):
+            name, text, label, data = "", "", -1, b""
+        return Item(name or f"{path}#{i}", text, label, lambda: Video(data))
 
     return Source(size, item, _count_classes(item, size))
 

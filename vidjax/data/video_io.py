@@ -2,6 +2,9 @@
 
 import bisect
 import io
+import itertools
+import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,7 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-MAX_PIXELS = 2**26  # a header that promises more than 64 megapixels a frame is a broken header
+from vidjax.data.mp4_tables import promised
+from vidjax.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS
+
+# Files with videos in them. Not lists of other files or addresses (concat, hls), whatever their name ends in.
+FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,h264,hevc,m4v,yuv4mpegpipe,dv,apng"
 
 
 class BrokenClip(ValueError):
@@ -41,39 +48,39 @@ class Video:
         import av
 
         self._file = file
+        _check_file(file)
         try:
             self._container = _open(file)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise BrokenClip(_reason(file, error)) from error
+            raise BrokenClip(_reason(error)) from error
         try:
             self._index()
         except (av.FFmpegError, OSError, ValueError) as error:
             self._container.close()
-            raise error if isinstance(error, BrokenClip) else BrokenClip(_reason(file, error)) from error
+            raise error if isinstance(error, BrokenClip) else BrokenClip(_reason(error)) from error
 
     def _index(self) -> None:
         """Time stamps of all frames and of the frames that decoding can start from, in order of display."""
-        if not self._container.streams.video:
-            raise BrokenClip("no video stream in it")
-        stream = self._stream = self._container.streams.video[0]
-        stream.codec_context.thread_count = 1  # one core a reader; several clips are read side by side
+        stream = self._stream = _stream(self._container)
         self.height, self.width = stream.codec_context.height, stream.codec_context.width
-        if not 0 < self.height * self.width <= MAX_PIXELS:
-            raise BrokenClip(f"frames of {self.width}x{self.height} pixels")
-        packets = [p for p in self._container.demux(stream) if p.size]
-        if not packets:
+        check_size(self.height, self.width)
+        full = (p for p in self._container.demux(stream) if p.size)
+        packets = [(p.pts, p.is_keyframe, p.is_discard) for p in itertools.islice(full, MAX_FRAMES + 1)]
+        shown = [(pts, key) for pts, key, discard in packets if not discard]
+        if not shown:
             raise BrokenClip("no frames in it")
+        if len(packets) > MAX_FRAMES:
+            raise BrokenClip(f"more than {MAX_FRAMES} frames: cut it into several videos")
         # Only mp4's header counts the samples that are in the file; others (AVI) may promise anything.
         if "mp4" in self._container.format.name and len(packets) < 0.95 * stream.frames:
             raise BrokenClip(f"truncated: {len(packets)} of {stream.frames} frames")
-        shown = [p for p in packets if not p.is_discard]
-        pts = sorted(p.pts for p in shown if p.pts is not None)
+        pts = sorted(pts for pts, _ in shown if pts is not None)
         self._seekable = len(pts) == len(shown) == len(set(pts))
         self._pts = pts if self._seekable else list(range(len(shown)))
-        self._keys = sorted(p.pts for p in shown if p.is_keyframe) if self._seekable else []
+        self._keys = sorted(pts for pts, key in shown if key) if self._seekable else []
         self.frames = len(self._pts)
         rate = stream.average_rate or stream.guessed_rate
-        self.fps = float(rate) if rate else 25.0
+        self.fps = float(rate) if rate and rate > 0 else 25.0
 
     @property
     def info(self) -> VideoInfo:
@@ -89,8 +96,8 @@ class Video:
     ) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames at `indices` (any order, repeats allowed) as RGB, scaled to `size` (height, width) if given.
 
-        Decoding starts at the nearest key frame before each run of frames. Raises BrokenClip for what does not decode
-        or changes its size on the way, IndexError for an index outside the clip.
+        Decoding starts at the nearest key frame before each run of frames. Raises BrokenClip for what does not decode,
+        changes its size on the way or is more than memory should hold, IndexError for an index outside the clip.
         """
         import av
 
@@ -99,11 +106,13 @@ class Video:
             raise IndexError("no frames asked for")
         if wanted[0] < 0 or wanted[-1] >= self.frames:
             raise IndexError(f"frames {wanted[0]}..{wanted[-1]} of a clip of {self.frames}")
-        convert = _Converter(size or (self.height, self.width))
+        size = size or (self.height, self.width)
+        check_decoded(len(indices), *size)
+        convert = _Converter(size)
         try:
             found = (self._seek_read(wanted, convert) if self._seekable else None) or self._scan_read(wanted, convert)
         except (av.FFmpegError, OSError) as error:
-            raise BrokenClip(_reason(self._file, error)) from error
+            raise BrokenClip(_reason(error)) from error
         return np.stack([found[int(i)] for i in indices])
 
     def _seek_read(self, wanted: list[int], convert: "_Converter") -> dict[int, np.ndarray] | None:
@@ -131,7 +140,7 @@ class Video:
         """Frames by decoding from the start and counting."""
         needed, found = set(wanted), {}
         with _open(self._file) as container:
-            for i, frame in enumerate(container.decode(video=0)):
+            for i, frame in enumerate(container.decode(_stream(container))):
                 if i in needed:
                     found[i] = convert(frame)
                 if len(found) == len(needed):
@@ -159,7 +168,9 @@ class ArrayVideo:
         self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "t h w c"]:
         """The frames at `indices`, scaled to `size` (height, width) if given."""
-        return resize(self._frames[np.asarray(indices, int)], size or (self.height, self.width))
+        size = size or (self.height, self.width)
+        check_decoded(len(indices), *size, self.channels)
+        return resize(self._frames[np.asarray(indices, int)], size)
 
     def __enter__(self):
         return self
@@ -203,20 +214,59 @@ class _Converter:
         return self._colours.reformat(frame, format="rgb24").to_ndarray()
 
 
+def check_size(height: int, width: int) -> None:
+    """Raises BrokenClip for frames or pictures that a broken header, or none at all, asks for."""
+    if not 0 < height * width <= MAX_PIXELS:
+        raise BrokenClip(f"frames of {width}x{height} pixels: between 1 and {MAX_PIXELS} pixels are read")
+
+
+def check_decoded(frames: int, height: int, width: int, channels: int = 3) -> None:
+    """Raises BrokenClip for more than `MAX_DECODED` bytes at once."""
+    size = math.prod((frames, height, width, channels))
+    if size > MAX_DECODED:
+        raise BrokenClip(
+            f"{frames} frames of {width}x{height} are {size / 2**30:.1f} GiB at once, {MAX_DECODED / 2**30:g} are the "
+            "most: take fewer frames, or a smaller size"
+        )
+
+
+def _check_file(file: str | Path | bytes) -> None:
+    """Raises BrokenClip for what must not be opened: a pipe would wait for ever, a bomb fill the memory."""
+    if not isinstance(file, bytes) and not os.path.isfile(file):
+        raise BrokenClip("not a file" if os.path.exists(file) else "no such file")
+    try:
+        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
+            claim, size = promised(opened)
+    except OSError as error:
+        raise BrokenClip(_reason(error)) from error
+    if not size:
+        raise BrokenClip("zero bytes")
+    if claim > size:
+        raise BrokenClip(f"its tables promise {claim} bytes of frames, the file has {size}")
+
+
 def _open(file: str | Path | bytes) -> Any:
+    """The path is a path, also where it looks like an address ("http:", "concat:"), and nothing else is opened."""
     import av
 
-    source = io.BytesIO(file) if isinstance(file, bytes) else str(file)
-    return av.open(source, "r", metadata_errors="ignore")
+    source = io.BytesIO(file) if isinstance(file, bytes) else f"file:{file}"
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    return av.open(source, "r", metadata_errors="ignore", options=options)
 
 
-def _reason(file: str | Path | bytes, error: Exception) -> str:
-    if not isinstance(file, bytes):
-        path = Path(file)
-        if not path.exists():
-            return "no such file"
-        if path.is_file() and not path.stat().st_size:
-            return "zero bytes"
+def _stream(container: Any) -> Any:
+    """The video in it. Raises BrokenClip if there is none that can be decoded."""
+    if not container.streams.video:
+        raise BrokenClip("no video stream in it")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise BrokenClip("no decoder for it")
+    stream.codec_context.thread_count = 1  # one core a reader; several clips are read side by side
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames that are larger than the header says
+    return stream
+
+
+def _reason(error: Exception) -> str:
     return f"not a readable video ({getattr(error, 'strerror', None) or error})"
 
 
@@ -252,7 +302,7 @@ class Mp4Writer:
         if growing:
             options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
         self._container = av.open(str(path), "w", format="mp4", options=options)
-        self._rate = Fraction(fps).limit_denominator(1001)
+        self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         self._options, self._threads = {"crf": str(crf)} | ({"g": str(GROWTH)} if growing else {}), threads
         self._stream = None
 

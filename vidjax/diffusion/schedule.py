@@ -197,16 +197,23 @@ def table(betas: np.ndarray, *, zero_snr: bool = False, set_alpha_to_one: bool =
     )
 
 
+def known_steps(steps: int) -> int:
+    """Raises InputError for a number of entries that no table has."""
+    if not 1 <= steps <= 10**6:
+        raise InputError(f"a diffusion of steps={steps} is not possible: take 1 to 1000000, usually 1000")
+    return steps
+
+
 @functools.cache
 def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02, **options) -> Schedule:
     """Betas linear in t (Ho et al. 2020). The options are those of `table`."""
-    return table(np.linspace(start, end, steps), **options)
+    return table(np.linspace(start, end, known_steps(steps)), **options)
 
 
 @functools.cache
 def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012, **options) -> Schedule:
     """Roots of the betas linear in t (Rombach et al. 2022); the defaults are Stable Diffusion's."""
-    return table(np.linspace(start**0.5, end**0.5, steps) ** 2, **options)
+    return table(np.linspace(start**0.5, end**0.5, known_steps(steps)) ** 2, **options)
 
 
 @functools.cache
@@ -225,7 +232,7 @@ def cosine(steps: int | None = 1000, shift: float = 1.0, max_beta: float = 0.999
     if steps is not None:
         if shift != 1:
             raise InputError(f"the cosine table has no shift ({shift}); take the continuous form, steps=None")
-        bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        bar = np.cos((np.arange(known_steps(steps) + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         return table(np.minimum(1 - bar[1:] / bar[:-1], max_beta), **options)
 
     def path(t):

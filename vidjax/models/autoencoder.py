@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.models.attention import Attention, OnTokens
 from vidjax.models.autoencoder_layers import Halve, Kernel, ResBlock, Shrink, Stretch
 from vidjax.models.convolution import Conv
@@ -54,6 +54,13 @@ class AutoencoderConfig:
 
     def __post_init__(self):
         levels = len(self.channels)
+        if not levels:
+            raise InputError("autoencoder.channels is empty: give the features of each level, such as (128,)")
+        for name in ("latent_channels", "channels", "decoder_channels", "patch", "groups", "in_channels"):
+            check_range("autoencoder.", 1, **{name: getattr(self, name)})
+        check_range("autoencoder.", 0, 64, blocks=self.blocks, decoder_blocks=self.decoder_blocks)
+        for step in (*self.steps, *(self.decoder_steps or ())):
+            check_range("autoencoder.", 1, steps=step)
         for name in ("blocks", "decoder_blocks", "decoder_channels"):
             value = getattr(self, name)
             if value is not None and len(value) != levels:

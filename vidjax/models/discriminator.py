@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.models.convolution import Conv
 from vidjax.models.layers import Context, GroupNorm, Over
 
@@ -33,6 +33,8 @@ class DiscriminatorConfig:
     def __post_init__(self):
         if self.norm not in ("group", "none"):
             raise InputError(f"discriminator norm={self.norm!r}: take 'group' or 'none'")
+        check_range("discriminator.", 1, channels=self.channels, groups=self.groups)
+        check_range("discriminator.", 0, 16, layers=self.layers)
         if self.norm == "group" and self.channels % self.groups:
             raise InputError(f"discriminator channels={self.channels} do not divide into {self.groups} groups")
 

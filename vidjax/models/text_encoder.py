@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vidjax.errors import check_range
 from vidjax.models.attention import Attention, FeedForward
 from vidjax.models.layers import Context, LayerNorm, Stage
 
@@ -15,7 +16,8 @@ UNIT = nnx.initializers.normal(1.0)
 
 def byte_ids(text: str, length: int) -> Int[np.ndarray, "n"]:
     """UTF-8 bytes plus one, cut or padded with 0 to `length`; "" is all padding, the null prompt."""
-    data = np.frombuffer(text.encode()[:length], np.uint8).astype(np.int32) + 1
+    check_range("config.conditioning.text.", 1, 2**20, length=length)
+    data = np.frombuffer(text.encode("utf-8", "replace")[:length], np.uint8).astype(np.int32) + 1
     return np.pad(data, (0, length - len(data)), constant_values=PAD)
 
 

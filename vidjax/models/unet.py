@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.models.attention import Attention, FeedForward, OnTokens, Transformer, key_frames
 from vidjax.models.convolution import Conv
 from vidjax.models.layers import (
@@ -132,6 +132,11 @@ def resolve(config: UNetConfig) -> dict:
 
 def check(config: UNetConfig) -> None:
     levels = len(config.channels)
+    if not levels:
+        raise InputError("channels is empty: give the features of each level, such as (64, 128)")
+    for name in ("channels", "heads", "groups", "patch", "in_channels", "out_channels", "reach"):
+        check_range("", 1, **{name: getattr(config, name)})
+    check_range("", 0, 64, blocks_per_level=config.blocks_per_level)
     for name in ("attention_levels", "heads"):
         if len(getattr(config, name)) != levels:
             raise InputError(f"{name}={getattr(config, name)} must have one entry for each of the {levels} channels")

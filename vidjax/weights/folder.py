@@ -1,7 +1,6 @@
 """Model folders as `diffusers` and `transformers` write them: a config, weights and a tokenizer a part."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vidjax.errors import InputError
+from vidjax.limits import from_json
 from vidjax.weights.tensors import Tensors, read, read_shards
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files
@@ -54,11 +54,14 @@ class Folder:
 def read_json(path: Path, needs: str) -> dict[str, Any]:
     """A config. Raises InputError, with what the folder `needs`, if it is not there, or is no JSON."""
     try:
-        return json.loads(path.read_text())
+        config = from_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; {needs}") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is no config but {str(config)[:99]}; {needs}")
+    return config
 
 
 def read_weights(folder: Path) -> Tensors:
@@ -90,11 +93,15 @@ def read_file(path: str | Path) -> Tensors:
 
 
 def clip_tokenizer(folder: Path, length: int) -> Callable[[str], np.ndarray]:
-    """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most `length`, the model's places."""
+    """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most `length`, the model's places. Raises
+    InputError if the folder has no tokenizer."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it finds no torch is no news to anyone here
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # many kinds, by what is wrong in which of its files
+        raise InputError(f"{folder} has no tokenizer of CLIP: {' '.join(str(error).split())[:200]}") from error
     length = min(length, tokenizer.model_max_length)
 
     def tokenize(text: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Low-rank adapters in the layout of `diffusers`, out and in: one safetensors file that its pipelines load."""
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
+from vidjax.limits import from_json
 from vidjax.models.lora import Tensors, layers_of
 from vidjax.weights.clip import TEXT, TEXT_KEYS
 from vidjax.weights.convert import Rules, rename
@@ -94,9 +95,9 @@ def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | floa
         (part, module, end), (prefix, rules) = found.groups(), parts[found[1]]
         layer = prefix + rename(f"{module}.", rules).rstrip(".")
         name = NAMES[end]
-        out[f"{layer}.{name}"] = float(value) if name == "lora_alpha" else _matrix(value, full, path)
+        out[f"{layer}.{name}"] = _scalar(value, full, path) if name == "lora_alpha" else _matrix(value, full, path)
         if name == "lora_down" and f"{part}.lora_alpha" in metadata:
-            out.setdefault(f"{layer}.lora_alpha", _alpha(metadata, part, module))
+            out.setdefault(f"{layer}.lora_alpha", _alpha(metadata, part, module, path))
     layers_of(out, str(path))
     return out
 
@@ -107,7 +108,17 @@ def _read(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} can't be read as safetensors ({error}); give a LoRA of diffusers") from None
-    return read(path), json.loads(metadata.get(METADATA, "{}"))
+    try:
+        config = dict(from_json(metadata.get(METADATA, "{}")))
+    except (ValueError, TypeError):
+        raise InputError(f"{path} has metadata that are no JSON of peft's; give a LoRA of diffusers") from None
+    return read(path), config
+
+
+def _scalar(value: np.ndarray, key: str, path: Path) -> float:
+    if value.size != 1:
+        raise InputError(f"{path}: {key} has shape {value.shape}; it should be one number")
+    return float(value.item())
 
 
 def _matrix(value: np.ndarray, key: str, path: Path) -> np.ndarray:
@@ -117,8 +128,16 @@ def _matrix(value: np.ndarray, key: str, path: Path) -> np.ndarray:
     return value.reshape(value.shape[:2]).T
 
 
-def _alpha(metadata: Mapping[str, Any], part: str, module: str) -> float:
-    """Of one module: the pattern that names it, or the common one. The scale is alpha / rank."""
+def _alpha(metadata: Mapping[str, Any], part: str, module: str, path: Path) -> float:
+    """Of one module: the pattern that names it, by the end of its name, or the common one. The scale is alpha / rank.
+
+    peft also knows regular expressions here, which `diffusers` does not write; one can be made to take for ever.
+    """
     patterns = metadata.get(f"{part}.alpha_pattern") or {}
-    own = [value for name, value in patterns.items() if re.search(rf"(^|\.){name}$", module)]
-    return float((own or [metadata[f"{part}.lora_alpha"]])[0])
+    if not isinstance(patterns, dict) or any(not re.fullmatch(r"[\w.]+", name) for name in patterns):
+        raise InputError(f"{path} has the alpha_pattern {str(patterns)[:99]}; only names of layers are read")
+    own = [value for name, value in patterns.items() if f".{module}".endswith(f".{name}")]
+    alpha = (own or [metadata[f"{part}.lora_alpha"]])[0]
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise InputError(f"{path} has {str(alpha)[:99]} as the alpha of {module}; it should be a number")
+    return float(alpha)

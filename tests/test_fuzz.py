@@ -1,0 +1,40 @@
+"""Ten thousand bad inputs: each is read or refused in words; none crashes, hangs, fills the memory or leaves a file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COUNTS = {"videos": 2500, "tables": 1500, "headers": 3500, "overrides": 2500}
+LEFT = {
+    "videos": {"number", "clip.mp4"},
+    "tables": {"number", "t.csv", "videos", "videos/1.mp4", "videos/page", "videos/page/1.mp4", "videos/captions.json"},
+    "headers": {"number", "own.safetensors", "a.safetensors", "m.safetensors.index.json"},
+    "overrides": {"number"},
+}
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_bad_inputs_are_refused(kind, tmp_path):
+    """In a process of its own: a decoder that crashes takes it along. See `fuzz_inputs` for what is asked of each."""
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    command = [sys.executable, "-X", "faulthandler", ROOT / "tests" / "fuzz_inputs.py", kind, str(COUNTS[kind])]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=inside, env=env, capture_output=True, text=True, timeout=600)
+    number = (inside / "number").read_text() if (inside / "number").exists() else "none"
+    assert done.returncode == 0, f"input {number}: {done.returncode}\n{done.stderr[-3000:]}"
+    assert "Traceback" not in done.stderr and (kind == "overrides" or not done.stderr), done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["read"] + found["refused"] == COUNTS[kind]
+    assert min(found.values()) > COUNTS[kind] / 50, found  # what is always refused, or never, tries nothing
+    assert {p.relative_to(inside).as_posix() for p in inside.rglob("*")} == LEFT[kind]
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if inside not in p.parents} == {"a", "a/b"}
+
+
+def test_there_are_ten_thousand():
+    assert sum(COUNTS.values()) == 10_000

@@ -1,0 +1,18 @@
+"""What a file of unknown origin may ask for at most; more than that is refused in one line."""
+
+import json
+from typing import Any
+
+MAX_PIXELS = 2**26  # of a frame or a picture: those of 8K video have half of it
+MAX_FRAMES = 2**24  # of a video: six days at 30 a second
+MAX_DECODED = 2**33  # bytes of the frames that are held at once, and of other decompressed arrays
+MAX_HEADER = 10**8  # bytes of a safetensors header
+MAX_TEXT = 2**17  # characters of a caption
+
+
+def from_json(text: str | bytes) -> Any:
+    """Raises ValueError for what is no JSON, and for what is nested so deep that Python gives up."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
