@@ -30,7 +30,7 @@ def main() -> None:
     chip, count = topology(TOPOLOGY.value)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     jax.config.update("jax_platforms", "cpu")
-    config = recipe.uncached(settings.plain(CONFIG.value))
+    config = recipe.uncached(settings.checked(CONFIG.value))
     figures: dict[str, Any] = {"topology": TOPOLOGY.value, "chips": count, "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):
