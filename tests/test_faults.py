@@ -1,0 +1,199 @@
+"""What can go wrong around a run: no run loses more than what came after its last save, and each says what it did."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EVERY, STEPS = 2, 24  # steps between saves, and of a run
+FLAGS = (
+    f"--config={ROOT}/tests/tiny.py:pixels",
+    "--stage=diffusion",
+    f"--config.stages.diffusion.train.steps={STEPS}",
+    f"--config.stages.diffusion.train.save_every={EVERY}",
+    f"--config.stages.diffusion.train.sample_every={STEPS * 10}",
+)
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def start(workdir, *flags, env, **how):
+    command = [sys.executable, "-m", "vidjax.main", *FLAGS, f"--workdir={workdir}", *flags]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def run(workdir, *flags, env, **how):
+    """(exit status, stdout, stderr)."""
+    process = start(workdir, *flags, env=env, **how)
+    said = process.communicate(timeout=300)
+    return process.returncode, *said
+
+
+def one_error(done) -> str:
+    """The only line of an error that a user sees."""
+    status, _, errors = done
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert status == 1 and len(lines) == 1 and "Traceback" not in errors, done
+    return lines[0]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = (workdir / "diffusion" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+
+
+def logged(workdir: Path) -> int:
+    metrics = workdir / "diffusion" / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def saved(workdir: Path) -> list[int]:
+    folder = workdir / "diffusion" / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def until_logged(workdir, count, process, since=0.0):
+    metrics = workdir / "diffusion" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.stat().st_mtime > since and logged(workdir) >= count:
+            break
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, env):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    status, _, errors = run(workdir, env=env)
+    assert status == 0, errors
+    return workdir
+
+
+@pytest.fixture
+def half(whole, tmp_path):
+    """A copy of that run, wanting its last interval."""
+    workdir = tmp_path / "half"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "diffusion" / "checkpoints" / str(STEPS))
+    (workdir / "diffusion" / "done.json").unlink()
+    return workdir
+
+
+def test_sigterm_is_obeyed_after_the_step_in_hand(whole, env, tmp_path):
+    process = start(tmp_path, env=env)
+    until_logged(tmp_path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    step = saved(tmp_path)[-1]
+    assert f"diffusion: stopped at step {step} on SIGTERM, saved; the same command goes on" in said
+    assert time.monotonic() - began < 30
+    status, said, errors = run(tmp_path, env=env)
+    assert status == 0 and f"continues from step {step}" in said, errors
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, env, tmp_path, request):
+    """--kills=100 for as many as there is time for. One in four anywhere, the others from the first step on."""
+    rng, kills, workdir, inside = random.Random(0), request.config.getoption("--kills"), tmp_path / "run", 0
+    for number in range(kills):
+        before, began = saved(workdir), time.time()
+        process = start(workdir, env=env)
+        if number % 4:
+            until_logged(workdir, (before or [0])[-1] + rng.randint(1, 6), process, began)
+        time.sleep(rng.uniform(0, 0.3 if number % 4 else 8))
+        process.kill()
+        said, errors = process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), errors
+        if before and "parameters train" in said:
+            assert f"continues from step {before[-1]}" in said
+        assert logged(workdir) - (saved(workdir) or [0])[-1] < 2 * EVERY  # the newest may have been on its way
+        inside += any("tmp" in path.name for path in (workdir / "diffusion" / "checkpoints").glob("*"))
+        if (workdir / "diffusion" / "done.json").exists():
+            assert losses(workdir) == losses(whole)
+            shutil.rmtree(workdir)
+    print(f"{kills} kills, {inside} of them inside a save")
+    status, _, errors = run(workdir, env=env)
+    assert status == 0, errors
+    assert losses(workdir) == losses(whole)
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+def test_from_a_broken_checkpoint_a_run_goes_back_to_the_one_before(how, whole, half, env):
+    folder = half / "diffusion" / "checkpoints"
+    *_, before, newest = saved(whole)
+    shutil.copytree(whole / "diffusion" / "checkpoints" / str(newest), folder / str(newest))
+    victim = max((folder / str(newest)).rglob("d/*"), key=lambda path: path.stat().st_size)
+    written = victim.read_bytes()
+    middle = len(written) // 2
+    other = {"cut": written[:middle], "changed": written[:middle] + b"\x00\xff\x00" + written[middle + 3 :]}
+    victim.unlink() if how == "gone" else victim.write_bytes(other[how])
+    status, said, errors = run(half, env=env)
+    assert status == 0, errors
+    assert f"{newest} is broken (" in said and f"set aside as {newest}.broken" in said
+    assert f"continues from step {before}" in said
+    assert (folder / f"{newest}.broken").is_dir() and saved(half)[-1] == newest
+    assert losses(half) == losses(whole)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_another_reason_is_named(half, env):
+    newest = half / "diffusion" / "checkpoints" / str(saved(half)[-1])
+    (newest / "files.json").unlink()  # as of an older version
+    (newest / "state" / "manifest.ocdbt").write_bytes(b"")
+    error = one_error(run(half, env=env))
+    assert f"{newest} cannot be read" in error and "rename it" in error
+
+
+def test_on_a_full_disk_a_run_ends_with_what_it_had(whole, half, env):
+    """The limit on the size of a file stands for the disk's: the same error, a few bytes later in the same calls."""
+    before = saved(half)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    signal_ignored = lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN), limit())
+    error = one_error(run(half, env=env, preexec_fn=signal_ignored))
+    assert f"that of step {before[-1]} is whole" in error and "make room" in error
+    assert saved(half) == before
+    status, said, errors = run(half, env=env)
+    assert status == 0 and f"continues from step {before[-1]}" in said, errors
+    assert losses(half) == losses(whole)
+
+
+def test_a_folder_that_may_only_be_read_is_refused(half, env):
+    for path in (half / ".lock", half):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    root = os.geteuid() == 0
+    if root:  # who may write everywhere
+        for path in (half, *half.parents):
+            if path.owner() == "root" and not path.stat().st_mode & 0o001:
+                path.chmod(path.stat().st_mode | 0o055)
+    done = run(half, env=env | {"HOME": "/nonexistent"}, **({"user": NOBODY, "group": NOBODY} if root else {}))
+    half.chmod(0o755)
+    assert "can't be written (Permission denied): choose another folder" in one_error(done)
+
+
+def test_two_runs_do_not_share_a_folder(env, tmp_path):
+    first = start(tmp_path, env=env)
+    until_logged(tmp_path, 1, first)
+    error = one_error(run(tmp_path, env=env))
+    assert f"in use by process {first.pid} on" in error
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    status, _, errors = run(tmp_path, f"--max_steps={EVERY}", env=env)  # the lock has died with its holder
+    assert status == 0, errors

@@ -1,0 +1,156 @@
+"""Several processes on one machine, started as a user starts them: what one would train, save, sample and survive."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STEPS = 12
+FLAGS = (
+    f"--config={ROOT}/tests/tiny.py:pixels",
+    f"--config.stages.diffusion.train.steps={STEPS}",
+    "--config.stages.diffusion.train.sample_every=5",
+)
+GRACE = 60  # seconds in which all must be over, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def start(count, program, *flags, env):
+    """That many processes of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = (
+        [()]
+        if count == 1
+        else [(f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process_id={i}") for i in range(count)]
+    )
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", f"vidjax.{program}", *flags, *how],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for how in joined
+    ]
+
+
+def end(processes, within=300):
+    """(exit status, stdout, stderr) of each; kills them if they take longer than that together."""
+    until = time.monotonic() + within
+    try:
+        said = [process.communicate(timeout=max(until - time.monotonic(), 1)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, said)]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = (workdir / "diffusion" / "metrics.jsonl").read_text().splitlines()
+    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+
+
+def until_logged(workdir: Path, count: int, processes) -> None:
+    metrics = workdir / "diffusion" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count("\n") >= count):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes), end(processes)
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, env):
+    """The losses of one process, uninterrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    ((status, _, errors),) = end(start(1, "main", *FLAGS, "--stage=diffusion", f"--workdir={workdir}", env=env))
+    assert status == 0, errors
+    return losses(workdir)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, env):
+    """A run of two processes that was stopped, by a signal to the second, and went on in one and then in four."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    flags = (*FLAGS, f"--workdir={workdir}")
+    two = start(2, "main", *flags, env=env)
+    until_logged(workdir, 3, two)
+    two[1].send_signal(signal.SIGTERM)
+    ended = end(two, GRACE)
+    newest = max(int(path.name) for path in (workdir / "diffusion" / "checkpoints").iterdir() if path.name.isdigit())
+    assert [status for status, *_ in ended] == [143, 143], ended
+    assert f"diffusion: stopped at step {newest} on SIGTERM, saved" in ended[0][1]
+    assert "diffusion" not in ended[1][1]  # one talks
+    middle = newest + 2
+    ((status, said, errors),) = end(start(1, "main", *flags, "--stage=diffusion", f"--max_steps={middle}", env=env))
+    assert status == 0 and f"continues from step {newest}" in said, errors
+    four = end(start(4, "main", *flags, env=env))
+    assert [status for status, *_ in four] == [0] * 4, four
+    assert f"continues from step {middle}" in four[0][1]
+    return workdir
+
+
+def test_any_number_of_processes_gives_the_losses_of_one(whole, stopped):
+    several = losses(stopped)
+    assert several.keys() == whole.keys()
+    np.testing.assert_allclose(list(several.values()), list(whole.values()), rtol=1e-4)
+
+
+def test_several_processes_sample_as_one_does(stopped, env):
+    names = sorted(path.name for path in (stopped / "samples").iterdir())
+    pictures = [(stopped / "samples" / name).read_bytes() for name in names]
+    assert len([name for name in names if name.endswith(".png")]) == 4
+    (stopped / "summary.json").unlink()
+    ((status, said, errors),) = end(start(1, "main", *FLAGS, f"--workdir={stopped}", env=env))
+    assert status == 0 and "diffusion: finished" in said, errors
+    assert (stopped / "summary.json").exists()
+    assert [(stopped / "samples" / name).read_bytes() for name in names] == pictures
+
+
+def test_several_processes_evaluate_as_one_does(stopped, env, network_files, tmp_path):
+    ask = (f"--workdir={stopped}", "--count=6", "--batch=2", "--frames=1", "--metrics=fid")
+    figures = {}
+    for count in (1, 2):
+        file = tmp_path / f"{count}.json"
+        flags = (*ask, f"--inception={network_files['inception']}", f"--json={file}")
+        ended = end(start(count, "evaluate", *flags, env=env))
+        assert [status for status, *_ in ended] == [0] * count, ended
+        figures[count] = json.loads(file.read_text())["metrics"]
+    assert figures[1] == figures[2] and figures[1]["fid"]["videos"] == 6
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_and_all_can_start_again(victim, env, tmp_path):
+    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=None")
+    two = start(2, "main", *flags, "--config.stages.diffusion.train.steps=100000", env=env)
+    until_logged(tmp_path, 5, two)
+    two[victim].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    status, _, errors = end(two, GRACE)[1 - victim]
+    assert status not in (0, 143) and time.monotonic() - began < GRACE
+    assert "lost another process of this run" in errors or "another task died" in errors, errors
+    again = end(start(2, "main", *flags, "--config.stages.diffusion.train.steps=8", env=env))
+    assert [status for status, *_ in again] == [0, 0], again
+    assert "continues from step" in again[0][1]
+
+
+def test_bad_input_ends_all_processes_with_one_line_each(env, tmp_path):
+    (tmp_path / "file").touch()
+    for status, _, errors in end(start(2, "main", *FLAGS, f"--workdir={tmp_path / 'file' / 'w'}", env=env), GRACE):
+        assert status == 1 and errors.count("error: ") == 1 and "can't be written" in errors
+        assert "Traceback" not in errors
