@@ -114,7 +114,7 @@ def test_any_number_of_processes_gives_the_losses_of_one(whole, stopped):
 def test_several_processes_sample_as_one_does(stopped, env):
     names = sorted(path.name for path in (stopped / "samples").iterdir())
     pictures = [(stopped / "samples" / name).read_bytes() for name in names]
-    assert len([name for name in names if name.endswith(".png")]) == 4
+    assert any(name.endswith(".png") for name in names) and any(name.endswith(".mp4") for name in names)
     (stopped / "summary.json").unlink()
     ((status, said, errors),) = end(start(1, "main", *FLAGS, f"--workdir={stopped}", env=env))
     assert status == 0 and "diffusion: finished" in said, errors
@@ -122,31 +122,29 @@ def test_several_processes_sample_as_one_does(stopped, env):
     assert [(stopped / "samples" / name).read_bytes() for name in names] == pictures
 
 
-def test_several_processes_evaluate_as_one_does(stopped, env, network_files, tmp_path):
-    ask = (f"--workdir={stopped}", "--count=6", "--batch=2", "--frames=1", "--metrics=fid")
+def test_several_processes_evaluate_as_one_does(stopped, env, tmp_path):
     figures = {}
     for count in (1, 2):
         file = tmp_path / f"{count}.json"
-        flags = (*ask, f"--inception={network_files['inception']}", f"--json={file}")
+        flags = (f"--workdir={stopped}", "--count=6", "--batch=2", "--metrics=motion_magnitude", f"--json={file}")
         ended = end(start(count, "evaluate", *flags, env=env))
         assert [status for status, *_ in ended] == [0] * count, ended
         figures[count] = json.loads(file.read_text())["metrics"]
-    assert figures[1] == figures[2] and figures[1]["fid"]["videos"] == 6
+    assert figures[1] == figures[2] and figures[1]["motion_magnitude"]["videos"] == 6
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_and_all_can_start_again(victim, env, tmp_path):
-    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=None")
+def test_a_killed_process_ends_the_others_and_all_can_start_again(env, tmp_path):
+    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}")
     two = start(2, "main", *flags, "--config.stages.diffusion.train.steps=100000", env=env)
-    until_logged(tmp_path, 5, two)
-    two[victim].send_signal(signal.SIGKILL)
+    until_logged(tmp_path, 6, two)
+    two[1].kill()
     began = time.monotonic()
-    status, _, errors = end(two, GRACE)[1 - victim]
+    status, _, errors = end(two, GRACE)[0]
     assert status not in (0, 143) and time.monotonic() - began < GRACE
     assert "lost another process of this run" in errors or "another task died" in errors, errors
-    again = end(start(2, "main", *flags, "--config.stages.diffusion.train.steps=8", env=env))
+    again = end(start(2, "main", *flags, "--max_steps=8", env=env))
     assert [status for status, *_ in again] == [0, 0], again
-    assert "continues from step" in again[0][1]
+    assert "continues from step" in again[0][1] and list(losses(tmp_path)) == list(range(1, 9))
 
 
 def test_bad_input_ends_all_processes_with_one_line_each(env, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +14,10 @@ import orbax.checkpoint as ocp
 
 from vidjax import checksums
 from vidjax.errors import InputError
-from vidjax.processes import agreed, lead
+from vidjax.processes import agreed, lead, tells_of_a_loss
 from vidjax.train_state import Params, TrainState
+
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save it shows a traceback an array
 
 
 class Checkpoints:
@@ -92,6 +95,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if tells_of_a_loss(error):
+                raise
             there = self._newest()
             raise InputError(
                 f"a checkpoint could not be written to {self.folder} ({reason(error)}); "
@@ -135,6 +140,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:
+            if tells_of_a_loss(error):
+                raise
             raise InputError(
                 f"the checkpoint {self.folder / str(step)} cannot be read ({reason(error)}): use the config it was "
                 "written with; or rename it, and the one before is taken"

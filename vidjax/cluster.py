@@ -17,7 +17,6 @@ COORDINATOR = flags.DEFINE_string(
 PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
 SILENCE = 30  # seconds without a sign of life after which a process is lost, and the others end
-LOST = ("Gloo", "UNAVAILABLE", "coordination", "DEADLINE_EXCEEDED", "NCCL")  # what JAX says of others that are gone
 
 
 @contextlib.contextmanager
@@ -47,10 +46,12 @@ def joined() -> Iterator[None]:
 
 def _end(error: Exception) -> None:
     """Exit status 1 without the usual farewell, for which all processes would wait."""
+    from vidjax.processes import tells_of_a_loss
+
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, InputError):
         said = str(error)
-    elif any(word in said for word in LOST):
+    elif tells_of_a_loss(error):
         said = (
             f"lost another process of this run ({said[:200]}); start all of them again: they go on where it was saved"
         )

@@ -15,6 +15,7 @@ from vidjax.errors import InputError
 
 T = TypeVar("T")
 PATIENCE = 24 * 3600 * 1000  # milliseconds for what the first process does alone; a lost one is noticed earlier
+LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination")  # words of JAX when others are gone
 _turn = itertools.count()
 
 
@@ -27,6 +28,11 @@ def say(text: str) -> None:
     """Print it, once."""
     if lead():
         print(text, flush=True)
+
+
+def tells_of_a_loss(error: BaseException) -> bool:
+    """Whether an error comes from the end of another process."""
+    return jax.process_count() > 1 and any(word in str(error) for word in LOST)
 
 
 def agreed(make: Callable[[], Any]) -> Any:
