@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -145,6 +146,55 @@ def test_a_killed_process_ends_the_others_and_all_can_start_again(env, tmp_path)
     ((status, said, errors),) = end(start(1, "main", *flags, "--max_steps=8", env=env))
     assert status == 0, errors
     assert "continues from step" in said and list(losses(tmp_path)) == list(range(1, 9))
+
+
+SHARED = """
+import sys, dataclasses, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+coordinator, me, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+jax.distributed.initialize(coordinator, 2, me)
+from test_checkpoint import Checkpoints, toy
+from vidjax.errors import InputError
+from vidjax.processes import agreed, local, shared, spread
+mesh = jax.make_mesh((2,), ("fsdp",))
+start = toy(3)
+state = spread(start, jax.tree.map(lambda x: NamedSharding(mesh, P("fsdp") if x.ndim else P()), start))
+assert not state.params["kernel"].is_fully_addressable
+with Checkpoints(folder) as checkpoints:
+    checkpoints.save(state)
+whole = local(state)
+jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, whole.saved()), toy(3).saved())
+assert agreed(lambda: {"asked": me}) == {"asked": 0}
+made = list(shared(lambda n: np.full(2, 10 * n + me), range(5)))
+np.testing.assert_array_equal(np.stack(made)[:, 0], [0, 11, 20, 31, 40])
+def bad():
+    raise InputError("bad")
+try:
+    agreed(bad)
+except InputError as error:
+    print("both know:", error)
+with Checkpoints(folder, read_only=True) as checkpoints:  # each by itself, one of them not at all
+    if me:
+        ema = checkpoints.restore_ema({path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in state.ema.items()})
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, ema), toy(3).ema)
+"""
+
+
+def test_arrays_that_no_process_has_whole_are_gathered_saved_and_read(env, tmp_path):
+    from test_checkpoint import Checkpoints, toy
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    how = dict(env=env | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SHARED, coordinator]
+    two = [subprocess.Popen([*command, str(i), str(tmp_path)], **how) for i in range(2)]
+    for status, said, errors in end(two, 120):
+        assert status == 0 and "both know: bad" in said, errors
+    with Checkpoints(tmp_path) as checkpoints:
+        read = checkpoints.restore(toy(0)).saved()
+    jax.tree.map(np.testing.assert_array_equal, read, toy(3).saved())
 
 
 def test_bad_input_ends_all_processes_with_one_line_each(env, tmp_path):

@@ -63,6 +63,18 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), gathered)
 
 
+def spread(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, laid out over the devices of all: the other way round."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
 def shared(make: Callable[[T], np.ndarray], items: Sequence[T]) -> Iterator[np.ndarray]:
     """`make` of each item, arrays of one shape, in order and in all processes; each item is worked off in one."""
     count = jax.process_count()

@@ -22,7 +22,7 @@ from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.finetune import describe
 from vidjax.preemption import STATUS, Notice
-from vidjax.processes import agreed, lead, local, say
+from vidjax.processes import agreed, lead, local, say, spread
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
@@ -47,7 +47,7 @@ def prepare(
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
     state = TrainState.create(model, stage.optimizer, stage.trainable, frozen_dtype=stage.train.frozen_dtype)
-    return jax.device_put(state, sharding.tree_sharding(mesh, state)), source
+    return spread(state, sharding.tree_sharding(mesh, state)), source
 
 
 def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Laten
             raise InputError(
                 f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model"
             )
-        part[path] = jax.device_put(value.astype(part[path].dtype), part[path].sharding)
+        part[path] = spread(value.astype(part[path].dtype), part[path].sharding)
         if path in state.ema:
-            state.ema[path] = jax.device_put(jnp.copy(part[path]), part[path].sharding)
+            state.ema[path] = spread(jnp.copy(value.astype(part[path].dtype)), part[path].sharding)
     return state
 
 
