@@ -16,7 +16,7 @@ install_import_hook("vidjax", "beartype.beartype")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=6, help="How often tests/test_faults.py kills a run.")
+    parser.addoption("--kills", type=int, default=4, help="How often tests/test_faults.py kills a run.")
 
 
 @pytest.fixture(scope="session")

@@ -135,16 +135,13 @@ def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, e
     assert losses(workdir) == losses(whole)
 
 
-@pytest.mark.parametrize("how", ["cut", "changed"])
-def test_from_a_broken_checkpoint_a_run_goes_back_to_the_one_before(how, whole, half, env):
+def test_from_a_broken_checkpoint_a_run_goes_back_to_the_one_before(whole, half, env):
+    """Here a file is cut off; what else counts as broken is told in test_checksums.py."""
     folder = half / "diffusion" / "checkpoints"
     *_, before, newest = saved(whole)
     shutil.copytree(whole / "diffusion" / "checkpoints" / str(newest), folder / str(newest))
     victim = max((folder / str(newest)).rglob("d/*"), key=lambda path: path.stat().st_size)
-    written = victim.read_bytes()
-    middle = len(written) // 2
-    other = {"cut": written[:middle], "changed": written[:middle] + b"\x00\xff\x00" + written[middle + 3 :]}
-    victim.write_bytes(other[how])
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     status, said, errors = run(half, env=env)
     assert status == 0, errors
     assert f"{newest} is broken (" in said and f"set aside as {newest}.broken" in said

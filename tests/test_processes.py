@@ -86,7 +86,7 @@ def whole(tmp_path_factory, env):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, env):
-    """A run of two processes that was stopped, by a signal to the second, and went on in one and then in four."""
+    """A run of two processes that was stopped, by a signal to the second, and went on in four."""
     workdir = tmp_path_factory.mktemp("stopped")
     flags = (*FLAGS, f"--workdir={workdir}")
     two = start(2, "main", *flags, env=env)
@@ -97,12 +97,9 @@ def stopped(tmp_path_factory, env):
     assert [status for status, *_ in ended] == [143, 143], ended
     assert f"diffusion: stopped at step {newest} on SIGTERM, saved" in ended[0][1]
     assert "diffusion" not in ended[1][1]  # one talks
-    middle = newest + 2
-    ((status, said, errors),) = end(start(1, "main", *flags, "--stage=diffusion", f"--max_steps={middle}", env=env))
-    assert status == 0 and f"continues from step {newest}" in said, errors
     four = end(start(4, "main", *flags, env=env))
     assert [status for status, *_ in four] == [0] * 4, four
-    assert f"continues from step {middle}" in four[0][1]
+    assert f"continues from step {newest}" in four[0][1]
     return workdir
 
 
@@ -134,7 +131,7 @@ def test_several_processes_evaluate_as_one_does(stopped, env, tmp_path):
     assert figures[1] == figures[2] and figures[1]["motion_magnitude"]["videos"] == 6
 
 
-def test_a_killed_process_ends_the_others_and_all_can_start_again(env, tmp_path):
+def test_a_killed_process_ends_the_others_and_one_can_go_on(whole, env, tmp_path):
     flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=1000")
     two = start(2, "main", *flags, "--config.stages.diffusion.train.steps=100000", env=env)
     until_logged(tmp_path, 6, two)
@@ -145,7 +142,10 @@ def test_a_killed_process_ends_the_others_and_all_can_start_again(env, tmp_path)
     assert "lost another process of this run" in errors or "another task died" in errors, errors
     ((status, said, errors),) = end(start(1, "main", *flags, "--max_steps=8", env=env))
     assert status == 0, errors
-    assert "continues from step" in said and list(losses(tmp_path)) == list(range(1, 9))
+    assert "continues from step" in said
+    found = losses(tmp_path)
+    np.testing.assert_allclose(list(found.values()), [whole[step] for step in found], rtol=1e-4)
+    assert len(found) == 8
 
 
 SHARED = """
