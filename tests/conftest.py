@@ -15,6 +15,10 @@ from jaxtyping import install_import_hook
 install_import_hook("vidjax", "beartype.beartype")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=4, help="How often tests/test_faults.py kills a run.")
+
+
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
     """A CLIPModel of random weights in transformers' layout, 16 pixels, written without torch."""

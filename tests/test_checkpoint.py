@@ -80,15 +80,15 @@ def test_frozen_parameters_are_not_saved(tmp_path):
 def test_a_kill_in_the_middle_of_saving_leaves_the_last_complete_one(tmp_path):
     script = f"""
         import os, signal
-        from tests.test_checkpoint import Checkpoints, toy
+        from test_checkpoint import Checkpoints, toy
         checkpoints = Checkpoints({str(tmp_path)!r})
         checkpoints.save(toy(1))
         checkpoints._manager.wait_until_finished()
         checkpoints.save(toy(2, width=2048))
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    command, root = [sys.executable, "-c", textwrap.dedent(script)], Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    command, here = [sys.executable, "-c", textwrap.dedent(script)], Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() == 1

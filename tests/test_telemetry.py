@@ -43,6 +43,18 @@ def test_flops_become_a_rate_in_proportion_to_the_steps(tmp_path):
         assert entry["tflops_per_second"] == pytest.approx(3 * entry["steps_per_second"], rel=1e-4)
 
 
+def test_the_share_of_waiting_is_since_the_last_line(tmp_path):
+    telemetry = Telemetry(tmp_path, "diffusion", 10)
+    for step in (1, 2, 3):
+        if step == 2:
+            with telemetry.waiting():
+                sum(range(10_000))
+        telemetry.log(step, {"loss": 1.0})
+    telemetry.close()
+    first, second, third = (entry["input_wait"] for entry in entries(tmp_path))
+    assert first == third == 0 < second < 1
+
+
 @pytest.mark.parametrize("key", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_number_that_is_none_stops_the_run_before_it_is_written(tmp_path, key, value):

@@ -15,7 +15,7 @@ def get_config(variant: str = "latent") -> ConfigDict:
         model=dict(in_channels=3, block="ddpm", attention="plain", **unet),
         diffusion=diffusion,
         stages=dict(diffusion=dict(objective="diffusion", train=train, optimizer=optimizer)),
-        sample=dict(num_steps=3, guidance_scale=2.0),
+        sample=dict(num_steps=3, guidance_scale=2.0, per_caption=2),
     )
     latent = dict(
         data=dict(source="webvid", path="", frames=4, size=16, heldout=16, cache=True),

@@ -1,6 +1,9 @@
 """Checkpoints of one stage through Orbax: written behind the step, complete or not there at all."""
 
+import contextlib
 import dataclasses
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -8,23 +11,38 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from vidjax import checksums
 from vidjax.errors import InputError
 from vidjax.limits import from_json
+from vidjax.processes import agreed, lead, tells_of_a_loss
 from vidjax.train_state import Params, TrainState
+
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save it shows a traceback an array
 
 
 class Checkpoints:
     """The checkpoints in one folder, as a context manager: leaving it waits for the last one to be on disk.
 
     A checkpoint is three items: `state` (step, parameters, moments), `ema` (averaged parameters, for samplers) and
-    `meta` (shapes by path of both). The last `keep` stay, and one in every `keep_every` steps.
+    `meta` (shapes by path of both), and the checksums of their files. The last `keep` stay, and one in every
+    `keep_every` steps. Whoever only reads says so: that needs no other process, writes nothing, and passes over broken
+    ones. Who writes sets them aside, as STEP.broken.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2, keep_every: int | None = None):
-        self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every, enable_async_checkpointing=True
-        )
+    def __init__(self, folder: str | Path, keep: int = 2, keep_every: int | None = None, *, read_only: bool = False):
+        self.folder, self._read_only, self._saving = Path(folder).absolute(), read_only, 0
+        if read_only:
+            me = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+            options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
+        else:
+            agreed(self._set_aside)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -33,12 +51,58 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if error is None:
+            with self._explained():
+                self._manager.wait_until_finished()
+        elif jax.process_count() == 1:  # over processes another one may be gone, for whom this would wait
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
+        if error is None or jax.process_count() == 1:
+            self._manager.close()
 
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        """The step of the newest complete checkpoint; over processes all ask together, unless they only read."""
+        return self._newest() if self._read_only else agreed(self._newest)
+
+    def _newest(self) -> int | None:
+        return next((step for step in self._steps() if not checksums.damage(self.folder / str(step))), None)
+
+    def _steps(self) -> list[int]:
+        """What is there, newest first."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+
+    def _set_aside(self) -> None:
+        """Rename what is newer than the newest whole one, and say so."""
+        for step in self._steps():
+            whole = self.folder / str(step)
+            damage = checksums.damage(whole, contents=True)
+            if not damage:
+                return
+            names = (whole.with_name(f"{step}.broken{n or ''}") for n in range(1000))
+            aside = whole.rename(next(name for name in names if not name.exists()))
+            print(f"warning: the checkpoint {whole} is broken ({damage}): set aside as {aside.name}", flush=True)
+
+    def _seal(self) -> None:
+        """The checksums into a checkpoint that is written but not yet visible."""
+        if lead():
+            for folder in self.folder.glob(f"{self._saving}.*tmp*"):
+                checksums.write(folder)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Orbax's errors of saving, in one line."""
+        try:
+            yield
+        except Exception as error:
+            if tells_of_a_loss(error):
+                raise
+            there = self._newest()
+            raise InputError(
+                f"a checkpoint could not be written to {self.folder} ({reason(error)}); "
+                + ("there is none yet" if there is None else f"that of step {there} is whole")
+                + ": make room, and start the same command again"
+            ) from error
 
     def save(self, state: TrainState) -> None:
         """Start saving; returns as soon as the arrays are copied off the device."""
@@ -49,25 +113,39 @@ class Checkpoints:
             "ema": ocp.args.StandardSave(ema),
             "meta": ocp.args.JsonSave({"parameters": shapes(state.params), "averaged": shapes(ema)}),
         }
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        with self._explained():
+            self._manager.wait_until_finished()
+            self._saving = int(state.step)
+            self._manager.save(self._saving, args=ocp.args.Composite(**items))
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest checkpoint, laid out like `state` (arrays, or shapes with shardings).
 
-        Raises: InputError if there is none or it was written by another model.
+        Raises: InputError if there is none, it was written by another model, or cannot be read.
         """
         step = self.check(state.params)
         saved = jax.tree.map(_target, state.saved())
         ema = saved.pop("ema")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(saved), ema=ocp.args.StandardRestore(ema))
-        read = self._manager.restore(step, args=items)
+        read = self._read(step, items)
         return dataclasses.replace(state, **read["state"], ema=read["ema"])
 
     def restore_ema(self, params: Params) -> Params:
         """The averaged parameters alone."""
         step = self.check(params, "averaged")
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(jax.tree.map(_target, params)))
-        return self._manager.restore(step, args=items)["ema"]
+        return self._read(step, items)["ema"]
+
+    def _read(self, step: int, items: ocp.args.Composite) -> Any:
+        try:
+            return self._manager.restore(step, args=items)
+        except Exception as error:
+            if tells_of_a_loss(error):
+                raise
+            raise InputError(
+                f"the checkpoint {self.folder / str(step)} cannot be read ({reason(error)}): use the config it was "
+                "written with; or rename it, and the one before is taken"
+            ) from error
 
     def check(self, params: Params, what: str = "parameters") -> int:
         """The newest step. Raises InputError if there is none, or it holds others than those as its "parameters", or as
@@ -75,7 +153,9 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             raise InputError(f"there is no complete checkpoint in {self.folder}: train that stage first")
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if step != self._steps()[0]:
+            print(f"warning: {self.folder / str(self._steps()[0])} is broken: step {step} is read", flush=True)
+        meta = read_json(self.folder / str(step) / "meta" / "metadata")
         there, here = meta.get(what, meta["parameters"]), shapes(params)
         for path in sorted(there.keys() | here.keys()):
             if there.get(path) != here.get(path):
@@ -91,7 +171,14 @@ def shapes(params: Params) -> dict[str, list[int]]:
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    """Where it is to lie: as `leaf` does, or a bare shape on one device of this process."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def reason(error: BaseException) -> str:
+    """The beginning of an error's text, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,5 +1,6 @@
 """How every program starts and fails: flags in, one line and exit status 1 out if the input is bad."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from vidjax.errors import InputError
+
+# A full disk, a file or a user over a limit, a folder that may only be read.
+UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def start(program: Callable[[], None]) -> None:
@@ -23,6 +27,10 @@ def start(program: Callable[[], None]) -> None:
             program()
         except InputError as error:
             fail(str(error))
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            fail(f"{error.filename or 'a file'} can't be written ({error.strerror}): make room, and start again")
 
     app.run(checked, flags_parser=parse)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from vidjax import cli, judged, settings
+from vidjax import cli, cluster, judged, settings
 from vidjax.data.source import Item
 from vidjax.errors import InputError
 from vidjax.metrics import each
@@ -84,8 +84,20 @@ class Read:
 
 
 def main() -> None:
+    with cluster.joined():
+        run()
+
+
+def run() -> None:
+    """All processes make the videos of --workdir, the first one judges them."""
+    from vidjax.processes import lead
+
     chosen = asked()
     items, reference = videos(chosen)
+    if not lead():
+        for _ in items if WORKDIR.value else ():
+            pass
+        return
     by_itself = {name: metric for name, metric in chosen.items() if isinstance(metric, each.Metric)}
     of_sets = {name: metric for name, metric in chosen.items() if isinstance(metric, SetMetric)}
     networks, scorer = make_networks(of_sets), None

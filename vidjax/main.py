@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from vidjax import cli
+from vidjax import cli, cluster
 from vidjax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -17,49 +17,39 @@ WORKDIR = flags.DEFINE_string(
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage.")
 MAX_STEPS = flags.DEFINE_integer("max_steps", None, "At most this many steps in every stage.", lower_bound=1)
 LOG_EVERY = flags.DEFINE_integer("log_every", None, "Log every that many steps.", lower_bound=1)
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "First join the other processes of a cluster.")
 
 
 def main() -> None:
     if CONFIG.value is None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+    with cluster.joined():
+        run()
+
+
+def run() -> None:
     import jax
 
     from vidjax import recipe, results, settings
+    from vidjax.processes import agreed
     from vidjax.train import train
 
     if WORKDIR.value and "://" in WORKDIR.value:
         raise InputError(f"--workdir={WORKDIR.value} is no folder: mount the bucket and name the mount")
-    if DISTRIBUTED.value:
-        join_cluster()
     config = settings.checked(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    recipe.open_workdir(workdir)
+    agreed(lambda: recipe.open_workdir(workdir))
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
     names = [STAGE.value] if STAGE.value else recipe.stage_names(config)
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage)
-    settings.write_json(workdir / "config.json", config)
+    agreed(lambda: settings.write_json(workdir / "config.json", config))
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
         train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)
     if not STAGE.value:
         results.show(workdir)
-
-
-def join_cluster() -> None:
-    """Meet the other processes, found as JAX finds them. Raises InputError if there is nothing to go by."""
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        raise InputError(
-            f"--distributed finds no cluster ({error}) It knows Cloud TPU slices, GKE, SLURM and Open MPI: start it as "
-            "launch/ does, or leave the flag out on one machine"
-        ) from None
 
 
 def default_workdir(config: str) -> Path:

@@ -7,6 +7,7 @@ import optax
 
 from vidjax.errors import InputError, check_range
 from vidjax.settings import choose, construct
+from vidjax.spikes import skip_spikes as skipping
 
 SCHEDULES = {
     "constant": lambda peak, warmup, steps: optax.constant_schedule(peak),
@@ -50,11 +51,13 @@ def make_optimizer(
     weight_decay: float = 1e-2,
     clip: float | None = 1.0,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
+    skip_spikes: float | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) on a dict of parameters; `clip` bounds the global norm of the gradient.
 
     groups: parameters under a path have settings of their own, such as {"discriminator": {"learning_rate": 1e-4}}, for
-    the rest those of all hold; gradients are clipped by group. Raises InputError for a path under which there is none.
+    the rest those of all hold; gradients are clipped by group. skip_spikes: leave out steps whose gradient, before it
+    is clipped, is so many times the usual one (see `spikes`). Raises InputError for a path under which there is none.
     """
     if groups:
         common = dict(
@@ -69,8 +72,10 @@ def make_optimizer(
             clip=clip,
         )
         made = {name: construct(make_optimizer, {**common, **own}, "optimizer.groups") for name, own in groups.items()}
-        return optax.multi_transform({**made, REST: make_optimizer(**common)}, lambda params: labels(params, groups))
+        whole = optax.multi_transform({**made, REST: make_optimizer(**common)}, lambda params: labels(params, groups))
+        return skipping(whole, skip_spikes) if skip_spikes else whole
     check_range("config.optimizer.", 0, warmup=warmup, eps=eps, clip=clip)
     rate = learning_rate_schedule(learning_rate, schedule, warmup, steps)
     adamw = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+    whole = optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+    return skipping(whole, skip_spikes) if skip_spikes else whole

@@ -1,6 +1,9 @@
 """From a config to the parts of a training stage: the only code that sees a whole config, and where a bad one fails."""
 
 import dataclasses
+import fcntl
+import os
+import socket
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -57,6 +60,7 @@ SECTIONS = (
 )
 MEASURED = 256  # clips from which the statistics of latents and patches come
 OF_A_STAGE = (*SECTIONS, "objective", "source")
+HELD: list[Any] = []  # locks of workdirs, which end with the process
 
 
 def stage_names(config: Mapping[str, Any]) -> list[str]:
@@ -358,7 +362,7 @@ def frozen_parameters(section: Mapping[str, Any], workdir: Path, params: Params)
     wanted = {path.removeprefix(AUTOENCODER): value for path, value in params.items() if path.startswith(AUTOENCODER)}
     if not wanted:
         return {}
-    with Checkpoints(workdir / section["source"] / "checkpoints") as checkpoints:
+    with Checkpoints(workdir / section["source"] / "checkpoints", read_only=True) as checkpoints:
         return {AUTOENCODER + path: value for path, value in checkpoints.restore_ema(wanted).items()}
 
 
@@ -373,7 +377,7 @@ def check(stage: Stage) -> None:
     params, _ = split(abstract_parameters(state), stage.trainable)
     jax.eval_shape(stage.optimizer.init, params)
     if (stage.folder / "checkpoints").is_dir():
-        with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+        with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
             if checkpoints.latest() is not None:
                 checkpoints.check(params)
 
@@ -392,13 +396,26 @@ def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.Shap
 
 
 def open_workdir(workdir: Path) -> None:
-    """Make the folder. Raises InputError if it can't be written."""
+    """Make the folder, and hold it until the process ends. Raises InputError if it can't be written or is held."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").touch()
-        (workdir / ".writable").unlink(missing_ok=True)  # another process of this run may have been first
+        lock = (workdir / ".lock").open("a+")
     except OSError as error:
         raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise InputError(
+            f"--workdir={workdir} is in use by {lock.read().strip() or 'another run'}: wait for it, or choose another "
+            "folder"
+        ) from None
+    except OSError as error:
+        print(f"warning: {workdir} can't be locked ({error.strerror}): start only one run in it", flush=True)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    HELD.append(lock)
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -441,7 +458,7 @@ def trained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
         return tuned_generator(section, stage, source_of(section, config, workdir))
     model = stage.abstract()
     params, frozen = split(abstract_parameters(model), stage.trainable)
-    with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+    with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
         params = checkpoints.restore_ema({path: value for path, value in params.items() if stage.averaged(path)})
     params = {**params, **frozen_parameters(section, workdir, frozen)}
     return _generator(section, stage.data, nnx.graphdef(model), params)

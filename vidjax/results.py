@@ -21,24 +21,36 @@ from vidjax.generator import Generator, what_to_ask
 from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
+from vidjax.processes import lead, shared
 
 SMALL = 64  # clips of a data set that is evaluated whole
 EVERY = 1000  # windows a clip: all there are, for small data sets
 
 
 def show(workdir: Path) -> dict[str, Any]:
-    """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table."""
+    """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table.
+
+    All processes sample, the first one does the rest.
+    """
     from vidjax.report import write_report
 
-    summary = {"device": device(), "versions": versions(), "seconds": left_by_stages(workdir, "seconds")}
+    summary: dict[str, Any] = {
+        "device": device(),
+        "versions": versions(),
+        "seconds": left_by_stages(workdir, "seconds"),
+    }
     generator = recipe.generator(workdir)
     dataset = recipe.dataset(workdir)
-    began = time.perf_counter()
-    if recipe.tuned(workdir):
+    began, tuned = time.perf_counter(), recipe.tuned(workdir)
+    prompts, names = ([], []) if tuned else what_to_ask(generator, dataset)
+    samples = [] if tuned else repeated(generator, prompts)
+    if not lead():
+        return {}
+    if tuned:
         clips, texts = first_windows(dataset)
         summary |= editing.show(workdir, generator, clips, texts)
     else:
-        summary |= samples_of(workdir, generator, dataset)
+        summary |= samples_of(workdir, generator, dataset, names, samples)
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     here = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     summary["peak_memory_gb"] = max(here, *left_by_stages(workdir, "peak_memory_gb").values())
@@ -52,10 +64,11 @@ def show(workdir: Path) -> dict[str, Any]:
     return summary
 
 
-def samples_of(workdir: Path, generator: Generator, dataset: Dataset) -> dict[str, Any]:
+def samples_of(
+    workdir: Path, generator: Generator, dataset: Dataset, names: Sequence[str], samples: Sequence[np.ndarray]
+) -> dict[str, Any]:
     """Samples of what the model learned, and how good they and the reconstructions of held-out windows are."""
-    prompts, names = what_to_ask(generator, dataset)
-    per_caption = list(np.stack(repeated(generator, prompts), axis=1))
+    per_caption = list(np.stack(samples, axis=1))
     found: dict[str, Any] = {"samples": write_samples(workdir, names, per_caption, generator.defaults.fps)}
     heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
     if heldout and all(map(len, heldout)):
@@ -67,7 +80,7 @@ def samples_of(workdir: Path, generator: Generator, dataset: Dataset) -> dict[st
 
 
 def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
-    return [generator(prompts, seed=seed) for seed in range(generator.defaults.per_caption)]
+    return list(shared(lambda seed: generator(prompts, seed=seed), range(generator.defaults.per_caption)))
 
 
 def write_samples(

@@ -1,11 +1,12 @@
 """What a run tells while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import io
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Telemetry:
     def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0, flops: float | None = None):
         self.folder, self.stage, self.steps, self.flops = Path(folder), stage, steps, flops
         self.lead = jax.process_index() == 0
-        self._last = (start, time.perf_counter())
+        self._last, self._waited = (start, time.perf_counter()), 0.0
         if not self.lead:
             return
         from tensorboardX import SummaryWriter
@@ -56,13 +57,22 @@ class Telemetry:
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step") if sys.stderr.isatty() else None
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for input. An accelerator may work meanwhile: `input_wait` bounds how long it starves."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Scalars of the step just done and the rate since the last call. Raises InputError as `check_finite` does."""
+        """Scalars of the step just done; the rate, and the share of the time that the loop waited for input, since the
+        last call. Raises InputError as `check_finite` does."""
         values = {key: float(value) for key, value in metrics.items()}
         (last, then), now = self._last, time.perf_counter()
         self._last = (step, now)
         if step > last:
             values["steps_per_second"] = (step - last) / (now - then)
+            values["input_wait"], self._waited = self._waited / (now - then), 0.0
             if self.flops:
                 values["tflops_per_second"] = self.flops * values["steps_per_second"] / 1e12
                 if peak := peak_flops():

@@ -1,9 +1,12 @@
 """Train one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
 
+import dataclasses
 import resource
+import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +21,16 @@ from vidjax.data.pipeline import Dataset
 from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.finetune import describe
+from vidjax.preemption import STATUS, Notice
+from vidjax.processes import agreed, lead, local, say, spread
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
 from vidjax.validation import CLIPS
+
+T = TypeVar("T")
 
 
 def prepare(
@@ -40,7 +47,7 @@ def prepare(
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
     state = TrainState.create(model, stage.optimizer, stage.trainable, frozen_dtype=stage.train.frozen_dtype)
-    return jax.device_put(state, sharding.tree_sharding(mesh, state)), source
+    return spread(state, sharding.tree_sharding(mesh, state)), source
 
 
 def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
@@ -73,33 +80,35 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Laten
             raise InputError(
                 f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model"
             )
-        part[path] = jax.device_put(value.astype(part[path].dtype), part[path].sharding)
+        part[path] = spread(value.astype(part[path].dtype), part[path].sharding)
         if path in state.ema:
-            state.ema[path] = jax.device_put(jnp.copy(part[path]), part[path].sharding)
+            state.ema[path] = spread(jnp.copy(value.astype(part[path].dtype)), part[path].sharding)
     return state
 
 
 def train(stage: Stage, log_every: int | None = None) -> None:
     """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
 
-    Ends with done.json: steps, parameters, seconds and peak memory of this process. Raises InputError on bad input and
-    on a loss that is not finite.
+    Ends with done.json: steps, parameters, seconds and peak memory of this process. SIGTERM ends the program after the
+    step in hand (over processes: one or two later) and a checkpoint of it, with exit status 143. Raises InputError on
+    bad input and on a loss that is not finite.
     """
     began, options = time.perf_counter(), stage.train
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, options.batch_size, options.accumulate)
     stage.folder.mkdir(parents=True, exist_ok=True)
-    with jax.set_mesh(mesh), Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every) as checkpoints:
+    stopped = None
+    with Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every) as checkpoints:
         start = checkpoints.latest() or 0
         done = stage.folder / "done.json"
         if start >= options.steps and done.exists():
-            print(f"{stage.name}: finished, {start} steps", flush=True)
+            say(f"{stage.name}: finished, {start} steps")
             return
         dataset = stage.dataset()
         state, source = prepare(stage, mesh, dataset)
         if start:
             state = checkpoints.restore(state)
-            print(f"{stage.name}: continues from step {start}", flush=True)
+            say(f"{stage.name}: continues from step {start}")
         step_fn = make_train_step(
             stage.objective,
             stage.optimizer,
@@ -116,33 +125,60 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         heldout = held_out(stage, dataset)
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
-        for step in range(start + 1, options.steps + 1):
-            batch = next(batches)
-            unreadable += int(batch["substituted"].sum())
-            state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
-            last = step == options.steps
-            validated = options.validate_every and (step % options.validate_every == 0 or last)
-            if validated and stage.validate:
-                metrics |= stage.validate(state, heldout)
-            if step % every == 0 or last or step == 1 or validated:
-                telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
-            if step % options.save_every == 0 or last:
-                check_finite(stage.name, step, metrics)
-                checkpoints.save(state)
-            if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
-                telemetry.videos("samples", step, stage.preview(state, dataset), stage.fps)
+
+        def validate(state: TrainState) -> dict[str, float]:
+            assert stage.validate is not None
+            return {key: float(value) for key, value in stage.validate(state, heldout).items()}
+
+        def show(step: int, state: TrainState) -> None:
+            assert stage.preview is not None
+            telemetry.videos("samples", step, stage.preview(state, dataset), stage.fps)
+
+        with Notice() as notice:
+            for step in range(start + 1, options.steps + 1):
+                with telemetry.waiting():
+                    batch = next(batches)
+                unreadable += int(batch["substituted"].sum())
+                with jax.set_mesh(mesh):
+                    state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
+                last, stops = step == options.steps, notice.stops_at(step)
+                validated = options.validate_every and (step % options.validate_every == 0 or last)
+                if validated and stage.validate:
+                    metrics |= alone(state, validate)
+                if step % every == 0 or last or step == 1 or validated:
+                    telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
+                if step % options.save_every == 0 or last or stops:
+                    check_finite(stage.name, step, metrics)
+                    checkpoints.save(state)
+                if stops:
+                    stopped = step
+                    break
+                if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
+                    alone(state, partial(show, step))
         if not options.steps and not start:
             checkpoints.save(state)
         telemetry.close()
-        stage.finish(state.model(), dataset)
+        if stopped is None:
+            alone(state, lambda state: stage.finish(state.model(), dataset))
+    if stopped is not None:
+        say(f"{stage.name}: stopped at step {stopped} on SIGTERM, saved; the same command goes on")
+        sys.exit(STATUS)
     seconds = round(time.perf_counter() - began, 1)
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     figures = {"steps": options.steps, "seconds": seconds, "parameters": count(state.params), "peak_memory_gb": memory}
-    write_json(done, figures)
+    agreed(lambda: write_json(done, figures))
+
+
+def alone(state: TrainState, work: Callable[[TrainState], T]) -> T:
+    """`work` on the model's part of the state by the first process, without the others; all get its plain data."""
+    whole = local(dataclasses.replace(state, opt_state=()))
+    return agreed(lambda: work(whole))
 
 
 def overview(stage: Stage, state: TrainState) -> None:
     """One line on what trains, for tuning a table of it; that of all parameters goes to parameters.txt."""
+    if not lead():
+        return
     frozen = count(state.frozen)
     print(
         f"{stage.name}: {count(state.params):,} parameters train" + (f", {frozen:,} are frozen" if frozen else ""),
@@ -150,11 +186,8 @@ def overview(stage: Stage, state: TrainState) -> None:
     )
     if stage.pretrained is not None:
         print(describe(state.params), flush=True)
-    if jax.process_index() == 0:
-        table = lambda params: get_parameter_overview(params, include_stats=False) if params else "none"
-        (stage.folder / "parameters.txt").write_text(
-            f"trained\n{table(state.params)}\n\nfrozen\n{table(state.frozen)}\n"
-        )
+    table = lambda params: get_parameter_overview(params, include_stats=False) if params else "none"
+    (stage.folder / "parameters.txt").write_text(f"trained\n{table(state.params)}\n\nfrozen\n{table(state.frozen)}\n")
 
 
 def count(params: Mapping[str, Any]) -> int:

@@ -96,6 +96,8 @@ def make_train_step(
         d = ema_decay(ema, state.step)
         average = {path: d * a + (1 - d) * params[path] for path, a in state.ema.items()}
         metrics |= {"grad_norm": optax.global_norm(grads)}
+        if hasattr(opt_state, "skipped"):
+            metrics |= {"skipped_steps": opt_state.skipped}
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=average)
         return new, metrics
 

@@ -198,7 +198,7 @@ def tuned_model(stage: Stage, weights: bool = True) -> VideoModel:
     full, model = stage.pretrained(weights)
     if weights:
         trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
-        with Checkpoints(stage.folder / "checkpoints") as checkpoints:
+        with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
             params = checkpoints.restore_ema(trained)
         for path, leaf in convert.parameters(model).items():
             if path in params:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from vidjax import sharding
 from vidjax.errors import InputError
 from vidjax.metrics.resizing import bilinear
 from vidjax.models.efficientnet import EfficientNetLite0
@@ -91,7 +91,7 @@ KINDS = {
 
 
 class FeatureNetwork:
-    """One of `KINDS` on `batch` videos at a time, split over all devices; compiled once a number of frames.
+    """One of `KINDS` on `batch` videos at a time, split over this process's devices; compiled once a number of frames.
 
     file: the published weights in a safetensors file; None: the random weights of seed 0, the same everywhere.
     Raises InputError for a file that is not there, is a pickle, is cut off or has other keys.
@@ -99,7 +99,8 @@ class FeatureNetwork:
 
     def __init__(self, kind: str, file: str | Path | None, batch: int = 4):
         self.kind = KINDS[kind]
-        self.mesh = sharding.make_mesh()
+        here = jax.local_devices()
+        self.mesh = jax.make_mesh((len(here),), ("data",), (AxisType.Auto,), devices=here)
         self.batch = -(-batch // self.mesh.size) * self.mesh.size
         make = lambda: self.kind.model(rngs=nnx.Rngs(0))
         model = nnx.eval_shape(make)
@@ -110,7 +111,7 @@ class FeatureNetwork:
             load(model, self.kind.read(file), self.kind.rules, self.kind.ignore)
             self.weights = {"weights": Path(file).name, "sha256": digest(file)}
         graph, state = nnx.split(model)
-        self._state = jax.device_put(state, sharding.replicated(self.mesh))
+        self._state = jax.device_put(state, NamedSharding(self.mesh, PartitionSpec()))
         self._apply = jax.jit(lambda state, x: self.kind.outputs(nnx.merge(graph, state), x))
         self._show = jax.jit(self.kind.show)
 
@@ -122,7 +123,7 @@ class FeatureNetwork:
         """Features of at most `batch` videos."""
         filled = np.concatenate([shown, np.repeat(shown[-1:], self.batch - len(shown), 0)])
         with jax.default_matmul_precision("highest"):  # accelerators round to 8 or 11 bits otherwise
-            outputs = self._apply(self._state, sharding.put_batch(self.mesh, {"video": filled})["video"])
+            outputs = self._apply(self._state, jax.device_put(filled, NamedSharding(self.mesh, PartitionSpec("data"))))
         return tuple(np.asarray(y)[: len(shown)] for y in outputs)
 
 

@@ -1,0 +1,191 @@
+"""What can go wrong around a run: no run loses more than what came after its last save, and each says what it did."""
+
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EVERY, STEPS = 2, 24  # steps between saves, and of a run
+FLAGS = (
+    f"--config={ROOT}/tests/tiny.py:pixels",
+    "--stage=diffusion",
+    f"--config.stages.diffusion.train.steps={STEPS}",
+    f"--config.stages.diffusion.train.save_every={EVERY}",
+    f"--config.stages.diffusion.train.sample_every={STEPS * 10}",
+)
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def start(workdir, *flags, env, **how):
+    command = [sys.executable, "-m", "vidjax.main", *FLAGS, f"--workdir={workdir}", *flags]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def run(workdir, *flags, env, **how):
+    """(exit status, stdout, stderr)."""
+    process = start(workdir, *flags, env=env, **how)
+    said = process.communicate(timeout=300)
+    return process.returncode, *said
+
+
+def one_error(done) -> str:
+    """The line that a user sees last, and the only one of its kind; before it a library may have told more."""
+    status, _, errors = done
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert status == 1 and lines == errors.splitlines()[-1:], done
+    return lines[0]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = (workdir / "diffusion" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
+
+
+def logged(workdir: Path) -> int:
+    metrics = workdir / "diffusion" / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def saved(workdir: Path) -> list[int]:
+    folder = workdir / "diffusion" / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def until_logged(workdir, count, process, since=0.0):
+    metrics = workdir / "diffusion" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.stat().st_mtime > since and logged(workdir) >= count:
+            break
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, env):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    status, _, errors = run(workdir, env=env)
+    assert status == 0, errors
+    return workdir
+
+
+@pytest.fixture
+def half(whole, tmp_path):
+    """A copy of that run, wanting its last interval."""
+    workdir = tmp_path / "half"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "diffusion" / "checkpoints" / str(STEPS))
+    (workdir / "diffusion" / "done.json").unlink()
+    return workdir
+
+
+def test_sigterm_is_obeyed_after_the_step_in_hand(whole, env, tmp_path):
+    process = start(tmp_path, env=env)
+    until_logged(tmp_path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    step = saved(tmp_path)[-1]
+    assert f"diffusion: stopped at step {step} on SIGTERM, saved; the same command goes on" in said
+    assert time.monotonic() - began < 30
+    status, said, errors = run(tmp_path, env=env)
+    assert status == 0 and f"continues from step {step}" in said, errors
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, env, tmp_path, request):
+    """--kills=100 for as many as there is time for. One in four anywhere, the others from the first step on."""
+    rng, kills, workdir, inside = random.Random(0), request.config.getoption("--kills"), tmp_path / "run", 0
+    for number in range(kills):
+        before, began = saved(workdir), time.time()
+        process = start(workdir, env=env)
+        if number % 4:
+            until_logged(workdir, (before or [0])[-1] + rng.randint(1, 6), process, began)
+        time.sleep(rng.uniform(0, 0.3 if number % 4 else 8))
+        process.kill()
+        said, errors = process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), errors
+        if before and "parameters train" in said:
+            assert f"continues from step {before[-1]}" in said
+        assert logged(workdir) - (saved(workdir) or [0])[-1] <= 2 * EVERY  # the newest may have been on its way
+        inside += any("tmp" in path.name for path in (workdir / "diffusion" / "checkpoints").glob("*"))
+        print(f"kill {number + 1}: {logged(workdir)} steps, {saved(workdir)} saved; {inside} inside a save", flush=True)
+        if (workdir / "diffusion" / "done.json").exists():
+            assert losses(workdir) == losses(whole)
+            shutil.rmtree(workdir)
+    status, _, errors = run(workdir, env=env)
+    assert status == 0, errors
+    assert losses(workdir) == losses(whole)
+
+
+def test_from_a_broken_checkpoint_a_run_goes_back_to_the_one_before(whole, half, env):
+    """Here a file is cut off; what else counts as broken is told in test_checksums.py."""
+    folder = half / "diffusion" / "checkpoints"
+    *_, before, newest = saved(whole)
+    shutil.copytree(whole / "diffusion" / "checkpoints" / str(newest), folder / str(newest))
+    victim = max((folder / str(newest)).rglob("d/*"), key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    status, said, errors = run(half, env=env)
+    assert status == 0, errors
+    assert f"{newest} is broken (" in said and f"set aside as {newest}.broken" in said
+    assert f"continues from step {before}" in said
+    assert (folder / f"{newest}.broken").is_dir() and saved(half)[-1] == newest
+    assert losses(half) == losses(whole)
+
+
+def test_a_checkpoint_that_cannot_be_read_for_another_reason_is_named(half, env):
+    newest = half / "diffusion" / "checkpoints" / str(saved(half)[-1])
+    (newest / "files.json").unlink()  # as of an older version
+    (newest / "state" / "manifest.ocdbt").write_bytes(b"")
+    error = one_error(run(half, env=env))
+    assert f"{newest} cannot be read" in error and "rename it" in error
+
+
+def test_on_a_full_disk_a_run_ends_with_what_it_had(half, env):
+    """The limit on the size of a file stands for the disk's: the same error, a few bytes later in the same calls."""
+    before = saved(half)
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    error = one_error(run(half, env=env, preexec_fn=limited))
+    assert f"that of step {before[-1]} is whole" in error and "make room" in error
+    assert saved(half) == before
+
+
+def test_a_folder_that_may_only_be_read_is_refused(half, env):
+    (half / ".lock").unlink()
+    half.chmod(0o555)
+    # CAP_DAC_OVERRIDE, by which root writes everywhere, out of what a new program may have.
+    dropped = lambda: ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+    done = run(half, env=env, preexec_fn=dropped)
+    half.chmod(0o755)
+    assert "can't be written (Permission denied): choose another folder" in one_error(done)
+
+
+def test_two_runs_do_not_share_a_folder(env, tmp_path):
+    first = start(tmp_path, env=env)
+    until_logged(tmp_path, 1, first)
+    error = one_error(run(tmp_path, env=env))
+    assert f"in use by process {first.pid} on" in error
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
