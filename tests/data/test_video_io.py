@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidjax.data.sources import IMAGE_SUFFIXES
 from vidjax.data.video_io import (
     ArrayVideo,
     BrokenClip,
@@ -190,6 +191,15 @@ def test_a_list_of_other_files_is_no_video(tmp_path, mp4):
     for file in (tmp_path / "list.mp4", (tmp_path / "list.mp4").read_bytes()):
         with pytest.raises(BrokenClip, match="not a readable video"):
             Video(file)
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_a_picture_is_a_clip_of_one_frame(tmp_path, frames, suffix):
+    path = tmp_path / f"still{suffix}"
+    Image.fromarray(frames[0]).save(path)
+    for file in (path, path.read_bytes()):
+        found = read_frames(file)
+        assert found.shape == (1, *frames.shape[1:]) and abs(found[0].astype(int) - frames[0]).mean() < 6
 
 
 def test_a_path_is_never_an_address(tmp_path, mp4, monkeypatch):

@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 from vidjax.data.mp4_tables import promised
 from vidjax.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS
 
-# Files with videos in them. Not lists of other files or addresses (concat, hls), whatever their name ends in.
+# Files with videos, or one picture. Not lists of other files or addresses (concat, hls), whatever their name ends in.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,h264,hevc,m4v,yuv4mpegpipe,dv,apng"
+FORMATS += ",png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
 
 
 class BrokenClip(ValueError):
