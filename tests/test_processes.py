@@ -155,14 +155,14 @@ coordinator, me, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(coordinator, 2, me)
 from test_checkpoint import Checkpoints, toy
 from vidjax.errors import InputError
-from vidjax.processes import agreed, local, shared, spread
+from vidjax.processes import agreed, gathered, shared, spread
 mesh = jax.make_mesh((2,), ("fsdp",))
 start = toy(3)
 state = spread(start, jax.tree.map(lambda x: NamedSharding(mesh, P("fsdp") if x.ndim else P()), start))
 assert not state.params["kernel"].is_fully_addressable
 with Checkpoints(folder) as checkpoints:
     checkpoints.save(state)
-whole = local(state)
+whole = gathered(state)
 jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, whole.saved()), toy(3).saved())
 assert agreed(lambda: {"asked": me}) == {"asked": 0}
 made = list(shared(lambda n: np.full(2, 10 * n + me), range(5)))

@@ -54,13 +54,13 @@ def agreed(make: Callable[[], Any]) -> Any:
     return said["value"]
 
 
-def local(tree: Any) -> Any:
+def gathered(tree: Any) -> Any:
     """Arrays that lie over the devices of all processes, each whole on one of this process; all call it together."""
     if jax.process_count() == 1:
         return tree
     whole = lambda x: NamedSharding(x.sharding.mesh, PartitionSpec())
-    gathered = jax.jit(lambda tree: tree, out_shardings=jax.tree.map(whole, tree))(tree)
-    return jax.tree.map(lambda x: x.addressable_data(0), gathered)
+    there = jax.jit(lambda tree: tree, out_shardings=jax.tree.map(whole, tree))(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), there)
 
 
 def spread(tree: Any, shardings: Any) -> Any:

@@ -22,7 +22,7 @@ from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.finetune import describe
 from vidjax.preemption import STATUS, Notice
-from vidjax.processes import agreed, lead, local, say, spread
+from vidjax.processes import agreed, gathered, lead, say, spread
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
@@ -171,7 +171,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
 
 def alone(state: TrainState, work: Callable[[TrainState], T]) -> T:
     """`work` on the model's part of the state by the first process, without the others; all get its plain data."""
-    whole = local(dataclasses.replace(state, opt_state=()))
+    whole = gathered(dataclasses.replace(state, opt_state=()))
     return agreed(lambda: work(whole))
 
 

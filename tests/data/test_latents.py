@@ -41,6 +41,9 @@ def test_a_folder_that_was_made_otherwise_is_refused(tmp_path):
     write_latents(tmp_path, examples(2), ABOUT)
     with pytest.raises(InputError, match="seed 3, this run has 4"):
         Latents(tmp_path, {"seed": 4})
+    (tmp_path / "cache.json").write_text('{"examples": 2')
+    with pytest.raises(InputError, match="cache.json is damaged"):
+        Latents(tmp_path, {})
     (tmp_path / "cache.json").unlink()
     with pytest.raises(InputError, match="has no cache"):
         Latents(tmp_path, {"seed": 3})

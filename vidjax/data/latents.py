@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import load, load_file, save, save_file
 
 from vidjax.errors import InputError
+from vidjax.limits import from_json
 
 SHARD = 4096  # examples a file
 
@@ -70,14 +71,17 @@ class Latents:
         folder = Path(folder)
         if not (folder / "cache.json").exists():
             raise InputError(f"data.latents={folder} has no cache.json: make it with python -m vidjax.data.cache")
-        made = json.loads((folder / "cache.json").read_text())
+        try:
+            made = from_json((folder / "cache.json").read_bytes())
+            self._size, self.texts, self.num_classes = made["examples"], made["texts"], made["num_classes"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"data.latents={folder}: cache.json is damaged ({error}): make it again") from None
         for key, value in about.items():
             if made.get(key) != json.loads(json.dumps(value)):
                 raise InputError(
                     f"data.latents={folder} was made with {key} {made.get(key)}, this run has {value}: make it again "
                     "with python -m vidjax.data.cache"
                 )
-        self._size, self.texts, self.num_classes = made["examples"], made["texts"], made["num_classes"]
         self._records = ArrayRecordDataSource(sorted(str(path) for path in folder.glob("latents-*.array_record")))
         if len(self._records) != self._size:
             raise InputError(f"data.latents={folder} has {len(self._records)} of {self._size} examples: make it again")
