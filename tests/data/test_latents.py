@@ -42,7 +42,7 @@ def test_a_folder_that_was_made_otherwise_is_refused(tmp_path):
     with pytest.raises(InputError, match="seed 3, this run has 4"):
         Latents(tmp_path, {"seed": 4})
     (tmp_path / "cache.json").write_text('{"examples": 2')
-    with pytest.raises(InputError, match="cache.json is damaged"):
+    with pytest.raises(InputError, match=r"cache\.json is damaged"):
         Latents(tmp_path, {})
     (tmp_path / "cache.json").unlink()
     with pytest.raises(InputError, match="has no cache"):
