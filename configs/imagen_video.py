@@ -99,7 +99,7 @@ def clips() -> dict:
                 data=dict(size=64),
                 conditioning=dict(lowres=dict(of="temporal", space_factor=4, residual=True, max_level=0.1)),
                 model=dict(channels=(64,), attention_levels=False, patch=4, blocks_per_level=0, after_resnet="none"),
-                train=dict(steps=300, **train),
+                train=dict(steps=150, **train),
             ),
         ),
         sample=dict(sampler="ddim", num_steps=20, guidance_scale=1.0, lowres_level=0.05, per_caption=2, fps=15.0),
