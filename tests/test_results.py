@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidjax.data.video_io import probe, read_frames
+from vidjax.data.video_io import probe, read_frames, slug
 from vidjax.models.autoencoder import Posterior
-from vidjax.results import beside_real, next_lines, rate_distortion, slug, write_samples
+from vidjax.results import beside_real, next_lines, rate_distortion, write_samples
 
 
 def clips(*levels, frames=4):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vidjax.cli import fail
+from vidjax.data.video_io import slug
 from vidjax.editing import kept, latent_mask
 from vidjax.errors import InputError
-from vidjax.results import slug
 from vidjax.sample import read_noise
 
 ROOT = Path(__file__).parents[1]

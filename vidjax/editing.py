@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vidjax.data.pictures import read_picture
-from vidjax.data.video_io import BrokenClip, contact_sheet, write_mp4
+from vidjax.data.video_io import BrokenClip, contact_sheet, slug, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
 
@@ -147,8 +147,6 @@ def write_edits(
     workdir: Path, clip: np.ndarray, prompts: Sequence[str], videos: Sequence[np.ndarray], fps: float
 ) -> Any:
     """For each prompt an mp4 and a contact sheet, the source beside the edit; entries for summary.json."""
-    from vidjax.results import slug
-
     (workdir / "samples").mkdir(parents=True, exist_ok=True)
     entries = []
     for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):

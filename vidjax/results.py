@@ -1,7 +1,6 @@
 """What a finished run shows: samples, reconstructions, how good they are, and a page with all of it."""
 
 import json
-import re
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from vidjax import __version__, editing, recipe, settings
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
-from vidjax.data.video_io import contact_sheet, write_mp4
+from vidjax.data.video_io import contact_sheet, slug, write_mp4
 from vidjax.encoded import first_windows
 from vidjax.generator import Generator, what_to_ask
 from vidjax.metrics import windows
@@ -224,8 +223,3 @@ def print_table(summary: Mapping[str, Any]) -> None:
     for name, value in rows.items():
         if value is not None:
             print(f"{name:<42} {value:>8.2f}" if isinstance(value, float) else f"{name:<42} {value:>8}")
-
-
-def slug(text: str) -> str:
-    """A file name from a caption."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "sample"

@@ -166,7 +166,7 @@ def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int
     from tqdm import tqdm
 
     from vidjax import long_video, recipe
-    from vidjax.results import slug
+    from vidjax.data.video_io import slug
     from vidjax.watermark import embed
 
     between = recipe.generator(Path(BETWEEN.value)) if BETWEEN.value else None

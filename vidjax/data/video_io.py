@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -344,6 +345,11 @@ def settle(growing: Path, path: Path) -> None:
                 packet.stream = stream
                 new.mux(packet)
     growing.unlink()
+
+
+def slug(text: str) -> str:
+    """A file name from a caption."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "sample"
 
 
 def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18) -> None:
