@@ -28,7 +28,7 @@ def main() -> None:
     from vidjax.planning import planned, topology
 
     chip, count = topology(TOPOLOGY.value)
-    # Sums of bf16 over devices stay bf16, as on accelerators; the pass that widens them on CPUs crashes on some of ours.
+    # Sums of bf16 over devices stay bf16, as on accelerators; the CPU pass that widens them crashes on some of ours.
     own = f"--xla_force_host_platform_device_count={count} --xla_disable_hlo_passes=all-reduce-promotion"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}"
     jax.config.update("jax_platforms", "cpu")
