@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from vidjax.models.lora import lora_tensors, merge_loras
 from vidjax.objectives import diffusion, with_prior
 from vidjax.optim import make_optimizer
 from vidjax.sharding import make_mesh
-from vidjax.train import prepare
+from vidjax.train import prepare, train
 from vidjax.train_state import TrainState, parameters
 from vidjax.train_step import draws_at, make_train_step
 from vidjax.weights import lora
@@ -39,12 +38,6 @@ SMALL = ("data.size=(16, 16)", "data.frames=4", "data.stride=1", "stages.tune.tr
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("sd") / "folder")
-
-
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    cache = str(tmp_path_factory.mktemp("compiled"))
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def tune(folder, workdir, env, *overrides, prompts="a fox walks;a cat"):
@@ -92,6 +85,20 @@ def test_only_what_the_strategy_names_has_changed(tuned, folder):
     named = {p for p in base if re.search(r"attn[12]\.to_q|attn_temp\.to", p)}
     assert changed <= named
     assert {path for path in named if "attn1.to_q" in path or "attn_temp.to_out" in path} <= changed
+
+
+def test_no_steps_leave_the_model_as_it_was(run, folder, tmp_path):
+    """The ablation without tuning."""
+    made = recipe.read_config(run)
+    made["stages"]["tune"]["train"] |= dict(steps=0)
+    train(recipe.build(made, "tune", tmp_path))
+    untuned, base = (
+        recipe.trained(made, "tune", tmp_path).params,
+        parameters(pretrained.load(folder, inflate="tuned").model),
+    )
+    assert untuned.keys() == base.keys()
+    for path, value in base.items():
+        np.testing.assert_array_equal(untuned[path], value, err_msg=path)
 
 
 def test_training_shows_the_edits(run):

@@ -209,8 +209,9 @@ def write(
                 out.write(piece[: max(frames - progress.count, 0)])
                 yield piece
 
-        for start in range(0, min(progress.count, frames), BLOCK):
-            out.write(progress.read(start, min(BLOCK, frames - start, progress.count - start)))
+        there = min(progress.count, frames)
+        for start in range(0, there, BLOCK):
+            out.write(progress.read(start, min(BLOCK, there - start)))
         while progress.count < frames:
             clips, tail = part(plan, seed, progress.number, progress.tail)
             progress.add(shown(clips), tail)

@@ -78,12 +78,11 @@ class LowresEmbedder(nnx.Module):
         self, schedule: Schedule, low: Float[Array, "b s i j c"], t: Float[Array, "b"], eps: Float[Array, "b s i j c"]
     ) -> dict[str, Any]:
         """What the embedder is called with: the video at time t of the diffusion, and how the network is told."""
-        video = schedule.q_sample(low, eps, t)
-        told = {"video": video, "level": schedule.noise_embedding(t)}
-        trust = schedule.alpha(t)[
-            :, None, None, None, None
-        ]  # the mean of x given alpha x + sigma eps, at unit variance
-        return {**told, "clean": trust * video} if self.residual else told
+        return {
+            "video": schedule.q_sample(low, eps, t),
+            "level": schedule.noise_embedding(t),
+            "trust": schedule.alpha(t),
+        }
 
     def draw(self, schedule: Schedule, x0: Float[Array, "b t h w c"], images: int, draws: Draws) -> dict[str, Any]:
         """The same of the clips x0 themselves, in training. Raises InputError for stills where frames are filled in."""
@@ -94,5 +93,8 @@ class LowresEmbedder(nnx.Module):
         return self.noised(schedule, low, t, noise.normal(low.shape[1:]))
 
     def __call__(self, low: Mapping[str, Array]) -> dict[str, Array]:
-        parts = {"vector": sinusoid(low["level"], self.vector_dim), "concat": self.enlarge(low["video"])}
-        return {**parts, "start": self.enlarge(low["clean"])} if self.residual else parts
+        large = self.enlarge(low["video"])
+        parts = {"vector": sinusoid(low["level"], self.vector_dim), "concat": large}
+        if self.residual:  # alpha y is the mean of x given y = alpha x + sigma eps, at unit variance
+            parts["start"] = low["trust"][:, None, None, None, None] * large
+        return parts

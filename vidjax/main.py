@@ -32,12 +32,13 @@ def run() -> None:
     from vidjax import recipe, results, settings
     from vidjax.processes import agreed
     from vidjax.train import train
+    from vidjax.workdir import open_workdir
 
     if WORKDIR.value and "://" in WORKDIR.value:
         raise InputError(f"--workdir={WORKDIR.value} is no folder: mount the bucket and name the mount")
     config = settings.checked(CONFIG.value)
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    agreed(lambda: recipe.open_workdir(workdir))
+    agreed(lambda: open_workdir(workdir))
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
     names = [STAGE.value] if STAGE.value else recipe.stage_names(config)

@@ -73,9 +73,9 @@ def make_optimizer(
         )
         made = {name: construct(make_optimizer, {**common, **own}, "optimizer.groups") for name, own in groups.items()}
         whole = optax.multi_transform({**made, REST: make_optimizer(**common)}, lambda params: labels(params, groups))
-        return skipping(whole, skip_spikes) if skip_spikes else whole
-    check_range("config.optimizer.", 0, warmup=warmup, eps=eps, clip=clip)
-    rate = learning_rate_schedule(learning_rate, schedule, warmup, steps)
-    adamw = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
-    whole = optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+    else:
+        check_range("config.optimizer.", 0, warmup=warmup, eps=eps, clip=clip)
+        rate = learning_rate_schedule(learning_rate, schedule, warmup, steps)
+        adamw = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
+        whole = optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
     return skipping(whole, skip_spikes) if skip_spikes else whole

@@ -1,9 +1,6 @@
 """From a config to the parts of a training stage: the only code that sees a whole config, and where a bad one fails."""
 
 import dataclasses
-import fcntl
-import os
-import socket
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -40,27 +37,9 @@ from vidjax.validation import CLIPS, by_noise_level
 from vidjax.video_model import Codec, VideoModel, latent_statistics
 from vidjax.weights.lpips import read_lpips
 
-SECTIONS = (
-    "seed",
-    "data",
-    "autoencoder",
-    "discriminator",
-    "perceptual",
-    "model",
-    "conditioning",
-    "diffusion",
-    "loss",
-    "optimizer",
-    "mesh",
-    "train",
-    "sample",
-    "pretrained",
-    "prompt",
-    "finetune",
-)
+SECTIONS = (*settings.SECTIONS, "seed", "perceptual", "pretrained", "prompt")
 MEASURED = 256  # clips from which the statistics of latents and patches come
 OF_A_STAGE = (*SECTIONS, "objective", "source")
-HELD: list[Any] = []  # locks of workdirs, which end with the process
 
 
 def stage_names(config: Mapping[str, Any]) -> list[str]:
@@ -393,29 +372,6 @@ def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.Shap
     if stage.tokenize:
         shapes["tokens"] = ((size, len(stage.tokenize(""))), np.int32)
     return encoded_shapes(stage, {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()})
-
-
-def open_workdir(workdir: Path) -> None:
-    """Make the folder, and hold it until the process ends. Raises InputError if it can't be written or is held."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        raise InputError(
-            f"--workdir={workdir} is in use by {lock.read().strip() or 'another run'}: wait for it, or choose another "
-            "folder"
-        ) from None
-    except OSError as error:
-        print(f"warning: {workdir} can't be locked ({error.strerror}): start only one run in it", flush=True)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
-    HELD.append(lock)
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

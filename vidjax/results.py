@@ -33,23 +33,18 @@ def show(workdir: Path) -> dict[str, Any]:
     """
     from vidjax.report import write_report
 
-    summary: dict[str, Any] = {
-        "device": device(),
-        "versions": versions(),
-        "seconds": left_by_stages(workdir, "seconds"),
-    }
+    summary: dict[str, Any] = {"device": device(), "versions": versions()}
+    summary["seconds"] = left_by_stages(workdir, "seconds")
     generator = recipe.generator(workdir)
     dataset = recipe.dataset(workdir)
-    began, tuned = time.perf_counter(), recipe.tuned(workdir)
-    prompts, names = ([], []) if tuned else what_to_ask(generator, dataset)
-    samples = [] if tuned else repeated(generator, prompts)
-    if not lead():
-        return {}
-    if tuned:
+    began = time.perf_counter()
+    if not recipe.tuned(workdir):
+        summary |= samples_of(workdir, generator, dataset)
+    elif lead():
         clips, texts = first_windows(dataset)
         summary |= editing.show(workdir, generator, clips, texts)
-    else:
-        summary |= samples_of(workdir, generator, dataset, names, samples)
+    if not lead():
+        return {}
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     here = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     summary["peak_memory_gb"] = max(here, *left_by_stages(workdir, "peak_memory_gb").values())
@@ -63,11 +58,13 @@ def show(workdir: Path) -> dict[str, Any]:
     return summary
 
 
-def samples_of(
-    workdir: Path, generator: Generator, dataset: Dataset, names: Sequence[str], samples: Sequence[np.ndarray]
-) -> dict[str, Any]:
-    """Samples of what the model learned, and how good they and the reconstructions of held-out windows are."""
-    per_caption = list(np.stack(samples, axis=1))
+def samples_of(workdir: Path, generator: Generator, dataset: Dataset) -> dict[str, Any]:
+    """Samples of what the model learned, by all processes, and by the first one how good they and the reconstructions
+    of held-out windows are."""
+    prompts, names = what_to_ask(generator, dataset)
+    per_caption = list(np.stack(repeated(generator, prompts), axis=1))
+    if not lead():
+        return {}
     found: dict[str, Any] = {"samples": write_samples(workdir, names, per_caption, generator.defaults.fps)}
     heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
     if heldout and all(map(len, heldout)):

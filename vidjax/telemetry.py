@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from vidjax.errors import InputError
+from vidjax.processes import lead
 
 # Dense bf16 peak, FLOP/s a chip, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -41,9 +42,8 @@ class Telemetry:
 
     def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0, flops: float | None = None):
         self.folder, self.stage, self.steps, self.flops = Path(folder), stage, steps, flops
-        self.lead = jax.process_index() == 0
         self._last, self._waited = (start, time.perf_counter()), 0.0
-        if not self.lead:
+        if not lead():
             return
         from tensorboardX import SummaryWriter
         from tqdm import tqdm
@@ -78,7 +78,7 @@ class Telemetry:
                 if peak := peak_flops():
                     values["mfu"] = values["tflops_per_second"] * 1e12 / peak
         check_finite(self.stage, step, values)
-        if not self.lead:
+        if not lead():
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for key, value in values.items():
@@ -92,7 +92,7 @@ class Telemetry:
 
     def videos(self, name: str, step: int, videos: np.ndarray, fps: float) -> None:
         """uint8 `[n, t, h, w, c]` side by side as one animation in TensorBoard."""
-        if not self.lead:
+        if not lead():
             return
         from PIL import Image
         from tensorboardX.proto import summary_pb2
@@ -111,7 +111,7 @@ class Telemetry:
         writer.add_summary(proto.Summary(value=[value]), step)
 
     def close(self) -> None:
-        if self.lead:
+        if lead():
             self._file.close()
             self._board.close()
             if self._bar is not None:

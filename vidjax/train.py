@@ -63,15 +63,33 @@ def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
     return batch
 
 
+def fresh(stage: Stage) -> TrainState:
+    """The state at step 0 of a stage that starts at random: to be traced, not run as it is."""
+    assert stage.init is not None
+    rngs = nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))  # compile in half the time of the default numbers
+    dtype = stage.train.frozen_dtype
+    return TrainState.create(
+        stage.init(rngs), stage.optimizer, stage.trainable, averaged=stage.averaged, frozen_dtype=dtype
+    )
+
+
+def step_of(stage: Stage, mesh: jax.sharding.Mesh, state: TrainState) -> Any:
+    """The jitted training step, for a state (or its shapes) that lies like this one; it gives its own away."""
+    options, layout = stage.train, jax.tree.map(lambda x: x.sharding, state)
+    step = make_train_step(
+        stage.objective,
+        stage.optimizer,
+        stage.seed,
+        ema=options.ema,
+        accumulate=options.accumulate,
+        dtype=options.dtype,
+    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+
+
 def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents) -> TrainState:
     """A fresh state, each array made where its sharding wants it; then what the stage loads over random numbers."""
-    # "rbg" numbers compile in half the time of the default ones.
-    rngs = lambda: nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))
-    dtype, init = stage.train.frozen_dtype, stage.init
-    assert init is not None
-    make = lambda: TrainState.create(
-        init(rngs()), stage.optimizer, stage.trainable, averaged=stage.averaged, frozen_dtype=dtype
-    )
+    make = lambda: fresh(stage)
     shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
     state = jax.jit(make, out_shardings=shardings)()
     for path, value in stage.loaded(state, dataset).items():
@@ -109,16 +127,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         if start:
             state = checkpoints.restore(state)
             say(f"{stage.name}: continues from step {start}")
-        step_fn = make_train_step(
-            stage.objective,
-            stage.optimizer,
-            stage.seed,
-            ema=options.ema,
-            accumulate=options.accumulate,
-            dtype=options.dtype,
-        )
-        layout = jax.tree.map(lambda x: x.sharding, state)
-        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+        step_fn = step_of(stage, mesh, state)
         overview(stage, state)
         flops = step_flops(stage, abstract_batch(stage, dataset))
         telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)

@@ -17,7 +17,7 @@ from vidjax.data import transforms
 from vidjax.data.source import Item, OpenClip, Source
 from vidjax.data.sources import SOURCES, make_source
 from vidjax.data.video_io import ArrayVideo, BrokenClip
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -65,16 +65,8 @@ class DataConfig:
         _one_of("crop", self.crop, ("center", "random"))
         if (not isinstance(self.size, int) and len(self.size) != 2) or min(self.hw) < 1:
             raise InputError(f"data.size={self.size!r}: give one positive number or (height, width)")
-        for name, least in (
-            ("frames", 1),
-            ("stride", 1),
-            ("heldout", 0),
-            ("images", 0),
-            ("workers", 0),
-            ("prefetch", 1),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"data.{name}={getattr(self, name)}: must be at least {least}")
+        check_range("data.", 1, frames=self.frames, stride=self.stride, prefetch=self.prefetch)
+        check_range("data.", 0, heldout=self.heldout, images=self.images, workers=self.workers)
         if self.fps is not None and self.fps <= 0:
             raise InputError(f"data.fps={self.fps}: must be positive, or None for every stride-th frame")
 
