@@ -1,6 +1,5 @@
 """LoRA files and subjects in sampling, as a user asks for them; what does not fit is said in one line."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,10 +58,9 @@ def generator(folder):
 
 
 @pytest.fixture(scope="module")
-def sampled(folder, tmp_path_factory):
+def sampled(folder, env, tmp_path_factory):
     """`sampled(*flags)`: the latents that the program wrote."""
     out = tmp_path_factory.mktemp("sampled")
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), "PYTHONPATH": str(ROOT)}
 
     def run(*flags, fails=False):
         command = [sys.executable, "-m", "vidjax.sample", f"--pretrained={folder}", "--prompt=a cat", *flags]

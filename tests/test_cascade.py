@@ -1,7 +1,5 @@
 """Cascades: what a stage is shown in training is what it gets in sampling; a run, and what cannot be one."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,7 +227,7 @@ def test_stages_that_do_not_fit_each_other_are_refused(stage, section, values, s
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_trains_all_stages_and_samples_through_them(tmp_path):
+def test_a_run_trains_all_stages_and_samples_through_them(env, tmp_path):
     """As a user runs it: one stage alone, the others, a sample; a stage without those below cannot be sampled."""
     flags = {"data.source": "shapes", "data.heldout": 0, "conditioning.text.dim": 16, "conditioning.text.length": 32}
     flags |= {"model.blocks_per_level": 0, "model.block": "(('attn2','tokens'),)", "model.after_resnet": "none"}
@@ -239,7 +237,6 @@ def test_a_run_trains_all_stages_and_samples_through_them(tmp_path):
         flags |= {f"stages.{name}.model.attention_levels": "False"}
     flags |= {"stages.spatial.data.size": 32, "stages.spatial.conditioning.lowres.space_factor": 2}
     given = [f"--config.{key}={value}" for key, value in flags.items()]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     workdir, out = tmp_path / "run", tmp_path / "out"
     main = ("main", f"--config={ROOT}/configs/imagen_video.py:clips", f"--workdir={workdir}", *given)
     alone = program(*main, "--stage=spatial", env=env)

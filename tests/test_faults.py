@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 import random
 import resource
 import shutil
@@ -23,12 +22,6 @@ FLAGS = (
     f"--config.stages.diffusion.train.save_every={EVERY}",
     f"--config.stages.diffusion.train.sample_every={STEPS * 10}",
 )
-
-
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def start(workdir, *flags, env, **how):

@@ -1,7 +1,6 @@
 """LVDM's text model: frozen parts of a folder around a U-Net of its own, and stills that see nobody else."""
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -46,12 +45,11 @@ def small(folder) -> dict:
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
+def run(folder, env, tmp_path_factory):
     """The recipe as a user trains it, at toy size."""
     workdir = tmp_path_factory.mktemp("run")
     flags = {f"{section}.{key}": value for section, values in SMALL.items() for key, value in values.items()}
     flags |= {f"stages.diffusion.train.{k}": v for k, v in TRAIN.items()} | dict(pretrained=folder)
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache")}
     given = [f"--config.{key}={value}" for key, value in flags.items()]
     done = program("main", f"--config={ROOT}/configs/lvdm_text.py", f"--workdir={workdir}", *given, env=env)
     assert done.returncode == 0, done.stderr

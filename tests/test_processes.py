@@ -23,12 +23,6 @@ FLAGS = (
 GRACE = 60  # seconds in which all must be over, on a busy machine
 
 
-@pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-
-
 def start(count, program, *flags, env):
     """That many processes of one run."""
     with socket.socket() as free:
