@@ -1,7 +1,6 @@
 """The programs, run as a user runs them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,15 +14,9 @@ ROOT = Path(__file__).parents[1]
 LATENT, PIXELS = f"--config={ROOT}/tests/tiny.py:latent", f"--config={ROOT}/tests/tiny.py:pixels"
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """One compilation cache for all programs of this file."""
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "JAX_PLATFORMS": "cpu"}
-
-
 def program(name, *args, env, cwd=None):
     command = [sys.executable, "-m", f"vidjax.{name}", *map(str, args)]
-    return subprocess.run(command, env={**env, "PYTHONPATH": str(ROOT)}, cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -33,10 +26,10 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compiled):
+def trained(tmp_path_factory, env):
     """A run of all stages of the small latent recipe."""
     workdir = tmp_path_factory.mktemp("run")
-    done = program("main", LATENT, f"--workdir={workdir}", env=compiled)
+    done = program("main", LATENT, f"--workdir={workdir}", env=env)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -75,40 +68,40 @@ def test_the_latents_of_the_second_stage_have_unit_variance(trained):
     assert abs(latents.std() - 1) < 1e-2
 
 
-def test_started_again_a_finished_run_is_left_alone(trained, compiled):
+def test_started_again_a_finished_run_is_left_alone(trained, env):
     workdir, _ = trained
     before = losses(workdir / "diffusion")
-    again = program("main", LATENT, f"--workdir={workdir}", env=compiled)
+    again = program("main", LATENT, f"--workdir={workdir}", env=env)
     assert again.returncode == 0, again.stderr
     assert "autoencoder: finished" in again.stdout and "diffusion: finished" in again.stdout
     assert losses(workdir / "diffusion") == before
 
 
-def test_sample_writes_videos_that_its_seed_decides(trained, compiled, tmp_path):
+def test_sample_writes_videos_that_its_seed_decides(trained, env, tmp_path):
     workdir, _ = trained
     ask = ("sample", f"--workdir={workdir}", "--prompt=a tower", "--num_steps=4", "--sampler=dpmpp_2m")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        done = program(*ask, f"--seed={seed}", f"--out={tmp_path / name}", env=compiled)
+        done = program(*ask, f"--seed={seed}", f"--out={tmp_path / name}", env=env)
         assert done.returncode == 0, done.stderr
     a, b, c = (next((tmp_path / name).glob("*.png")).read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_what_sample_writes_is_marked(trained, compiled, tmp_path):
+def test_what_sample_writes_is_marked(trained, env, tmp_path):
     """Also a video longer than the clips of the training, which is marked piece by piece."""
     ask = ("sample", f"--workdir={trained[0]}", "--prompt=a tower", "--num_steps=2", "--height=64", "--width=64")
     for name, frames, mark in (("clip", 4, ""), ("long", 9, ""), ("bare", 4, "no")):
-        done = program(*ask, f"--frames={frames}", f"--{mark}watermark", f"--out={tmp_path / name}", env=compiled)
+        done = program(*ask, f"--frames={frames}", f"--{mark}watermark", f"--out={tmp_path / name}", env=env)
         assert done.returncode == 0, done.stderr
-        found = program("watermark", f"--video={next((tmp_path / name).glob('*.mp4'))}", env=compiled)
+        found = program("watermark", f"--video={next((tmp_path / name).glob('*.mp4'))}", env=env)
         assert found.returncode == 0, found.stderr
         assert f"{': not' if mark else ':'} marked (score" in found.stdout, (name, found.stdout)
 
 
-def test_evaluate_judges_what_a_run_generates(trained, compiled, network_files, tmp_path):
+def test_evaluate_judges_what_a_run_generates(trained, env, network_files, tmp_path):
     """Against windows of its data."""
     ask = ("--metrics=fid,is", f"--inception={network_files['inception']}", "--frames=1", "--batch=2")
-    env = compiled | {"XLA_FLAGS": ""}
+    env = env | {"XLA_FLAGS": ""}
     run = program("evaluate", f"--workdir={trained[0]}", "--count=3", *ask, f"--json={tmp_path / 'f.json'}", env=env)
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "f.json").read_text())["metrics"]
@@ -120,36 +113,43 @@ def test_evaluate_judges_what_a_run_generates(trained, compiled, network_files, 
     assert bad.returncode == 1 and bad.stderr.count("error: ") == 1 and "Traceback" not in bad.stderr, bad.stderr
 
 
-def test_sample_makes_a_video_longer_than_the_clips_of_the_training(trained, compiled, tmp_path):
+def test_sample_makes_a_video_longer_than_the_clips_of_the_training(trained, env, tmp_path):
     workdir, _ = trained
     ask = ("sample", f"--workdir={workdir}", "--prompt=a tower", "--num_steps=2", "--frames=11")
-    done = program(*ask, f"--out={tmp_path}", env=compiled)
+    done = program(*ask, f"--out={tmp_path}", env=env)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00-a-tower.mp4", "00-a-tower.png"]
     from vidjax.data.video_io import Video
 
     with Video(tmp_path / "00-a-tower.mp4") as video:
         assert video.frames == 11
-    done = program(*ask, "--save_latents=z.npy", env=compiled)
+    done = program(*ask, "--save_latents=z.npy", env=env)
     assert done.returncode == 1 and "--save_latents is for videos made at once" in done.stderr
 
 
-def test_benchmark_counts_and_times(compiled, tmp_path):
-    done = program("benchmark", PIXELS, "--steps=2", f"--json={tmp_path / 'b.json'}", env=compiled)
+def test_benchmark_counts_and_times(env, tmp_path):
+    flags = ("--steps=2", "--layers=2", f"--trace={tmp_path / 'trace'}", f"--json={tmp_path / 'b.json'}")
+    done = program("benchmark", PIXELS, *flags, env=env)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "b.json").read_text())["stages"]["diffusion"]
     assert all(figures[key] > 0 for key in ("step_seconds", "tflop_per_step", "parameters", "peak_memory_gb"))
+    rows = figures["layers"]
+    assert "unet.down" in done.stdout and rows["unet.down"]["ms"] > 0
+    assert sum(row["gflop"] for row in rows.values()) == pytest.approx(1e3 * figures["tflop_per_step"])
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    done = program("benchmark", PIXELS, "--steps=0", "--layers=2", env=env)
+    assert done.returncode == 1 and "--steps=0 runs nothing" in done.stderr
 
 
-def test_killed_at_any_moment_the_same_command_gives_the_same_numbers(compiled, tmp_path):
+def test_killed_at_any_moment_the_same_command_gives_the_same_numbers(env, tmp_path):
     flags = ("main", PIXELS, "--config.stages.diffusion.train.steps=12", "--stage=diffusion")
-    whole = program(*flags, f"--workdir={tmp_path / 'whole'}", env=compiled)
+    whole = program(*flags, f"--workdir={tmp_path / 'whole'}", env=env)
     assert whole.returncode == 0, whole.stderr
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "vidjax.main", *flags[1:], f"--workdir={killed}"]
     metrics = killed / "diffusion" / "metrics.jsonl"
     for least in (3, 8):  # checkpoints are being written every other step
-        process = subprocess.Popen(command, env={**compiled, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             if metrics.exists() and metrics.read_text().count("\n") >= least:
@@ -157,19 +157,19 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_numbers(compiled, 
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = program(*flags, f"--workdir={killed}", env=compiled)
+    done = program(*flags, f"--workdir={killed}", env=env)
     assert done.returncode == 0, done.stderr
     assert losses(killed / "diffusion") == losses(tmp_path / "whole" / "diffusion")
 
 
-def test_eight_devices_train_as_one_does(compiled, tmp_path):
+def test_eight_devices_train_as_one_does(env, tmp_path):
     runs = {}
     for name, flags, mesh in (
         ("one", "", ()),
         ("eight", "--xla_force_host_platform_device_count=8", ("--config.mesh.fsdp=2",)),
     ):
-        env = {**compiled, "XLA_FLAGS": f"{compiled.get('XLA_FLAGS', '')} {flags}"}
-        done = program("main", PIXELS, f"--workdir={tmp_path / name}", "--stage=diffusion", *mesh, env=env)
+        more = {**env, "XLA_FLAGS": f"{env['XLA_FLAGS']} {flags}"}
+        done = program("main", PIXELS, f"--workdir={tmp_path / name}", "--stage=diffusion", *mesh, env=more)
         assert done.returncode == 0, done.stderr
         runs[name] = losses(tmp_path / name / "diffusion")
     np.testing.assert_allclose(list(runs["one"].values()), list(runs["eight"].values()), rtol=1e-4)
@@ -190,8 +190,8 @@ def test_eight_devices_train_as_one_does(compiled, tmp_path):
         (("--config.data.source=webvid", "--config.data.path=/nowhere"), "/nowhere"),
     ],
 )
-def test_bad_input_is_one_line_and_a_non_zero_exit(flags, says, compiled, tmp_path):
-    done = program("main", PIXELS, f"--workdir={tmp_path / 'w'}", *flags, env=compiled)
+def test_bad_input_is_one_line_and_a_non_zero_exit(flags, says, env, tmp_path):
+    done = program("main", PIXELS, f"--workdir={tmp_path / 'w'}", *flags, env=env)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and says in errors[0], done.stderr
@@ -199,25 +199,23 @@ def test_bad_input_is_one_line_and_a_non_zero_exit(flags, says, compiled, tmp_pa
     assert not (tmp_path / "w" / "diffusion").exists()  # nothing was trained or compiled
 
 
-def test_the_checkpoint_of_another_model_is_refused(trained, compiled, tmp_path):
+def test_the_checkpoint_of_another_model_is_refused(trained, env, tmp_path):
     workdir, _ = trained
     flags = ("--config.stages.diffusion.train.steps=8", "--config.model.channels=(32,)", "--stage=diffusion")
-    done = program("main", LATENT, f"--workdir={workdir}", *flags, env=compiled)
+    done = program("main", LATENT, f"--workdir={workdir}", *flags, env=env)
     assert done.returncode == 1
     assert "is of another model" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(compiled, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(env, tmp_path):
     flags = ("--config.stages.diffusion.optimizer.learning_rate=1e30", "--stage=diffusion")
-    done = program("main", PIXELS, f"--workdir={tmp_path}", *flags, env=compiled)
+    done = program("main", PIXELS, f"--workdir={tmp_path}", *flags, env=env)
     assert done.returncode == 1
     assert "is not finite" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_help_imports_no_library_that_it_does_not_use(compiled):
+def test_help_imports_no_library_that_it_does_not_use(env):
     unused = ("jax", "av", "tensorflow", "torch", "transformers")
     code = f"import sys, vidjax, vidjax.main; print([m for m in {unused} if m in sys.modules])"
-    out = subprocess.run(
-        [sys.executable, "-c", code], env={**compiled, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stderr

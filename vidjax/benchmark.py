@@ -2,6 +2,9 @@
 
 FLOPs are those of matrix products and convolutions in the loss and its gradient: what is frozen costs no more than it
 must. Work done again under rematerialisation is not counted, so MFU is comparable between policies.
+
+`--layers 3` says which layers (the first three parts of their paths) do how much of it and take how long; `--trace
+FOLDER` keeps the trace from which the times are, to be opened in TensorBoard's profiler or Perfetto.
 """
 
 import dataclasses
@@ -17,12 +20,12 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vidjax import cli, recipe, settings, sharding
+from vidjax import cli, profiling, recipe, settings, sharding
 from vidjax.errors import InputError
+from vidjax.flops import flops_by_scope
 from vidjax.stage import Stage, abstract_loss, on_device, step_flops
 from vidjax.telemetry import peak_flops
 from vidjax.train_state import abstract_parameters
-from vidjax.train_step import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
 STEPS = flags.DEFINE_integer(
@@ -30,12 +33,19 @@ STEPS = flags.DEFINE_integer(
 )
 STAGE = flags.DEFINE_string("stage", None, "Only this stage.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "In place of the recipe's.", lower_bound=1)
+LAYERS = flags.DEFINE_integer(
+    "layers", None, "A table of layers, named by so many parts of their paths.", lower_bound=1
+)
+TRACE = flags.DEFINE_string("trace", None, "Keep a trace of the timed steps in this folder.")
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
 
 def main() -> None:
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)  # layers' names are metadata
     if CONFIG.value is None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+    if (LAYERS.value or TRACE.value) and not STEPS.value:
+        raise InputError("--steps=0 runs nothing to be profiled: leave out --layers and --trace")
     config = recipe.uncached(settings.checked(CONFIG.value))
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -46,10 +56,11 @@ def main() -> None:
                 stage = dataclasses.replace(stage, train=train)
             found = abstract(stage, config)
             if STEPS.value:
-                found |= timed(stage)
+                traces = Path(TRACE.value or folder) / name
+                found |= timed(stage, traces)
                 found |= rates(found)
             figures["stages"][name] = found
-            print(name, *(f"{key} {value:,.6g}" for key, value in found.items()), sep="\n  ")
+            show(name, found)
     if JSON.value:
         settings.write_json(JSON.value, figures)
 
@@ -66,39 +77,64 @@ def abstract(stage: Stage, config: Any) -> dict[str, float]:
     }
 
 
-def timed(stage: Stage) -> dict[str, float]:
-    """Compilation, the median step, memory, and how fast the data come by themselves."""
-    from vidjax.train import prepare
+def timed(stage: Stage, traces: Path) -> dict[str, Any]:
+    """Compilation, the median step, memory, how fast the data come by themselves, and the layers if asked for."""
+    from vidjax.train import prepare, step_of
 
     mesh = sharding.make_mesh(**stage.mesh)
     dataset = stage.dataset()
-    stage = dataclasses.replace(stage, loaded=lambda state, dataset: {})
+    stage = dataclasses.replace(stage, loaded=lambda state, dataset: {}, objective=profiling.named(stage.objective))
     state, source = prepare(stage, mesh, dataset)
-    options = stage.train
-    step = make_train_step(
-        stage.objective, stage.optimizer, 0, ema=options.ema, accumulate=options.accumulate, dtype=options.dtype
-    )
-    batches = source.batches(options.batch_size)
+    batches = source.batches(stage.train.batch_size)
     batch = sharding.put_batch(mesh, on_device(next(batches)))
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    figures = {"compile_seconds": time.perf_counter() - began}
-    seconds = []
-    for _ in range(STEPS.value + 1):
-        began = time.perf_counter()
-        state, metrics = compiled(state, batch)
-        jax.block_until_ready(metrics)
-        seconds.append(time.perf_counter() - began)
-    figures["step_seconds"] = statistics.median(seconds[1:])
+        compiled = step_of(stage, mesh, state).lower(state, batch).compile()
+    figures: dict[str, Any] = {"compile_seconds": time.perf_counter() - began}
+
+    def steps(count: int) -> list[float]:
+        nonlocal state
+        seconds = []
+        for _ in range(count):
+            began = time.perf_counter()
+            state, metrics = compiled(state, batch)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+    figures["step_seconds"] = statistics.median(steps(STEPS.value + 1)[1:])
     began = time.perf_counter()
     for _ in range(STEPS.value):
         next(batches)
-    figures["data_clips_per_second"] = STEPS.value * options.batch_size / (time.perf_counter() - began)
+    figures["data_clips_per_second"] = STEPS.value * stage.train.batch_size / (time.perf_counter() - began)
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     figures["peak_memory_gb"] = peak / 2**30
+    if LAYERS.value or TRACE.value:
+        with jax.profiler.trace(str(traces), profiler_options=without_python()):
+            steps(STEPS.value)
+    if LAYERS.value:
+        flops = step_flops(stage, batch, flops_by_scope)
+        paths = [path for path, _ in profiling.layers(stage.abstract())]
+        spans = profiling.read_trace(traces)
+        figures["layers"] = profiling.table(flops, compiled.as_text(), spans, STEPS.value, paths, LAYERS.value)
     return figures
+
+
+def without_python() -> jax.profiler.ProfileOptions:
+    """Of a trace: calls of Python functions would fill it."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
+
+
+def show(name: str, figures: dict[str, Any]) -> None:
+    print(name, *(f"{key} {value:,.6g}" for key, value in figures.items() if key != "layers"), sep="\n  ")
+    if rows := figures.get("layers"):
+        width = max(map(len, rows))
+        print(f"  {'layer':{width}}  share      ms   GFLOP      GB")
+        for layer, row in ((layer, row) for layer, row in rows.items() if row["share"] >= 5e-4):
+            print(f"  {layer:{width}} {row['share']:6.1%} {row['ms']:7.1f} {row['gflop']:7.1f} {row['gb']:7.2f}")
 
 
 def rates(figures: dict[str, float]) -> dict[str, float]:

@@ -16,8 +16,7 @@ from vidjax.models import attention, convolution
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
     """FLOPs of `function(*args)`, a multiplication and an addition each; arguments may be shapes."""
-    with textbook():
-        return _count(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
+    return sum(flops_by_scope(function, *args).values(), 0.0)
 
 
 @contextlib.contextmanager
@@ -35,10 +34,25 @@ def textbook() -> Iterator[None]:
             table.update(entries)
 
 
+def flops_by_scope(function: Callable[..., Any], *args: Any) -> dict[str, float]:
+    """The same, by the `jax.named_scope`s and transformations in which each product stands, joined by slashes."""
+    found: dict[str, float] = {}
+    with textbook():
+        for scope, flops in _products(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr):
+            found[scope] = found.get(scope, 0.0) + flops
+    return found
+
+
 def _count(jaxpr: Any) -> float:
-    return 0.0 + sum(
-        _turns(equation) * (_own(equation) + sum(map(_count, _inner(equation)))) for equation in jaxpr.eqns
-    )
+    return sum((flops for _, flops in _products(jaxpr)), 0.0)
+
+
+def _products(jaxpr: Any, scope: str = "", turns: int = 1) -> Iterator[tuple[str, float]]:
+    for equation in jaxpr.eqns:
+        own, times = f"{scope}/{equation.source_info.name_stack}", turns * _turns(equation)
+        yield own, times * _own(equation)
+        for inner in _inner(equation):
+            yield from _products(inner, own, times)
 
 
 def _turns(equation: Any) -> int:

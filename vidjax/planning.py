@@ -7,20 +7,18 @@ and fuses less, so activations are rather over than under what a TPU or GPU need
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from flax import nnx
 
 from vidjax import sharding
 from vidjax.errors import InputError
 from vidjax.flops import textbook
 from vidjax.models import attention
+from vidjax.program import collectives
 from vidjax.stage import step_flops
-from vidjax.train_state import TrainState
-from vidjax.train_step import make_train_step
+from vidjax.train import fresh, step_of
 
 EFFICIENCY = 0.5
 GIB = 2.0**30
@@ -88,66 +86,18 @@ def planned(stage: Any, batch: Any, chip: Chip, count: int) -> dict[str, Any]:
 
 def compile_step(stage: Any, mesh: Any, batch: Any) -> tuple[Any, Any]:
     """The compiled training step, and the shapes of the state with where they lie."""
-    train = stage.train
-    make = lambda: TrainState.create(
-        stage.init(nnx.Rngs(0)),
-        stage.optimizer,
-        stage.trainable,
-        averaged=stage.averaged,
-        frozen_dtype=train.frozen_dtype,
-    )
-    shapes = jax.eval_shape(make)
-    layout = sharding.tree_sharding(mesh, shapes)
+    shapes = jax.eval_shape(lambda: fresh(stage))
     at = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
-    state = jax.tree.map(at, shapes, layout)
+    state = jax.tree.map(at, shapes, sharding.tree_sharding(mesh, shapes))
     batch = {key: at(value, sharding.batch_sharding(mesh)) for key, value in batch.items()}
-    step = make_train_step(
-        stage.objective, stage.optimizer, 0, ema=train.ema, accumulate=train.accumulate, dtype=train.dtype
-    )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
     with textbook():
         attention.PREFERRED["cpu"] = "chunked"  # as much memory as a flash kernel takes
-        return step.lower(state, batch).compile(), state
+        return step_of(stage, mesh, state).lower(state, batch).compile(), state
 
 
 def own_bytes(leaf: Any) -> int:
     """Of one device."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-def collectives(program: str) -> Iterator[tuple[str, float]]:
-    """(kind, bytes that a device sends) of each collective in a compiled program; one inside a loop counts once."""
-    line = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-    for text in program.splitlines():
-        if not (found := line.search(text)):
-            continue
-        shapes, kind = found[1], found[2]
-        size = sum(
-            math.prod(map(int, filter(None, dims.split(",")))) * _width(dtype)
-            for dtype, dims in re.findall(r"([a-z]+\d*\w*)\[([\d,]*)\]", shapes)
-        )
-        share = 1 - 1 / (n := group_size(text))
-        yield (
-            kind,
-            size * {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, share),
-        )
-
-
-def _width(dtype: str) -> int:
-    digits = re.search(r"\d+", dtype)
-    return max(int(digits[0]) // 8, 1) if digits else 1
-
-
-def group_size(text: str) -> int:
-    """Of how many devices a collective is: `{{0,1},{2,3}}`, `[2,2]<=[4]` or `mesh['a'=2,'b'=2] {'b'}`."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
-        return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    return 2
 
 
 def verdict(kept: float, activations: float, memory: float, stage: Any, mesh: Any) -> str:

@@ -52,9 +52,10 @@ class TrainConfig:
     frozen_dtype: str | None = None  # what the part that does not train is kept in
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "keep_every"):
+        for name in ("batch_size", "accumulate", "log_every", "save_every", "keep", "keep_every"):
             check_range("train.", 1, **{name: getattr(self, name)})
-        check_range("train.", 0, sample_every=self.sample_every, validate_every=self.validate_every)
+        for name in ("steps", "sample_every", "validate_every"):
+            check_range("train.", 0, **{name: getattr(self, name)})
         if not 0 <= self.ema < 1:
             raise InputError(f"train.ema={self.ema} is not at least 0 and below 1")
         for name in filter(None, (self.dtype, self.frozen_dtype)):
@@ -130,16 +131,17 @@ def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
     return loss, state
 
 
-def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
+def step_flops(stage: Stage, batch: Mapping[str, Any], count: Callable[..., Any] = count_flops) -> Any:
     """FLOPs of a training step on a batch of these shapes: the loss and its gradient by what trains, which is three
-    times the forward pass where everything does. Work done again under rematerialisation does not count."""
+    times the forward pass where everything does. Work done again under rematerialisation does not count. `count`
+    may be `flops_by_scope`."""
     model = stage.abstract()
     if hasattr(model, "remat"):
         model.remat = "none"
     graphdef, draws = nnx.graphdef(model), draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
     trained, frozen = split(abstract_parameters(nnx.state(model)), stage.trainable)
     loss = lambda trained, frozen, batch: stage.objective(merge(graphdef, trained, frozen), batch, draws)[0]
-    return count_flops(jax.grad(loss), trained, frozen, batch)
+    return count(jax.grad(loss), trained, frozen, batch)
 
 
 def abstract_batch(stage: Stage, dataset: Dataset | Latents) -> dict[str, jax.ShapeDtypeStruct]:
