@@ -1,0 +1,68 @@
+"""A training step on either side: loss, gradients of what trains, norm clipped to 1, AdamW."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import torch
+from flax import nnx
+from turns import Options
+
+from vidjax.optim import make_optimizer
+from vidjax.train_state import TrainState
+from vidjax.train_step import make_train_step
+
+RATE, DECAY = 3e-5, 1e-2
+
+
+def optimizer() -> Any:
+    return make_optimizer(steps=500, learning_rate=RATE, weight_decay=DECAY, clip=1.0)
+
+
+def ours(
+    model: nnx.Module, objective: Callable, batch: Any, options: Options, trainable: Callable = lambda path: True
+) -> tuple[Callable[[], Any], int]:
+    """(step, how many parameters it trains)."""
+    states = [TrainState.create(model, optimizer(), trainable, averaged=lambda path: False)]
+    step = make_train_step(objective, optimizer(), 0, ema=0.0, dtype=options.dtype)
+    compiled, batch = jax.jit(step, donate_argnums=0), jax.device_put(batch)
+
+    def run() -> jax.Array:
+        states[0], metrics = compiled(states[0], batch)
+        return metrics["loss"]
+
+    return run, sum(p.size for p in states[0].params.values())
+
+
+def theirs(
+    model: torch.nn.Module,
+    loss: Callable[[], torch.Tensor],
+    options: Options,
+    trainable: Callable[[str], bool] = lambda name: True,
+) -> tuple[Callable[[], float], int]:
+    """(step, how many parameters it trains)."""
+    params = [p for name, p in model.named_parameters() if trainable(name)]
+    for p in params:
+        p.requires_grad_(True)
+    adamw = torch.optim.AdamW(params, lr=RATE, weight_decay=DECAY, fused=True)
+
+    def step() -> float:
+        adamw.zero_grad(set_to_none=True)
+        with options.autocast():
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        adamw.step()
+        return value.item()
+
+    return step, sum(p.numel() for p in params)
+
+
+def refill(model: torch.nn.Module) -> torch.nn.Module:
+    """Random numbers in every parameter: what starts at zero would hide an error, and its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            scale = p.ndim == 1 and name.endswith("weight")
+            p.normal_(float(scale), 0.1 if p.ndim == 1 else p[0].numel() ** -0.5, generator=generator)
+    return model.eval()
