@@ -9,6 +9,11 @@ each other, more than ours; then `min` tells more. Theirs is `diffusers` (scaled
 `--device=cuda --dtype=bfloat16 --paper`, and the same with `--compile`.
 """
 
+# ruff: noqa: E402
+from vidjax.allocation import keep_freed_memory
+
+keep_freed_memory()  # for both sides
+
 import argparse
 import datetime
 import gc

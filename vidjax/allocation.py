@@ -1,0 +1,26 @@
+"""On CPUs, memory that one step frees is kept for the next.
+
+XLA takes the buffers of a step from the C library and frees them after it. glibc gives such large blocks back to the
+operating system at once, which clears them page by page when the next step asks again: 0.93 s in place of 0.72 s for a
+training step of an autoencoder with 322 MB of them (two cores, AMD EPYC). The price is that the process stays as large
+as it once was.
+"""
+
+import ctypes
+import os
+import sys
+from importlib.util import find_spec
+
+PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin", "libtpu")
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """To be called before JAX's threads are there, which would have arenas of their own. Whether it was done: not where
+    JAX may find an accelerator, nor without glibc."""
+    if os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(find_spec, PLUGINS)):
+        return False
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return False
+    never, none, one = -1, 0, 1
+    return all([libc.mallopt(TRIM_THRESHOLD, never), libc.mallopt(MMAP_MAX, none), libc.mallopt(ARENA_MAX, one)])
