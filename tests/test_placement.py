@@ -6,6 +6,7 @@ from test_sharding import eight_devices
 MODEL = """
 import collections, re
 from flax import nnx
+from vidjax import program
 from vidjax.models import convolution
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.train_state import merge, parameters
@@ -89,6 +90,7 @@ with jax.set_mesh(mesh):
         text = jax.jit(function).lower(*on(mesh, batch, params)).compile().as_text()
         kinds = re.findall(r"= .*? (all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?[(]", text)
         found[name] = dict(collections.Counter(kinds))
+        found[name + " bytes"] = sum(size for kind, size in program.collectives(text) if kind == "all-to-all")
 for ways in (1, 2, 8):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:ways]).reshape(1, 1, 1, ways), sharding.AXES)
     with jax.set_mesh(mesh):
@@ -102,6 +104,13 @@ def test_a_layer_over_time_costs_two_exchanges_and_nothing_else_travels(traffic)
     """There and back, and as many for the gradient; also where a device has several clips."""
     assert traffic["forward"] == {"all-to-all": 2 * traffic["layers"]}
     assert traffic["gradient"] == {"all-to-all": 4 * traffic["layers"]}
+
+
+def test_an_exchange_sends_what_another_device_needs_and_no_byte_more(traffic):
+    """Of a device's 2 clips of 2 frames of 16x16 pixels with 16 features in fp32, three quarters are for others."""
+    least = 4 * (2 * 2 * 16 * 16 * 16) * 3 / 4
+    assert traffic["forward bytes"] == 2 * traffic["layers"] * least
+    assert traffic["gradient bytes"] == 4 * traffic["layers"] * least
 
 
 def test_activations_a_device_fall_as_one_over_the_devices(traffic):
