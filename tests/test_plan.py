@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from test_main import LATENT, compiled, program  # noqa: F401
+from test_main import LATENT, program
 from test_sharding import eight_devices
 
 from vidjax.errors import InputError
@@ -69,14 +69,14 @@ def test_names_of_topologies():
             topology(name)
 
 
-def test_the_program_plans_each_stage_and_refuses_what_cannot_be(compiled, tmp_path):  # noqa: F811
+def test_the_program_plans_each_stage_and_refuses_what_cannot_be(env, tmp_path):
     ask = ("plan", LATENT, "--topology=h100x8", "--stage=diffusion")
-    done = program(*ask, f"--json={tmp_path / 'plan.json'}", env=compiled)
+    done = program(*ask, f"--json={tmp_path / 'plan.json'}", env=env)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "plan.json").read_text())["stages"]["diffusion"]
     assert figures["verdict"] == "fits" and 0 < figures["mfu"] < 0.5 and figures["all-reduce_gib"] > 0
     assert figures["optimizer_gib"] == pytest.approx(2 * figures["parameters_gib"], rel=1e-3)  # Adam
-    done = program(*ask, "--config.stages.diffusion.train.batch_size=7", env=compiled)
+    done = program(*ask, "--config.stages.diffusion.train.batch_size=7", env=env)
     assert done.returncode == 1 and re.fullmatch(r"error: batch size 7 is not divisible by 8.*\n", done.stderr), (
         done.stderr
     )
