@@ -1,5 +1,8 @@
 """A profile's figures against hand counts, and its times against the clock they come from."""
 
+import time
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,10 +85,14 @@ def test_what_runs_at_once_shares_the_time():
 def test_a_trace_finds_every_layer(gradient, tmp_path):
     grad, args, paths = gradient
     compiled = jax.jit(grad).lower(*args).compile()
-    with jax.profiler.trace(str(tmp_path)):
-        for _ in range(2):
-            jax.block_until_ready(compiled(*args))
+    for _ in range(2):  # into one folder: only the last trace counts
+        with jax.profiler.trace(str(tmp_path)):
+            for _ in range(2):
+                jax.block_until_ready(compiled(*args))
+        time.sleep(1)  # a trace's folder is called by the second
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 2
     spans = read_trace(tmp_path)
+    assert set(Counter(name for name, *_ in spans).values()) == {2}
     rows = table(flops_by_scope(grad, *args), compiled.as_text(), spans, 2, paths, 2)
     assert set(rows) >= {"inside.0", "out"} and all(rows[layer]["ms"] > 0 for layer in ("inside.0", "out"))
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)

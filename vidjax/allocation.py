@@ -15,12 +15,11 @@ PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin", "libtpu
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # malloc.h
 
 
-def keep_freed_memory() -> bool:
-    """To be called before JAX's threads are there, which would have arenas of their own. Whether it was done: not where
-    JAX may find an accelerator, nor without glibc."""
+def keep_freed_memory() -> None:
+    """To be called before any library has threads, which would have arenas of their own. Does nothing where JAX may
+    find an accelerator, and without glibc."""
     if os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(find_spec, PLUGINS)):
-        return False
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return False
-    never, none, one = -1, 0, 1
-    return all([libc.mallopt(TRIM_THRESHOLD, never), libc.mallopt(MMAP_MAX, none), libc.mallopt(ARENA_MAX, one)])
+        return
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in ((TRIM_THRESHOLD, -1), (MMAP_MAX, 0), (ARENA_MAX, 1)):  # never, none, one
+            libc.mallopt(parameter, value)

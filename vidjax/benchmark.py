@@ -102,7 +102,11 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
             seconds.append(time.perf_counter() - began)
         return seconds
 
-    figures["step_seconds"] = statistics.median(steps(STEPS.value + 1)[1:])
+    steps(1)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    figures["step_seconds"] = statistics.median(steps(STEPS.value))
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    figures["page_faults_per_step"] = faults / STEPS.value
     began = time.perf_counter()
     for _ in range(STEPS.value):
         next(batches)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 
@@ -17,7 +16,6 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
-PATIENCE = 5  # seconds that the first process gives the others to end by themselves
 SILENCE = 30  # seconds without a sign of life after which a process is lost, and the others end
 
 
@@ -48,7 +46,7 @@ def joined() -> Iterator[None]:
 
 def _end(error: Exception) -> None:
     """Exit status 1 without the usual farewell, for which all processes would wait."""
-    from vidjax.processes import tells_of_a_loss
+    from vidjax.processes import after_the_others, tells_of_a_loss
 
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, InputError):
@@ -61,22 +59,5 @@ def _end(error: Exception) -> None:
         traceback.print_exc()
     print(f"error: {said}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    _let_others_end()
+    after_the_others()
     os._exit(1)
-
-
-def _let_others_end() -> None:
-    """In the first process: until the others have said why they end, if they do. It is the one that they are joined
-    through: when it goes, JAX aborts them in the middle of a word."""
-    import jax
-    from jax._src.distributed import global_state
-
-    client, deadline = global_state.client, time.monotonic() + PATIENCE
-    if client is None:
-        return
-    with contextlib.suppress(Exception):
-        if jax.process_index():
-            client.key_value_set(f"vidjax/ended/{jax.process_index()}", "")
-        for other in range(1, jax.process_count() if jax.process_index() == 0 else 0):
-            left = max(deadline - time.monotonic(), 0)
-            client.blocking_key_value_get(f"vidjax/ended/{other}", int(1000 * left))

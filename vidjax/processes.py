@@ -1,7 +1,9 @@
 """What the processes of one run share: decisions, arrays, work. With one process each of these is nothing."""
 
+import contextlib
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from vidjax.errors import InputError
 
 T = TypeVar("T")
 PATIENCE = 24 * 3600 * 1000  # milliseconds for what the first process does alone; a lost one is noticed earlier
+FAREWELL = 5  # seconds that the first process gives the others to end by themselves
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination")  # words of JAX when others are gone
 _turn = itertools.count()
 
@@ -33,6 +36,21 @@ def say(text: str) -> None:
 def tells_of_a_loss(error: BaseException) -> bool:
     """Whether an error comes from the end of another process."""
     return jax.process_count() > 1 and any(word in str(error) for word in LOST)
+
+
+def after_the_others() -> None:
+    """Before a process ends early: the first one waits until the others have said why they end, if they do. They are
+    joined through it: when it goes, JAX aborts them in the middle of a word."""
+    client, deadline = global_state.client, time.monotonic() + FAREWELL
+    if client is None:
+        return
+    with contextlib.suppress(Exception):  # one that does not answer, or is lost
+        if not lead():
+            client.key_value_set(f"vidjax/ended/{jax.process_index()}", "")
+            return
+        for other in range(1, jax.process_count()):
+            left = max(deadline - time.monotonic(), 0)
+            client.blocking_key_value_get(f"vidjax/ended/{other}", int(1000 * left))
 
 
 def agreed(make: Callable[[], Any]) -> Any:

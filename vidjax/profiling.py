@@ -95,9 +95,12 @@ def table(
 
 
 def read_trace(folder: Path) -> list[Span]:
-    """What ran on the devices, in seconds. Raises InputError if the trace holds nothing of the kind."""
+    """What ran on the devices in the last trace that was written there, in seconds. Raises InputError if it holds
+    nothing of the kind."""
     spans: list[Span] = []
-    for file in sorted(folder.rglob("*.xplane.pb")):
+    files = list(folder.rglob("*.xplane.pb"))
+    last = max((file.parent for file in files), key=lambda path: path.stat().st_mtime_ns, default=None)
+    for file in (file for file in files if file.parent == last):
         begun, ended = defaultdict(list), defaultdict(list)
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
             for event in (event for line in plane.lines for event in line.events):
@@ -108,7 +111,7 @@ def read_trace(folder: Path) -> list[Span]:
         for name, own in begun.items():
             later = sorted(ended[name])
             pairs = zip(sorted(own), later) if len(later) == len(own) else ((pair, pair[1]) for pair in own)
-            spans += [(str(name), start, max(end, last)) for (start, end), last in pairs]
+            spans += [(str(name), start, max(end, over)) for (start, end), over in pairs]
     if not spans:
         raise InputError(f"the trace in {folder} shows no operation of a device: this backend can't be profiled so")
     return spans

@@ -37,7 +37,8 @@ ITEMS = stable_diffusion.ITEMS | video.ITEMS | decoding.ITEMS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", nargs="+", choices=ITEMS, default=list(ITEMS), help="others stay as in --json")
+    usual = [name for name in ITEMS if name != stable_diffusion.LARGE]
+    parser.add_argument("--items", nargs="+", choices=ITEMS, default=usual, help="others stay as in --json")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu", help="torch's")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

@@ -36,6 +36,7 @@ from vidjax.weights.convert import load
 from vidjax.weights.diffusers import TUNE_A_VIDEO, unet
 
 TOKENS = (1, 77, 768)
+FRAMES = "t c h w -> 1 t h w c"
 TUNING = {"tune_4x32x32": (4, 32, 32), "tune_8x16x16": (8, 16, 16), "tune_24x64x64": (24, 64, 64)}
 LARGE = "tune_24x64x64"  # of 512x512 pixels, for a GPU
 LENGTHS = (8, 16, 32, 64)
@@ -109,18 +110,13 @@ def our_forward(model: UNet, dtype: str = "float32") -> Callable:
     return lambda x, tokens: call(params, x.astype(dtype), jnp.full(x.shape[:2], 501), tokens.astype(dtype))
 
 
-def difference(got: Any, expected: torch.Tensor) -> float:
-    wanted = rearrange(expected.detach().float().cpu().numpy(), "t c h w -> 1 t h w c")
-    return float(np.linalg.norm(np.asarray(got, np.float32) - wanted) / np.linalg.norm(wanted))
-
-
 def forward(options: Options) -> dict[str, Any]:
     """One frame of 64x64 latents: a picture of 512x512."""
     reference = sd(tuned=False)
     call, (x, tokens) = our_forward(ours(reference), options.dtype), inputs(1, 64, 64)
     model = options.theirs(reference)
     with torch.no_grad():
-        relative = difference(call(x, tokens), torch_forward(model, x, tokens, options))
+        relative = steps.apart(call(x, tokens), torch_forward(model, x, tokens, options), FRAMES)
         run = lambda: torch_forward(model, x, tokens, options).cpu()
         return {"difference": relative, **against(options.repeats, ours=lambda: call(x, tokens), torch=run)}
 
@@ -134,7 +130,7 @@ OBJECTIVE = partial(objectives.diffusion, schedule=schedules.scaled_linear())
 
 def batch_of(frames: int, height: int, width: int) -> dict[str, np.ndarray]:
     x, tokens = inputs(frames, height, width)
-    return {"video": np.concatenate([x, np.full_like(x, -30.0)], -1), "tokens": tokens}
+    return {"video": steps.moments(x), "tokens": tokens}
 
 
 def tuning(size: tuple[int, int, int], options: Options, remat: str = "none") -> dict[str, Any]:
@@ -144,7 +140,7 @@ def tuning(size: tuple[int, int, int], options: Options, remat: str = "none") ->
     got = our_forward(network, options.dtype)(x, tokens)
     model = options.theirs(reference)
     with torch.no_grad():
-        relative = difference(got, torch_forward(model, x, tokens, options))
+        relative = steps.apart(got, torch_forward(model, x, tokens, options), FRAMES)
     run, trained = steps.ours(
         video_model(network, remat), OBJECTIVE, batch_of(*size), options, strategy("tune_a_video").trainable
     )

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import torch
+from einops import rearrange
 from flax import nnx
 from turns import Options
 
@@ -13,6 +15,17 @@ from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
 
 RATE, DECAY = 3e-5, 1e-2
+
+
+def apart(got: Any, wanted: torch.Tensor, axes: str) -> float:
+    """Relative; `axes` says how theirs becomes like ours."""
+    other = rearrange(wanted.detach().float().cpu().numpy(), axes)
+    return float(np.linalg.norm(np.asarray(got, np.float32) - other) / np.linalg.norm(other))
+
+
+def moments(latents: np.ndarray) -> np.ndarray:
+    """As a codec leaves them, with next to no variance."""
+    return np.concatenate([latents, np.full_like(latents, -30.0)], -1)
 
 
 def optimizer() -> Any:

@@ -13,8 +13,8 @@ WORK = {
     "tune_8x16x16": "Tune-A-Video step, 8 frames of 16×16",
     "tune_4x32x32": "Tune-A-Video step, 4 frames of 32×32",
     "unet_step": "ModelScope U-Net (64 to 256 features), training step, 8 frames of 16×16",
-    "autoencoder_step": "AutoencoderKL (32 to 128 features), training step, 4 frames of 64×64",
     "sampling": "the same U-Net, 50 DDIM steps with guidance",
+    "autoencoder_step": "AutoencoderKL (32 to 128 features), training step, 4 frames of 64×64",
     "decode_small": "16 frames of each shipped clip (96×96); decord",
     "decode_large": "16 frames from the middle of a clip of 336×596; decord",
 }

@@ -34,6 +34,7 @@ from vidjax.weights.convert import load
 from vidjax.weights.diffusers import MODELSCOPE, unet
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
 
+CLIPS = "b c t h w -> b t h w c"
 TOKENS, SCALE, STEPS, GUIDANCE = (1, 77, 768), 0.18215, 50, 7.5
 
 
@@ -79,11 +80,6 @@ def to_torch(x: Any, options: Options) -> torch.Tensor:
     return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy()).to(options.device)
 
 
-def apart(got: Any, wanted: torch.Tensor) -> float:
-    other = np.moveaxis(wanted.detach().float().cpu().numpy(), 1, -1)
-    return float(np.linalg.norm(np.asarray(got, np.float32) - other) / np.linalg.norm(other))
-
-
 def unet_step(options: Options) -> dict[str, Any]:
     """One step on one clip: 8 frames of 16x16 latents, at the paper's size 16 of 32x32."""
     reference, network = unet_pair(options)
@@ -93,8 +89,8 @@ def unet_step(options: Options) -> dict[str, Any]:
     graph, state = nnx.split(network)
     call = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args))
     with torch.no_grad():
-        relative = apart(call(state, x, jnp.full(x.shape[:2], 501), tokens), predict())
-    batch = {"video": np.concatenate([x, np.full_like(x, -30.0)], -1), "tokens": tokens}
+        relative = steps.apart(call(state, x, jnp.full(x.shape[:2], 501), tokens), predict(), CLIPS)
+    batch = {"video": steps.moments(x), "tokens": tokens}
     whole = VideoModel(network, {"text": StoredText(TOKENS[-1])}, StoredMoments(0.0, SCALE))
     run, trained = steps.ours(whole, partial(objectives.diffusion, schedule=schedules.scaled_linear()), batch, options)
     loss = lambda: F.mse_loss(predict().float(), torch.randn_like(video))
@@ -135,7 +131,7 @@ def sampling(options: Options) -> dict[str, Any]:
 
     state = cast(state, jnp.dtype(options.dtype))
     run = lambda: sampled(state, x, tokens, null)
-    relative = apart(run(), run_theirs())
+    relative = steps.apart(run(), run_theirs(), CLIPS)
     return {"difference": relative, **against(options.repeats, ours=run, torch=run_theirs)}
 
 
@@ -174,7 +170,7 @@ def autoencoder_step(options: Options) -> dict[str, Any]:
     graph, state = nnx.split(ours)
     mode = jax.jit(lambda state, x: (m := nnx.merge(graph, state)).decode(m.encode(x).mode))
     with torch.no_grad():
-        relative = apart(mode(state, pixels)[0], model(frames, False)[0])
+        relative = steps.apart(mode(state, pixels), model(frames, False)[0], "t c h w -> 1 t h w c")
     run, trained = steps.ours(ours, objectives.autoencoder, {"video": video}, options)
 
     def loss() -> torch.Tensor:
