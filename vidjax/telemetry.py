@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vidjax.compilation import so_far
 from vidjax.errors import InputError
 from vidjax.processes import lead
 
@@ -42,7 +43,7 @@ class Telemetry:
 
     def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0, flops: float | None = None):
         self.folder, self.stage, self.steps, self.flops = Path(folder), stage, steps, flops
-        self._last, self._waited = (start, time.perf_counter()), 0.0
+        self._last, self._waited, self._compiled = (start, time.perf_counter()), 0.0, so_far()
         if not lead():
             return
         from tensorboardX import SummaryWriter
@@ -65,8 +66,8 @@ class Telemetry:
         self._waited += time.perf_counter() - began
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Scalars of the step just done; the rate, and the share of the time that the loop waited for input, since the
-        last call. Raises InputError as `check_finite` does."""
+        """Scalars of the step just done; since the last call, the rate, the share of the time that the loop waited for
+        input, and the seconds in which programs were compiled. Raises InputError as `check_finite` does."""
         values = {key: float(value) for key, value in metrics.items()}
         (last, then), now = self._last, time.perf_counter()
         self._last = (step, now)
@@ -77,6 +78,9 @@ class Telemetry:
                 values["tflops_per_second"] = self.flops * values["steps_per_second"] / 1e12
                 if peak := peak_flops():
                     values["mfu"] = values["tflops_per_second"] * 1e12 / peak
+        compiled, self._compiled = so_far() - self._compiled, so_far()
+        if compiled.programs:
+            values["compile_seconds"] = compiled.seconds
         check_finite(self.stage, step, values)
         if not lead():
             return
@@ -84,6 +88,7 @@ class Telemetry:
         for key, value in values.items():
             self._board.add_scalar(key, value, step)
         shown = {"loss": f"{values['loss']:.4g}", "steps/s": f"{values.get('steps_per_second', math.nan):.3g}"}
+        shown |= {"compiled in": str(compiled)} if compiled.seconds >= 1 else {}
         if self._bar is not None:
             self._bar.set_postfix(shown)
             self._bar.update(step - self._bar.n)

@@ -16,6 +16,7 @@ from flax import nnx
 
 from vidjax import sharding
 from vidjax.checkpoint import Checkpoints
+from vidjax.compilation import so_far
 from vidjax.data.latents import Latents
 from vidjax.data.pipeline import Dataset
 from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
@@ -107,11 +108,11 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Laten
 def train(stage: Stage, log_every: int | None = None) -> None:
     """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
 
-    Ends with done.json: steps, parameters, seconds and peak memory of this process. SIGTERM ends the program after the
-    step in hand (over processes: one or two later) and a checkpoint of it, with exit status 143. Raises InputError on
-    bad input and on a loss that is not finite.
+    Ends with done.json: steps, parameters, peak memory of this process, its seconds and those that compiling took.
+    SIGTERM ends the program after the step in hand (over processes: one or two later) and a checkpoint of it, with exit
+    status 143. Raises InputError on bad input and on a loss that is not finite.
     """
-    began, options = time.perf_counter(), stage.train
+    began, compiled, options = time.perf_counter(), so_far(), stage.train
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, options.batch_size, options.accumulate)
     stage.folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +175,8 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         sys.exit(STATUS)
     seconds = round(time.perf_counter() - began, 1)
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    figures = {"steps": options.steps, "seconds": seconds, "parameters": count(state.params), "peak_memory_gb": memory}
+    figures = {"steps": options.steps, "parameters": count(state.params), "peak_memory_gb": memory}
+    figures |= {"seconds": seconds, "compile_seconds": round((so_far() - compiled).seconds, 1)}
     agreed(lambda: write_json(done, figures))
 
 

@@ -1,7 +1,7 @@
 """What the training loop costs beside its steps: `python tests/benchmarks/loop.py [--json FILE]`.
 
-loop    milliseconds a step of the shipped diffusion recipe (its data, its logs) where the network is a single number:
-        an upper bound of what a step of any length pays, since a device works meanwhile. And the share of 100 ms.
+loop    milliseconds a step of the shipped diffusion recipe (state, data, logs) whose network is replaced by 100 ms of
+        work on one core, and of the same compiled steps in a bare loop over one batch, in turns.
 save    milliseconds that the loop stands still for a checkpoint, by its size, and until it is on disk.
 """
 
@@ -20,33 +20,66 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidjax import recipe, results, settings
+from vidjax import recipe, results, settings, sharding
 from vidjax.checkpoint import Checkpoints
-from vidjax.train import train
+from vidjax.stage import on_device
+from vidjax.train import prepare, step_of, train
 from vidjax.train_state import TrainState
 
-STEPS = 1000
+STEPS, REPEATS = 100, 3
 ARRAYS = {"0.08": (20, 2**18), "0.62": (20, 2**21), "3.1": (200, 2**20)}  # GiB of a state: (how many, how long)
 
 
-class Number(nnx.Module):
-    def __init__(self):
-        self.value = nnx.Param(jnp.ones(()))
+def toil(turns: int, x: jax.Array) -> jax.Array:
+    """Work on one core, in proportion to `turns`."""
+    return jax.lax.fori_loop(0, turns, lambda _, y: jnp.sin(y) + x, x)
 
 
-def objective(model: Number, batch: Any, draws: Any) -> tuple[jax.Array, dict]:
-    return jnp.square(model.value[...]) + 0.0 * batch["video"].reshape(-1)[0], {}
+def hundred_ms() -> int:
+    """How many turns take that long."""
+    turns, work = 1_000_000, jax.jit(toil, static_argnums=0)
+    work(turns, jnp.ones(())).block_until_ready()
+    began = time.perf_counter()
+    work(turns, jnp.ones(())).block_until_ready()
+    return round(0.1 / (time.perf_counter() - began) * turns)
 
 
-def loop(config: Any, folder: Path) -> dict[str, float]:
+def loop(config: Any, folder: Path) -> dict[str, Any]:
+    turns = hundred_ms()
+
+    def objective(model: Any, batch: Any, draws: Any) -> tuple[jax.Array, dict]:
+        still = 0.0 * sum(jnp.sum(p) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        return still + toil(turns, batch["video"].reshape(-1)[0].astype(jnp.float32)), {}
+
     stage = recipe.build(config, "diffusion", folder)
-    train_ = dict(steps=STEPS, save_every=10 * STEPS, validate_every=None, sample_every=None)
-    other = dict(init=lambda rngs: Number(), objective=objective, loaded=lambda *_: {}, validate=None, preview=None)
-    trained = dataclasses.replace(stage.train, **train_)
-    train(dataclasses.replace(stage, train=trained, finish=lambda *_: None, **other))
-    lines = [json.loads(line) for line in (stage.folder / "metrics.jsonl").read_text().splitlines()]
-    each = [1e3 / line["steps_per_second"] for line in lines[2:]]
-    return {"ms_per_step": statistics.median(each), "share_of_100_ms": statistics.median(each) / 100}
+    steps = dataclasses.replace(stage.train, steps=STEPS, save_every=10 * STEPS, validate_every=None, sample_every=None)
+    nothing = dict(loaded=lambda *_: {}, validate=None, preview=None, finish=lambda *_: None)
+    stage = dataclasses.replace(stage, objective=objective, train=steps, **nothing)
+    walls, devices = [], []
+    for repeat in range(REPEATS):
+        each = dataclasses.replace(stage, folder=folder / str(repeat))
+        train(each)
+        lines = [json.loads(line) for line in (each.folder / "metrics.jsonl").read_text().splitlines()]
+        walls += [1e3 / line["steps_per_second"] for line in lines[1:]]
+        devices.append(alone(stage))
+    wall, device = statistics.median(walls), statistics.median(devices)
+    return {"loop_ms": wall, "bare_ms": device, "overhead": wall / device - 1, "loops": walls, "bare": devices}
+
+
+def alone(stage: Any) -> float:
+    """Milliseconds a step of the same steps, on one batch and with nothing beside."""
+    mesh = sharding.make_mesh(**stage.mesh)
+    dataset = stage.dataset()
+    state, source = prepare(stage, mesh, dataset)
+    step = step_of(stage, mesh, state)
+    with jax.set_mesh(mesh):
+        batch = sharding.put_batch(mesh, on_device(next(source.batches(stage.train.batch_size, 0, 0, 1))))
+        state, _ = jax.block_until_ready(step(state, batch))
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            state, _ = step(state, batch)
+        jax.block_until_ready(state)
+    return 1e3 * (time.perf_counter() - began) / STEPS
 
 
 def save(count: int, length: int, repeats: int = 3) -> dict[str, float]:
