@@ -26,7 +26,8 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         batch = recipe.example_batch(config, stage)
         mesh = sharding.make_mesh(**stage.mesh)
         with jax.set_mesh(mesh):
-            compiled, state = planning.compile_step(stage, mesh, batch)
+            lowered, state = planning.lower_step(stage, mesh, batch)
+            compiled = lowered.compile()
         own = sum(map(planning.own_bytes, jax.tree.leaves(state)))
         clips = sum(np.prod(v.shape) * v.dtype.itemsize for v in batch.values()) / 8
         whole = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(state))
@@ -59,6 +60,23 @@ def test_what_travels_is_what_the_collectives_of_a_program_send():
         "all-to-all": [["all-to-all", own * 3 / 4]],
         "collective-permute": [["collective-permute", own]],
     }
+
+
+def test_what_a_loop_sends_counts_as_often_as_it_turns():
+    """Two loops in one another, and one that is no loop's: 5 * 3 times, 5 times and once."""
+    found = eight_devices("""
+        from jax.sharding import PartitionSpec as P
+        from vidjax.planning import collectives
+        mesh = sharding.make_mesh(data=2, context=4)
+        shift = lambda x, step: jax.lax.ppermute(x, "context", [(i, (i + step) % 4) for i in range(4)]) * 1.1
+        inner = lambda x: jax.lax.scan(lambda x, _: (shift(x, 1), None), x, None, length=3)[0]
+        outer = lambda x: jax.lax.scan(lambda x, _: (shift(inner(x), 2), None), x, None, length=5)[0]
+        own = jax.jit(jax.shard_map(lambda x: shift(outer(x), 3), mesh=mesh, in_specs=P("context"),
+            out_specs=P("context")))
+        text = own.lower(jax.ShapeDtypeStruct((8, 4), jnp.float32)).compile().as_text()
+        found = list(collectives(text))
+    """)
+    assert found == [["collective-permute", 2 * 4 * 4]] * (5 * 3 + 5 + 1)
 
 
 def test_names_of_topologies():

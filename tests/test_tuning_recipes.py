@@ -5,16 +5,18 @@ import math
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from test_configs import config
 from tiny_folder import write_folder
 
-from vidjax import recipe, settings
+from vidjax import planning, recipe, settings
 from vidjax.data.video_io import read_frames
 from vidjax.errors import InputError
-from vidjax.train import train
+from vidjax.sharding import make_mesh
+from vidjax.train import at_step_0, train
 
 CLIP = Path(__file__).parents[1] / "vidjax" / "clips" / "real" / "path.mp4"
 PRIOR = dict(prompt="a fox", count=2, num_steps=2)
@@ -85,3 +87,20 @@ def test_a_class_to_preserve_and_clips_encoded_at_every_step_do_not_go_together(
     made = small("dreambooth:text", folder, clips, dict(finetune=dict(prior=PRIOR, encode_once=False)))
     with pytest.raises(InputError, match="encode_once"):
         recipe.build(made, "tune", tmp_path)
+
+
+def test_a_plan_reads_no_weights_of_a_folder_and_knows_the_state_that_trains(folder, clips, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    made = {path: small("dreambooth:text", path, clips, dict(finetune=dict(prior=PRIOR))) for path in (folder, bare)}
+    stages = {path: recipe.build(settings.plain(config), "tune", tmp_path) for path, config in made.items()}
+    batch = recipe.example_batch(made[bare], stages[bare])
+    assert batch["prior"].keys() == batch.keys() - {"prior"}
+    lowered, planned = planning.lower_step(stages[bare], make_mesh(), batch)
+    state = at_step_0(stages[folder], stages[folder].pretrained(True)[1])
+    shapes = [
+        {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(each)}
+        for each in (planned, state)
+    ]
+    assert shapes[0] == shapes[1]
+    assert lowered.cost_analysis()["flops"] > 1e6

@@ -37,8 +37,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):
             stage = recipe.build(config, name, Path(folder))
-            if stage.init is None:
-                raise InputError(f"stage {name} starts from a folder's weights, which this program does not read")
             found = planned(stage, recipe.example_batch(config, stage), chip, count)
             shown = {key: value if isinstance(value, str) else f"{value:,.4g}" for key, value in found.items()}
             print(name, *(f"{key} {value}" for key, value in shown.items()), sep="\n  ")

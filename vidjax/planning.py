@@ -18,7 +18,7 @@ from vidjax.flops import textbook
 from vidjax.models import attention
 from vidjax.program import collectives
 from vidjax.stage import step_flops
-from vidjax.train import fresh, step_of
+from vidjax.train import abstract_state, step_of
 
 EFFICIENCY = 0.5
 GIB = 2.0**30
@@ -66,7 +66,8 @@ def planned(stage: Any, batch: Any, chip: Chip, count: int) -> dict[str, Any]:
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     flops = step_flops(stage, batch)
     with jax.set_mesh(mesh):
-        compiled, state = compile_step(stage, mesh, batch)
+        lowered, state = lower_step(stage, mesh, batch)
+        compiled = lowered.compile()
     memory, sent = compiled.memory_analysis(), list(collectives(compiled.as_text()))
     parts = {"parameters": state.params, "frozen": state.frozen, "average": state.ema, "optimizer": state.opt_state}
     sizes = {name: sum(map(own_bytes, jax.tree.leaves(tree))) / GIB for name, tree in parts.items()}
@@ -84,15 +85,15 @@ def planned(stage: Any, batch: Any, chip: Chip, count: int) -> dict[str, Any]:
     return found | {"verdict": verdict(kept, activations, chip.memory / GIB, stage, mesh)}
 
 
-def compile_step(stage: Any, mesh: Any, batch: Any) -> tuple[Any, Any]:
-    """The compiled training step, and the shapes of the state with where they lie."""
-    shapes = jax.eval_shape(lambda: fresh(stage))
+def lower_step(stage: Any, mesh: Any, batch: Any) -> tuple[Any, Any]:
+    """The training step, to be compiled, and the shapes of the state with where they lie; no weights are read."""
+    shapes = abstract_state(stage)
     at = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
     state = jax.tree.map(at, shapes, sharding.tree_sharding(mesh, shapes))
-    batch = {key: at(value, sharding.batch_sharding(mesh)) for key, value in batch.items()}
+    batch = jax.tree.map(lambda shape: at(shape, sharding.batch_sharding(mesh)), batch)
     with textbook():
         attention.PREFERRED["cpu"] = "chunked"  # as much memory as a flash kernel takes
-        return step_of(stage, mesh, state).lower(state, batch).compile(), state
+        return step_of(stage, mesh, state).lower(state, batch), state
 
 
 def own_bytes(leaf: Any) -> int:

@@ -1,7 +1,9 @@
 """What the text of a compiled program says: its instructions, how large, and what travels between devices."""
 
+import itertools
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 # Instructions that only hold others, or data.
@@ -30,14 +32,41 @@ def bytes_of(shape: str) -> int:
 
 
 def collectives(program: str) -> Iterator[tuple[str, float]]:
-    """(kind, bytes that a device sends) of each collective in a compiled program; one inside a loop counts once."""
+    """(kind, bytes that a device sends) of each collective that a compiled program runs."""
     line = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-    for text in program.splitlines():
+    runs = times_run(program)
+    for name, text in instructions(program):
         if not (found := line.search(text)):
             continue
         kind, share = found[2], 1 - 1 / (n := group_size(text))
         times = {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, share)
-        yield kind, bytes_of(found[1]) * times
+        yield from itertools.repeat((kind, bytes_of(found[1]) * times), runs[name])
+
+
+def times_run(program: str) -> Counter[str]:
+    """{computation: how often it runs}: what a loop holds as often as it turns, if the compiler knows, else once; each
+    branch of a condition."""
+    calls = re.compile(r"(?:body|condition|calls|to_apply|\w+_computations?)=\{?((?:%[\w.-]+(?:, )?)+)")
+    called, last = defaultdict(list), ""
+    for last, text in instructions(program):
+        turns = re.search(r'"known_trip_count":\{"n":"(\d+)"', text) if " while(" in text else None
+        for names in calls.findall(text):
+            called[last] += [(name, int(turns[1]) if turns else 1) for name in re.findall(r"[\w.-]+", names)]
+    runs = Counter({last: 1})  # the program itself, after all that it calls
+    for name in reversed(called):
+        for other, times in called[name]:
+            runs[other] += runs[name] * times
+    return runs
+
+
+def instructions(program: str) -> Iterator[tuple[str, str]]:
+    """(computation, line) of all, in the order of the text: a computation stands before what calls it."""
+    name = ""
+    for line in program.splitlines():
+        if found := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", line):
+            name = found[1]
+        elif name and " = " in line:
+            yield name, line
 
 
 def group_size(text: str) -> int:

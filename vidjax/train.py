@@ -47,7 +47,7 @@ def prepare(
         source = encode_clips(stage.encode, encoder, videos, map(stage.tokenize, texts), stage.seed)
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
-    state = TrainState.create(model, stage.optimizer, stage.trainable, frozen_dtype=stage.train.frozen_dtype)
+    state = at_step_0(stage, model)
     return spread(state, sharding.tree_sharding(mesh, state)), source
 
 
@@ -67,11 +67,19 @@ def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
 def fresh(stage: Stage) -> TrainState:
     """The state at step 0 of a stage that starts at random: to be traced, not run as it is."""
     assert stage.init is not None
-    rngs = nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))  # compile in half the time of the default numbers
+    # numbers of the kind "rbg" compile in half the time of the default ones
+    return at_step_0(stage, stage.init(nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))))
+
+
+def abstract_state(stage: Stage) -> TrainState:
+    """The shapes of the state, without the weights that a stage may start from."""
+    graphdef, state = nnx.split(stage.abstract())
+    return jax.eval_shape(lambda state: at_step_0(stage, nnx.merge(graphdef, state)), state)
+
+
+def at_step_0(stage: Stage, model: nnx.Module) -> TrainState:
     dtype = stage.train.frozen_dtype
-    return TrainState.create(
-        stage.init(rngs), stage.optimizer, stage.trainable, averaged=stage.averaged, frozen_dtype=dtype
-    )
+    return TrainState.create(model, stage.optimizer, stage.trainable, averaged=stage.averaged, frozen_dtype=dtype)
 
 
 def step_of(stage: Stage, mesh: jax.sharding.Mesh, state: TrainState) -> Any:
