@@ -166,9 +166,9 @@ def test_a_bucket_that_takes_no_more_ends_with_what_it_had(buckets, inside, monk
     with Checkpoints(folder := path_of("gs://bucket/full")) as checkpoints:
         checkpoints.save(toy(1, width=2))
     monkeypatch.setattr(buckets, "refused", ("full/2/state/",))
-    with pytest.raises(InputError, match="could not be written to gs://bucket/full .*that of step 1 is whole"):  # noqa: SIM117
-        with Checkpoints(folder) as checkpoints:
-            checkpoints.save(toy(2, width=2))
+    says = r"could not be written to gs://bucket/full .*that of step 1 is whole"
+    with pytest.raises(InputError, match=says), Checkpoints(folder) as checkpoints:
+        checkpoints.save(toy(2, width=2))
     with Checkpoints(folder, read_only=True) as checkpoints:
         assert checkpoints.latest() == 1
 
@@ -200,7 +200,7 @@ def test_what_was_computed_once_is_kept_in_a_bucket(inside):
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("s3://bucket/run", "mount it, and name the mount"),
+        ("s3://bucket/run", "mount it and name the mount"),
         ("gs://bucket", "gs://BUCKET/FOLDER"),
         ("gs:///run", "gs://BUCKET/FOLDER"),
         ("gs://nothing/run", "gs://nothing/run can't be reached (404"),

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def path_of(text: str, flag: str = "--workdir") -> AnyPath:
         return Path(text)
     if not (found := re.fullmatch(r"gs://([^/]+)/+[^/].*", text)):
         raise InputError(
-            f"{flag}={text} is no folder of a disk or of a bucket, gs://BUCKET/FOLDER: mount it, and name the mount"
+            f"{flag}={text} is no folder of a disk and no gs://BUCKET/FOLDER: name one, or mount it and name the mount"
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f"{flag}={text} wants the library gcsfs: pip install 'vidjax[gcs]'")
@@ -50,7 +51,7 @@ def check_writable(path: AnyPath) -> None:
     """Raises InputError if a bucket takes and deletes no objects there; a disk says so when it is written to."""
     if isinstance(path, Path):
         return
-    bucket, _, name = os.fspath(path / ".probe").removeprefix("gs://").partition("/")
+    bucket, _, name = os.fspath(path / f".probe-{uuid.uuid4().hex}").removeprefix("gs://").partition("/")
     try:
         probe = _bucket(bucket).blob(name)
         probe.upload_from_string(b"", timeout=WAIT, retry=None)
