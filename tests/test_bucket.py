@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,18 +19,19 @@ from vidjax.checkpoint import Checkpoints
 from vidjax.data.video_io import probe
 from vidjax.editing import kept
 from vidjax.errors import InputError
+from vidjax.report import write_report
 from vidjax.storage import path_of
 from vidjax.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[1]
-STEPS, EVERY = 8, 2
 FLAGS = (
     f"--config={ROOT}/tests/tiny.py:pixels",
-    f"--config.stages.diffusion.train.steps={STEPS}",
-    f"--config.stages.diffusion.train.save_every={EVERY}",
+    "--config.model.attention_levels=(False,)",
+    "--config.stages.diffusion.train.steps=8",
+    "--config.stages.diffusion.train.save_every=2",
+    "--config.stages.diffusion.train.sample_every=0",
 )
 RUN = "gs://bucket/run"
-CHECKPOINTS = "diffusion/checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -70,65 +72,65 @@ def losses(metrics: str | bytes) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory, env):
-    """An uninterrupted run."""
+    """An uninterrupted run, as far as its training goes."""
     workdir = tmp_path_factory.mktemp("run")
-    status, _, errors = run("main", *FLAGS, f"--workdir={workdir}", env=env)
+    status, _, errors = run("main", *FLAGS, f"--workdir={workdir}", "--stage=diffusion", env=env)
     assert status == 0, errors
     return workdir
 
 
 @pytest.fixture(scope="module")
-def there(buckets, outside):
-    """What a run left that was killed behind its first checkpoint and started again, by path."""
-    process, mark = start("main", *FLAGS, f"--workdir={RUN}", env=outside), f"{CHECKPOINTS}/{EVERY}/commit_success.txt"
+def killed(on_disk, buckets, outside):
+    """A run that was killed in the middle and lost the end of a file of its newest checkpoint: the steps of those that
+    were complete, and what it said when it was started again."""
+    process, folder = start("main", *FLAGS, f"--workdir={RUN}", env=outside), "run/diffusion/checkpoints"
     deadline = time.monotonic() + 300
-    while not (process.poll() is not None or f"run/{mark}" in buckets.objects["bucket"]):
+    while process.poll() is None and f"{folder}/4/commit_success.txt" not in buckets.objects["bucket"]:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
+    found = buckets.files("bucket", folder)
+    steps = sorted(int(name.split("/")[0]) for name in found if re.fullmatch(r"\d+/commit_success\.txt", name))
+    victim = max(
+        (name for name in found if name.startswith(f"{steps[-1]}/state/d/")), key=lambda name: len(found[name])
+    )
+    buckets.put("bucket", {f"{folder}/{victim}": found[victim][:-9]})
     status, said, errors = run("main", *FLAGS, f"--workdir={RUN}", env=outside)
     assert status == 0, errors
-    assert "diffusion: continues from step" in said and "can't be locked: start only one run" in said
-    return buckets.files("bucket", "run")
+    return steps, said
 
 
-def test_a_killed_run_in_a_bucket_leaves_what_a_whole_one_on_a_disk_does(there, on_disk):
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(killed, buckets):
+    (*_, before, broken), said = killed
+    assert "can't be locked: start only one run" in said
+    assert f"{RUN}/diffusion/checkpoints/{broken} is broken (" in said and f"set aside as {broken}.broken" in said
+    assert f"diffusion: continues from step {before}" in said
+    assert f"{broken}.broken/files.json" in buckets.files("bucket", "run/diffusion/checkpoints")
+
+
+def test_a_killed_run_in_a_bucket_leaves_what_a_whole_one_on_a_disk_does(killed, on_disk, buckets):
+    there = buckets.files("bucket", "run")
     assert losses(there["diffusion/metrics.jsonl"]) == losses((on_disk / "diffusion" / "metrics.jsonl").read_text())
-    pictures = sorted(path.relative_to(on_disk).as_posix() for path in on_disk.glob("samples/*.png"))
-    assert pictures and all(there[name] == (on_disk / name).read_bytes() for name in pictures)
-    first = lambda name: name.split("/checkpoints/")[0].split("/events")[0].split("/jit")[0]
-    on_disk_are = {path.relative_to(on_disk).as_posix() for path in on_disk.rglob("*") if path.is_file()}
-    assert {first(name) for name in there} == {first(name) for name in on_disk_are} - {".lock"}
-    events = [data for name, data in there.items() if "/events" in name]
-    assert sum(data.count(b"GIF89a") for data in events) >= 1 and not any(".part" in name for name in there)
+    about = {path.relative_to(on_disk).as_posix() for path in on_disk.glob("*.json")} | {"summary.json", "report.html"}
+    about |= {f"diffusion/{name}" for name in ("metrics.jsonl", "done.json", "parameters.txt")}
+    about |= {f"samples/{i:02d}-class-{i}.{kind}" for i in range(3) for kind in ("mp4", "png", "txt")}
+    kept = ("diffusion/checkpoints/", "diffusion/tensorboard/events", "compilation_cache/")
+    assert {name for name in there if not name.startswith(kept)} == about
+    assert sum(len(data) for name, data in there.items() if name.startswith(kept[1])) > 1000
+    assert there["config.json"] == (on_disk / "config.json").read_bytes()
 
 
-def test_other_programs_read_and_write_the_bucket(buckets, there, outside, tmp_path):
+def test_other_programs_read_and_write_the_bucket(killed, buckets, outside, inside):
     status, said, errors = run("sample", f"--workdir={RUN}", "--label=1", "--num_steps=2", env=outside)
     assert status == 0 and f"{RUN}/more/00-class-1.mp4" in said, errors
     assert probe(buckets.files("bucket", "run")["more/00-class-1.mp4"]).frames == 2
-    status, said, errors = run("report", f"--workdir={RUN}", env=outside)
-    assert status == 0 and said == f"{RUN}/report.html\n", errors
-    page = buckets.files("bucket", "run")["report.html"]
-    assert page.count(b"data:video/mp4") == 3 and b"<svg" in page
-    status, said, errors = run("export", f"--workdir={RUN}", f"--out={tmp_path / 'out'}", env=outside)
-    assert status == 0 and (tmp_path / "out" / "config.json").exists(), errors
-
-
-def test_from_a_broken_checkpoint_a_run_goes_back_to_the_one_before(buckets, there, on_disk, outside):
-    buckets.put("bucket", {f"half/{name}": data for name, data in there.items() if "done" not in name})
-    newest = f"half/{CHECKPOINTS}/{STEPS}/"
-    victim = max((name for name in buckets.objects["bucket"] if name.startswith(newest + "state")), key=len)
-    buckets.put("bucket", {victim: buckets.files("bucket", victim)[""][:-9]})
-    status, said, errors = run("main", *FLAGS, "--stage=diffusion", "--workdir=gs://bucket/half", env=outside)
-    assert status == 0, errors
-    assert f"{STEPS} is broken (" in said and f"set aside as {STEPS}.broken" in said
-    assert f"continues from step {STEPS - EVERY}" in said
-    found = buckets.files("bucket", "half")
-    assert f"{CHECKPOINTS}/{STEPS}.broken/files.json" in found
-    assert losses(found["diffusion/metrics.jsonl"]) == losses(there["diffusion/metrics.jsonl"])
+    before = buckets.files("bucket", "run/report.html")[""]
+    assert before.count(b"data:video/mp4") == 3 and b"<svg" in before
+    buckets.remove("bucket", "run/report.html")
+    assert write_report(path_of(RUN)) == path_of(RUN) / "report.html"
+    assert buckets.files("bucket", "run/report.html")[""] == before
 
 
 def test_a_checkpoint_counts_once_it_is_marked_and_as_long_as_it_is_whole(buckets, inside, tmp_path, capsys):

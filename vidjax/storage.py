@@ -84,7 +84,7 @@ def absolute(path: str | AnyPath) -> AnyPath:
     return path if isinstance(path, epath.Path) else Path(path).absolute()
 
 
-def modified(path: AnyPath) -> float:
+def modified(path: AnyPath) -> int | float:
     """When, in seconds since 1970."""
     found = path.stat()
     return found.st_mtime if isinstance(path, Path) else found.mtime
