@@ -84,10 +84,10 @@ def absolute(path: str | AnyPath) -> AnyPath:
     return path if isinstance(path, epath.Path) else Path(path).absolute()
 
 
-def modified(path: AnyPath) -> int | float:
+def modified(path: AnyPath) -> float:
     """When, in seconds since 1970."""
     found = path.stat()
-    return found.st_mtime if isinstance(path, Path) else found.mtime
+    return float(found.st_mtime if isinstance(path, Path) else found.mtime)
 
 
 def listing(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[str, list]:
