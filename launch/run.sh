@@ -42,9 +42,10 @@ need_workdir() { # vidjax.main's flags; several machines, and one attempt after 
   local flag
   for flag; do
     case $flag in
-      --workdir=*://*) fail 2 "$flag is no folder: mount the bucket on every machine and name the mount" ;;
+      --workdir=gs://?*/?*) return ;;
+      --workdir=*://*) fail 2 "$flag is no folder and no gs://BUCKET/FOLDER: mount it on every machine and name the mount" ;;
       --workdir | --workdir=?*) return ;;
     esac
   done
-  fail 2 "--workdir is missing after --: name a folder on a file system that all machines share"
+  fail 2 "--workdir is missing after --: name a folder on a file system that all machines share, or gs://BUCKET/FOLDER"
 }

@@ -7,9 +7,9 @@
 #   tpu.sh watch  NAME, then all of create's and run's         until the run ends; made and started again if preempted
 #   tpu.sh delete NAME --zone=Z [--queued]
 #
-# FLAGS are vidjax.main's; --workdir has to be on a file system that all workers share, mounted by --setup. --queued
-# waits in line for a slice: give it to create, watch and delete. --dry-run prints the commands; watch's are those of
-# one preemption.
+# FLAGS are vidjax.main's; --workdir is gs://BUCKET/FOLDER, or on a file system that all workers share, mounted by
+# --setup. --queued waits in line for a slice: give it to create, watch and delete. --dry-run prints the commands;
+# watch's are those of one preemption.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=run.sh

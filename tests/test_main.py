@@ -185,7 +185,7 @@ def test_eight_devices_train_as_one_does(env, tmp_path):
         (("--stage=difusion",), "did you mean 'diffusion'"),
         (("--config=configs/nothing.py",), "there is no file"),
         (("--workdir=/proc/nothing",), "can't be written"),
-        (("--workdir=gs://bucket/run",), "mount the bucket"),
+        (("--workdir=s3://bucket/run",), "mount it and name the mount"),
         (("--distributed",), "finds no cluster"),
         (("--config.data.source=webvid", "--config.data.path=/nowhere"), "/nowhere"),
     ],

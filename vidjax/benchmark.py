@@ -62,7 +62,7 @@ def main() -> None:
             figures["stages"][name] = found
             show(name, found)
     if JSON.value:
-        settings.write_json(JSON.value, figures)
+        settings.write_json(Path(JSON.value), figures)
 
 
 def abstract(stage: Stage, config: Any) -> dict[str, float]:

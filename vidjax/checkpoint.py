@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,9 +12,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from vidjax import checksums
-from vidjax.errors import InputError
+from vidjax.errors import InputError, reason
 from vidjax.limits import from_json
 from vidjax.processes import agreed, lead, tells_of_a_loss
+from vidjax.storage import AnyPath, absolute
 from vidjax.train_state import Params, TrainState
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save it shows a traceback an array
@@ -29,8 +30,8 @@ class Checkpoints:
     ones. Who writes sets them aside, as STEP.broken.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2, keep_every: int | None = None, *, read_only: bool = False):
-        self.folder, self._read_only, self._saving = Path(folder).absolute(), read_only, 0
+    def __init__(self, folder: str | AnyPath, keep: int = 2, keep_every: int | None = None, *, read_only: bool = False):
+        self.folder, self._read_only, self._saving = absolute(folder), read_only, 0
         if read_only:
             me = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
@@ -68,9 +69,10 @@ class Checkpoints:
         return next((step for step in self._steps() if not checksums.damage(self.folder / str(step))), None)
 
     def _steps(self) -> list[int]:
-        """What is there, newest first."""
+        """What is there and was finished, newest first: on a disk by its name, in a bucket by a mark."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+        there = (path for path in found if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
+        return sorted((int(path.name) for path in there), reverse=True)
 
     def _set_aside(self) -> None:
         """Rename what is newer than the newest whole one, and say so."""
@@ -84,10 +86,11 @@ class Checkpoints:
             print(f"warning: the checkpoint {whole} is broken ({damage}): set aside as {aside.name}", flush=True)
 
     def _seal(self) -> None:
-        """The checksums into a checkpoint that is written but not yet visible."""
+        """The checksums into a checkpoint that is written but not yet finished."""
         if lead():
-            for folder in self.folder.glob(f"{self._saving}.*tmp*"):
-                checksums.write(folder)
+            for folder in self.folder.iterdir():
+                if re.fullmatch(rf"{self._saving}(\..*tmp.*)?", folder.name):
+                    checksums.write(folder)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -97,11 +100,14 @@ class Checkpoints:
         except Exception as error:
             if tells_of_a_loss(error):
                 raise
-            there = self._newest()
+            try:
+                there = self._newest()
+                left = "there is none yet" if there is None else f"that of step {there} is whole"
+            except Exception:
+                left = "the bucket does not answer"
             raise InputError(
-                f"a checkpoint could not be written to {self.folder} ({reason(error)}); "
-                + ("there is none yet" if there is None else f"that of step {there} is whole")
-                + ": make room, and start the same command again"
+                f"a checkpoint could not be written to {self.folder} ({reason(error)}); {left}: make room, and start "
+                "the same command again"
             ) from error
 
     def save(self, state: TrainState) -> None:
@@ -176,16 +182,11 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def reason(error: BaseException) -> str:
-    """The beginning of an error's text, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def read_json(path: str | Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Raises InputError if the file is missing: the run that should have written it did not get that far. And
     if it is damaged."""
     try:
-        return from_json(Path(path).read_bytes())
+        return from_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): take another --workdir") from None
     except FileNotFoundError:

@@ -1,33 +1,35 @@
-"""Whether the files of a folder are those that were written: their sizes and CRC-32, in a list beside them."""
+"""Whether the files of a folder are those that were written: their sizes and checksums, in a list beside them."""
 
 import json
 import zlib
 from pathlib import Path
 
+from vidjax.storage import AnyPath, listing
+
 LIST = "files.json"
 
 
-def write(folder: Path) -> None:
-    """List all files of a folder, in it."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.parent != folder)
-    listed = {path.relative_to(folder).as_posix(): [path.stat().st_size, crc(path)] for path in paths}
+def write(folder: AnyPath) -> None:
+    """List all files in the folders of one, in it: CRC-32 on a disk, in a bucket the CRC-32C that it keeps of each."""
+    listed = {name: about for name, about in listing(folder, crc).items() if "/" in name}
     (folder / LIST).write_text(json.dumps(listed, indent=1) + "\n")
 
 
-def damage(folder: Path, contents: bool = False) -> str | None:
-    """What is wrong with a folder, None if nothing is or it has no list. With `contents` the files are read, too."""
+def damage(folder: AnyPath, contents: bool = False) -> str | None:
+    """What is wrong with a folder, None if nothing is or it has no list. With `contents` the files are read, too (a
+    bucket compares them anyway); of those that were copied from a disk to a bucket, or back, only sizes can be."""
     try:
         listed = json.loads((folder / LIST).read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         return f"{LIST} is cut off"
+    there = listing(folder, crc if contents else None)
     for name, (size, code) in listed.items():
-        path = folder / name
-        found = path.stat().st_size if path.exists() else None
+        found, now = there.get(name, (None, None))
         if found != size:
             return f"{name} is missing" if found is None else f"{name} has {found} of {size} bytes"
-        if contents and crc(path) != code:
+        if now != code and type(now) is type(code):
             return f"{name} holds other bytes than were written"
     return None
 

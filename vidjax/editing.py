@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 from zlib import crc32
@@ -16,6 +15,7 @@ from vidjax.data.pictures import read_picture
 from vidjax.data.video_io import BrokenClip, contact_sheet, slug, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
+from vidjax.storage import AnyPath, local_file
 
 Latents = Float[np.ndarray, "b t h w c"]
 
@@ -25,7 +25,7 @@ def split_prompts(prompts: str) -> list[str]:
     return [prompt.strip() for prompt in prompts.split(";") if prompt.strip()]
 
 
-def inverted(generator: Generator, latents: Latents, file: Path) -> Latents:
+def inverted(generator: Generator, latents: Latents, file: AnyPath) -> Latents:
     """The noise of `latents` under the empty prompt (Mokady et al. 2023), computed once and kept in `file`.
 
     A file for other latents, steps or weights than these is computed again.
@@ -34,7 +34,7 @@ def inverted(generator: Generator, latents: Latents, file: Path) -> Latents:
     return kept(file, stamp(generator, latents), make)
 
 
-def nulled(generator: Generator, latents: Latents, prompt: str, folder: Path) -> tuple[Latents, np.ndarray]:
+def nulled(generator: Generator, latents: Latents, prompt: str, folder: AnyPath) -> tuple[Latents, np.ndarray]:
     """The noise of `latents` under `prompt`, and the null captions a step that lead back; likewise kept."""
     how = generator.defaults
     under = f"{stamp(generator, latents)}|{prompt}|{how.negative_prompt}|{how.guidance_scale}|{how.null_text}"
@@ -53,16 +53,17 @@ def stamp(generator: Generator, latents: Latents) -> str:
     return f"{steps}|{generator.fingerprint():.12g}|{crc32(np.asarray(latents))}"
 
 
-def kept(file: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def kept(file: AnyPath, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """`make()`, or what an earlier call with the same stamp has left whole in `file`."""
     if file.exists():
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file, allow_pickle=False) as found:
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), file.open("rb") as opened:
+            found = np.load(opened, allow_pickle=False)
             if str(found["stamp"]) == stamp:
                 return found["array"]
     array = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{jax.process_index()}.part.npz")
-    np.savez(part, array=array, stamp=stamp)
+    with local_file(part) as whole:
+        np.savez(whole, array=array, stamp=stamp)
     part.replace(file)
     return array
 
@@ -81,7 +82,7 @@ def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
 
 
 def edits(
-    generator: Generator, clips: Sequence[np.ndarray], prompts: Sequence[str], caption: str, workdir: Path
+    generator: Generator, clips: Sequence[np.ndarray], prompts: Sequence[str], caption: str, workdir: AnyPath
 ) -> list[np.ndarray]:
     """uint8 videos [t, h, w, c], one a prompt, of the first clip [t, h, w, c], which `caption` describes.
 
@@ -104,7 +105,7 @@ def edits(
     return [generator([prompt], frames=len(clip), size=size, **start)[0] for prompt in prompts]
 
 
-def blended(generator: Generator, clips: Sequence[np.ndarray], weights: Sequence[float], workdir: Path) -> Latents:
+def blended(generator: Generator, clips: Sequence[np.ndarray], weights: Sequence[float], workdir: AnyPath) -> Latents:
     """The inversions of several clips in one start."""
     noises = [
         inverted(generator, generator.encode(clip[None]), workdir / f"inversion{f'_{i}' if i else ''}.npz")
@@ -144,7 +145,7 @@ def latent_mask(
 
 
 def write_edits(
-    workdir: Path, clip: np.ndarray, prompts: Sequence[str], videos: Sequence[np.ndarray], fps: float
+    workdir: AnyPath, clip: np.ndarray, prompts: Sequence[str], videos: Sequence[np.ndarray], fps: float
 ) -> Any:
     """For each prompt an mp4 and a contact sheet, the source beside the edit; entries for summary.json."""
     (workdir / "samples").mkdir(parents=True, exist_ok=True)
@@ -166,7 +167,9 @@ def reconstruction_error(generator: Generator, latents: Latents, noise: Latents,
     return float(np.linalg.norm(np.asarray(back) - latents) / np.linalg.norm(latents))
 
 
-def show(workdir: Path, generator: Generator, clips: Sequence[np.ndarray], captions: Sequence[str]) -> dict[str, Any]:
+def show(
+    workdir: AnyPath, generator: Generator, clips: Sequence[np.ndarray], captions: Sequence[str]
+) -> dict[str, Any]:
     """Edits of the first clip into `workdir`/samples; the entries and figures of summary.json."""
     clip, how = clips[0], generator.defaults
     prompts = split_prompts(how.prompts) or [captions[0]]

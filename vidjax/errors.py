@@ -1,4 +1,9 @@
-"""The one exception that is meant for the person at the keyboard, and its most common reason."""
+"""The one exception that is meant for the person at the keyboard, its most common reason, and those of others."""
+
+
+def reason(error: BaseException) -> str:
+    """The beginning of an error's text, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class InputError(ValueError):

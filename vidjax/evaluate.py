@@ -18,6 +18,7 @@ from vidjax.data.source import Item
 from vidjax.errors import InputError
 from vidjax.metrics import each
 from vidjax.metrics.sets import SETS, Key, SetMetric, figure
+from vidjax.storage import local, path_of
 from vidjax.weights import efficientnet
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def run() -> None:
             figures[name] = of_each(metric, ours, ours.parts[name], scorer)
     print_table(figures)
     if JSON.value:
-        Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
+        path = local(JSON.value, "--json")
+        path.parent.mkdir(parents=True, exist_ok=True)
         unreadable = ours.unreadable | ({f"reference {k}": v for k, v in theirs.unreadable.items()} if theirs else {})
-        settings.write_json(JSON.value, finite({"folder": ours.folder, "metrics": figures, "unreadable": unreadable}))
+        settings.write_json(path, finite({"folder": ours.folder, "metrics": figures, "unreadable": unreadable}))
 
 
 def asked() -> dict[str, each.Metric | SetMetric]:
@@ -130,6 +132,7 @@ def asked() -> dict[str, each.Metric | SetMetric]:
         raise InputError(f"--metrics is empty; name some of {', '.join(ALL)}")
     if bool(VIDEOS.value) == bool(WORKDIR.value):
         raise InputError("name either a folder with videos, --videos, or a run whose model makes them, --workdir")
+    local(JSON.value or "", "--json")
     chosen = {name: settings.choose(name, ALL, "metric") for name in METRICS.value}
     for name, metric in chosen.items():
         needs = metric.needs if isinstance(metric, each.Metric) else metric.network * metric.trained
@@ -147,7 +150,7 @@ def videos(chosen: dict[str, Any]) -> tuple[Iterable[Item], Iterable[Item] | Non
     compares = any(isinstance(metric, SetMetric) and metric.compares for metric in chosen.values())
     reference = judged.in_folder(REFERENCE.value, "reference") if REFERENCE.value else None
     if WORKDIR.value:
-        workdir = Path(WORKDIR.value)
+        workdir = path_of(WORKDIR.value)
         if compares and reference is None:
             reference = judged.windows(workdir, COUNT.value)
         return judged.generated(workdir, COUNT.value, BATCH.value), reference if compares else None

@@ -12,6 +12,7 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
+from vidjax.storage import AnyPath, local, path_of
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
 FORMAT = flags.DEFINE_string("format", "orbax", "orbax or diffusers.")
@@ -26,13 +27,13 @@ def main() -> None:
         if not flag.value:
             raise InputError(f"--{name} is missing")
     write = choose(FORMAT.value, FORMATS, "--format")
-    out = Path(OUT.value)
+    workdir, out = path_of(WORKDIR.value), local(OUT.value)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out} is not empty; name a new folder")
     part = out.with_name(out.name + ".part")  # nothing half-written: the folder appears when it is whole
     shutil.rmtree(part, ignore_errors=True)
     try:
-        write(Path(WORKDIR.value), part)
+        write(workdir, part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -42,7 +43,7 @@ def main() -> None:
     print(out)
 
 
-def orbax(workdir: Path, out: Path) -> None:
+def orbax(workdir: AnyPath, out: Path) -> None:
     """`parameters` (Orbax, a dict from path to array) and config.json."""
     import orbax.checkpoint as ocp
 
@@ -54,7 +55,7 @@ def orbax(workdir: Path, out: Path) -> None:
     settings.write_json(out / "config.json", recipe.read_config(workdir))
 
 
-def diffusers(workdir: Path, out: Path) -> None:
+def diffusers(workdir: AnyPath, out: Path) -> None:
     """A folder that `diffusers` loads, or a LoRA for one."""
     from vidjax import pretrained, recipe
     from vidjax.models.lora import lora_tensors
@@ -75,7 +76,7 @@ def diffusers(workdir: Path, out: Path) -> None:
         pretrained.save(model, source, out)
 
 
-FORMATS: dict[str, Callable[[Path, Path], None]] = {"orbax": orbax, "diffusers": diffusers}
+FORMATS: dict[str, Callable[[AnyPath, Path], None]] = {"orbax": orbax, "diffusers": diffusers}
 
 if __name__ == "__main__":
     cli.start(main)

@@ -12,6 +12,7 @@ from vidjax.data.source import Item, OpenClip
 from vidjax.data.transforms import cover_size, crop_at
 from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
 from vidjax.errors import InputError
+from vidjax.storage import AnyPath
 
 
 def in_folder(path: str, flag: str) -> Iterator[Item]:
@@ -25,7 +26,7 @@ def in_folder(path: str, flag: str) -> Iterator[Item]:
     return (dataclasses.replace(item, name=Path(item.name).relative_to(path).as_posix()) for item in items)
 
 
-def generated(workdir: Path, count: int, batch: int) -> Iterator[Item]:
+def generated(workdir: AnyPath, count: int, batch: int) -> Iterator[Item]:
     """`count` videos of a run's model, `batch` at a time; its captions are spread over the data set's, or its classes
     come in turn. The same count gives the same videos. Raises InputError at once if the run is not trained."""
     from vidjax import recipe
@@ -53,7 +54,7 @@ def generated(workdir: Path, count: int, batch: int) -> Iterator[Item]:
     return items()
 
 
-def windows(workdir: Path, count: int) -> Iterator[Item]:
+def windows(workdir: AnyPath, count: int) -> Iterator[Item]:
     """Training windows of a run's data set, at least `count` where its clips have so many, spread over them."""
     from vidjax import recipe
 

@@ -12,7 +12,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where everything is written; the same one resumes. Default: runs/<recipe>."
+    "workdir", None, "Where everything is written, also gs://BUCKET/RUN; the same one resumes. Default: runs/<recipe>."
 )
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage.")
 MAX_STEPS = flags.DEFINE_integer("max_steps", None, "At most this many steps in every stage.", lower_bound=1)
@@ -31,16 +31,15 @@ def run() -> None:
 
     from vidjax import recipe, results, settings
     from vidjax.processes import agreed
+    from vidjax.storage import absolute, path_of
     from vidjax.train import train
     from vidjax.workdir import open_workdir
 
-    if WORKDIR.value and "://" in WORKDIR.value:
-        raise InputError(f"--workdir={WORKDIR.value} is no folder: mount the bucket and name the mount")
     config = settings.checked(CONFIG.value)
-    workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
+    workdir = path_of(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     agreed(lambda: open_workdir(workdir))
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
+        jax.config.update("jax_compilation_cache_dir", str(absolute(workdir) / "compilation_cache"))
     names = [STAGE.value] if STAGE.value else recipe.stage_names(config)
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
@@ -53,10 +52,10 @@ def run() -> None:
         results.show(workdir)
 
 
-def default_workdir(config: str) -> Path:
+def default_workdir(config: str) -> str:
     """configs/lvdm.py:sky -> runs/lvdm-sky"""
     path, _, variant = config.partition(":")
-    return Path("runs") / (Path(path).stem + (f"-{variant}" if variant else ""))
+    return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
 
 
 if __name__ == "__main__":

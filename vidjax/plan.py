@@ -42,7 +42,7 @@ def main() -> None:
             print(name, *(f"{key} {value}" for key, value in shown.items()), sep="\n  ")
             figures["stages"][name] = found
     if JSON.value:
-        settings.write_json(JSON.value, figures)
+        settings.write_json(Path(JSON.value), figures)
 
 
 if __name__ == "__main__":

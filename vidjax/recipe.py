@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
 from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.storage import AnyPath
 from vidjax.surroundings import AUTOENCODER, EMPTY, surroundings
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.tuning import tuned_generator, tuning
@@ -61,7 +61,7 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
     return ordered
 
 
-def build(config: Mapping[str, Any], name: str, workdir: Path, max_steps: int | None = None) -> Stage:
+def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int | None = None) -> Stage:
     """The parts of stage `name`. Raises InputError for whatever in the config does not fit."""
     section = settings.stage_settings(config, name)
     if low := cascade.below(section):
@@ -107,12 +107,12 @@ def tunes(section: Mapping[str, Any]) -> bool:
     return "pretrained" in section and "finetune" in section
 
 
-def source_of(section: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> Stage | None:
+def source_of(section: Mapping[str, Any], config: Mapping[str, Any], workdir: AnyPath) -> Stage | None:
     """The stage from which one goes on."""
     return build(config, section["source"], workdir) if section.get("source") else None
 
 
-def _autoencoder(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
+def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> Stage:
     common["data"] = dataclasses.replace(common["data"], latents="")  # they are its own, of the stage after it
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
     weights = section.get("perceptual", "")
@@ -181,7 +181,7 @@ def perceptual_parameters(files: str) -> Params:
     return {f"perceptual.{path}": value for path, value in read_lpips(files, shapes).items()}
 
 
-def _diffusion(section: Mapping[str, Any], workdir: Path, **common: Any) -> Stage:
+def _diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> Stage:
     schedule, prediction = process(section)
 
     @cache
@@ -225,7 +225,7 @@ def in_latents(section: Mapping[str, Any]) -> bool:
     return bool(section.get("source") or section.get("pretrained"))
 
 
-def encoder(section: Mapping[str, Any], workdir: Path) -> Encoder:
+def encoder(section: Mapping[str, Any], workdir: AnyPath) -> Encoder:
     """What encodes the data of a diffusion stage. Raises InputError if its autoencoder was not trained yet."""
     folders = "pretrained" in section and "text" in section.get("conditioning", {})
 
@@ -239,7 +239,7 @@ def encoder(section: Mapping[str, Any], workdir: Path) -> Encoder:
     return merge(graphdef, frozen_parameters(section, workdir, abstract_parameters(state)))
 
 
-def codec(section: Mapping[str, Any], workdir: Path, rngs: nnx.Rngs) -> Codec:
+def codec(section: Mapping[str, Any], workdir: AnyPath, rngs: nnx.Rngs) -> Codec:
     """The autoencoder of a diffusion stage, at random, with the statistics of its latents if they are known."""
     if "pretrained" in section:
         return surroundings(section["pretrained"]).codec(rngs)
@@ -248,7 +248,7 @@ def codec(section: Mapping[str, Any], workdir: Path, rngs: nnx.Rngs) -> Codec:
     return Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
 
 
-def to_encode(workdir: Path, name: str | None) -> tuple[Dataset, Callable[..., Any], dict[str, Any], dict[str, Any]]:
+def to_encode(workdir: AnyPath, name: str | None) -> tuple[Dataset, Callable[..., Any], dict[str, Any], dict[str, Any]]:
     """(data set, `encode(batch)`, what cache.json says, what is kept beside the examples) of a stage of a run, see
     `write_latents`. Raises InputError."""
     config = uncached(read_config(workdir))
@@ -287,7 +287,7 @@ def tokenizer(section: Mapping[str, Any]) -> Callable[[str], np.ndarray] | None:
     return partial(byte_ids, length=text.get("length", 64)) if text else None
 
 
-def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) -> VideoModel:
+def video_model(section: Mapping[str, Any], workdir: AnyPath, *, rngs: nnx.Rngs) -> VideoModel:
     """The network of a diffusion stage at its random start; widths that follow from other parts are filled in."""
     kinds: dict[str, Any] = dict(EMBEDDERS)
     if "pretrained" in section:
@@ -333,7 +333,7 @@ def video_model(section: Mapping[str, Any], workdir: Path, *, rngs: nnx.Rngs) ->
     return VideoModel(unet, embedders, made, masked=masked, remat=section["train"].get("remat", "none"), rngs=rngs)
 
 
-def frozen_parameters(section: Mapping[str, Any], workdir: Path, params: Params) -> Params:
+def frozen_parameters(section: Mapping[str, Any], workdir: AnyPath, params: Params) -> Params:
     """What a diffusion stage does not train, under the paths in `params`: the folder's autoencoder and text encoder, or
     the averaged parameters of the autoencoder stage."""
     if "pretrained" in section:
@@ -374,31 +374,31 @@ def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.Shap
     return encoded_shapes(stage, {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()})
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
+def read_config(workdir: AnyPath) -> dict[str, Any]:
     """The config that a run was started with. Raises InputError if `workdir` is not a run's."""
     return read_json(workdir / "config.json")
 
 
-def tuned(workdir: Path) -> bool:
+def tuned(workdir: AnyPath) -> bool:
     """Whether a run's last stage tunes a folder's model."""
     config = read_config(workdir)
     return tunes(settings.stage_settings(config, stage_names(config)[-1]))
 
 
-def dataset(workdir: Path) -> Dataset:
+def dataset(workdir: AnyPath) -> Dataset:
     """The data of a run's last stage."""
     config = uncached(read_config(workdir))
     return build(config, stage_names(config)[-1], workdir).dataset()
 
 
-def generator(workdir: Path, name: str | None = None) -> Generator:
+def generator(workdir: AnyPath, name: str | None = None) -> Generator:
     """The model of a run's stage, by default the last one, after those whose videos it makes larger; with its averaged
     parameters. Raises InputError if it was not trained yet."""
     config = uncached(read_config(workdir))
     return trained(config, name, workdir) if name else chained(config, stage_names(config)[-1], workdir)
 
 
-def chained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
+def chained(config: Mapping[str, Any], name: str, workdir: AnyPath) -> Generator:
     """The model of a stage, and below it those of the stages whose videos it makes larger."""
     made = trained(config, name, workdir)
     if low := cascade.below(settings.stage_settings(config, name)):
@@ -406,7 +406,7 @@ def chained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
     return made
 
 
-def trained(config: Mapping[str, Any], name: str, workdir: Path) -> Generator:
+def trained(config: Mapping[str, Any], name: str, workdir: AnyPath) -> Generator:
     """The model of one stage alone."""
     stage = build(config, name, workdir)
     section = settings.stage_settings(config, name)

@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from vidjax.errors import InputError
+from vidjax.storage import AnyPath, modified, path_of
 
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 PANELS = {  # curves, where a stage has them
@@ -22,12 +22,11 @@ PCA, MEAN = "{:.1f} dB: PCA of patches, as many latents", "{:.1f} dB: the mean o
 INK, ACCENT = "#010203", "#040506"  # stand for the page's colours
 
 
-def write_report(workdir: str | Path) -> Path:
+def write_report(workdir: AnyPath) -> AnyPath:
     """Write the page of a run and return its path. Parts that the run has not reached are left out.
 
     Raises: InputError if the folder holds no run.
     """
-    workdir = Path(workdir)
     stages = {path.parent.name: _metrics(path) for path in sorted(workdir.glob("*/metrics.jsonl"), key=_age)}
     config, summary = _json(workdir / "config.json"), _json(workdir / "summary.json")
     if not (stages or config or summary):
@@ -53,7 +52,7 @@ def write_report(workdir: str | Path) -> Path:
     return path
 
 
-def _header(workdir: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _header(workdir: AnyPath, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     total = sum(summary.get("seconds", {}).values())
     facts = [
         config.get("data", {}).get("source") and f"data: {config['data']['source']}",
@@ -84,7 +83,7 @@ def _figures(summary: Mapping[str, Any]) -> str:
     return _table(("", "this run", "against"), cells)
 
 
-def _samples(workdir: Path, summary: Mapping[str, Any]) -> str:
+def _samples(workdir: AnyPath, summary: Mapping[str, Any]) -> str:
     """A card a caption: the samples moving, the nearest real windows if the run kept them, all frames on request."""
     cards = []
     for entry in summary.get("samples", []):
@@ -104,7 +103,7 @@ def _samples(workdir: Path, summary: Mapping[str, Any]) -> str:
     return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
 
 
-def _reconstructions(workdir: Path, summary: Mapping[str, Any]) -> str:
+def _reconstructions(workdir: AnyPath, summary: Mapping[str, Any]) -> str:
     figures = []
     for entry in summary.get("reconstructions", []):
         if picture := _media(workdir, entry.get("png")):
@@ -228,7 +227,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     )
 
 
-def _media(workdir: Path, name: Any) -> str:
+def _media(workdir: AnyPath, name: Any) -> str:
     """The picture or video as an element with its bytes in it; nothing if it is missing or outside the run's folder."""
     path = workdir / str(name or "")
     inside = path.resolve().is_relative_to(workdir.resolve())
@@ -240,10 +239,10 @@ def _media(workdir: Path, name: Any) -> str:
     return f'<img src="{source}" alt="{escape(path.stem)}">'
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def _metrics(path: AnyPath) -> list[dict[str, Any]]:
     """The complete lines of metrics.jsonl; a run that is still going may be writing the last."""
     entries = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:
@@ -251,7 +250,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict) and _finite(entry.get("step"))]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: AnyPath) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -267,9 +266,9 @@ def _flat(config: Any, path: str = "") -> Iterable[tuple[str, Any]]:
         yield path, json.dumps(config)
 
 
-def _age(path: Path) -> float:
-    """When the stage began: its folder's first file, near enough; stages are shown in their order."""
-    return min((child.stat().st_mtime for child in path.parent.iterdir()), default=0.0)
+def _age(path: AnyPath) -> float:
+    """When the stage ran: its folder's first file, near enough; stages are shown in their order."""
+    return min(modified(child) for child in path.parent.iterdir() if child.is_file())
 
 
 def _finite(value: Any) -> bool:
@@ -330,7 +329,7 @@ details table { font-size: .8rem; } details td:nth-child(2) { white-space: norma
 def main() -> None:
     if not WORKDIR.value:
         raise InputError("--workdir is missing: name the folder of a run that vidjax.main has trained")
-    print(write_report(WORKDIR.value))
+    print(write_report(path_of(WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
 from vidjax.processes import lead, shared
+from vidjax.storage import AnyPath
 
 SMALL = 64  # clips of a data set that is evaluated whole
 EVERY = 1000  # windows a clip: all there are, for small data sets
 
 
-def show(workdir: Path) -> dict[str, Any]:
+def show(workdir: AnyPath) -> dict[str, Any]:
     """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table.
 
     All processes sample, the first one does the rest.
@@ -58,7 +59,7 @@ def show(workdir: Path) -> dict[str, Any]:
     return summary
 
 
-def samples_of(workdir: Path, generator: Generator, dataset: Dataset) -> dict[str, Any]:
+def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict[str, Any]:
     """Samples of what the model learned, by all processes, and by the first one how good they and the reconstructions
     of held-out windows are."""
     prompts, names = what_to_ask(generator, dataset)
@@ -80,7 +81,7 @@ def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndar
 
 
 def write_samples(
-    workdir: Path, names: Sequence[str], videos: Sequence[np.ndarray], fps: float, folder: str = "samples"
+    workdir: AnyPath, names: Sequence[str], videos: Sequence[np.ndarray], fps: float, folder: str = "samples"
 ) -> list[dict[str, str]]:
     """An mp4 (images: none) and a contact sheet a name, into a folder of `workdir`; paths are relative to that."""
     (workdir / folder).mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def write_samples(
         entry = {"caption": name, "png": f"{folder}/{stem}.png"}
         rows = list(samples[:, None]) if samples.shape[1] > 1 else [samples[None, :, 0]]  # images side by side
         contact_sheet(workdir / entry["png"], rows, labels=[name] * len(rows))
-        (workdir / folder / f"{stem}.txt").write_text(name + "\n", encoding="utf-8", errors="replace")
+        (workdir / folder / f"{stem}.txt").write_bytes(f"{name}\n".encode(errors="replace"))
         if samples.shape[1] > 1:
             entry["mp4"] = f"{folder}/{stem}.mp4"
             write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)
@@ -99,7 +100,7 @@ def write_samples(
 
 
 def reconstruction(
-    workdir: Path, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]
+    workdir: AnyPath, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """How much the autoencoder says of windows that nothing trained on and how well, beside the PSNR of a patch PCA
     with as many latents; pictures."""
@@ -137,7 +138,7 @@ def rate_distortion(autoencoder: Any, videos: Sequence[np.ndarray], decoded: Seq
 
 
 def beside_real(
-    workdir: Path,
+    workdir: AnyPath,
     entries: Sequence[dict[str, str]],
     samples: Sequence[np.ndarray],
     heldout: Sequence[np.ndarray],
@@ -171,7 +172,7 @@ def likeness(
     }
 
 
-def left_by_stages(workdir: Path, figure: str) -> dict[str, float]:
+def left_by_stages(workdir: AnyPath, figure: str) -> dict[str, float]:
     """A figure of done.json by stage."""
     return {path.parent.name: json.loads(path.read_text())[figure] for path in sorted(workdir.glob("*/done.json"))}
 
@@ -187,7 +188,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def next_lines(workdir: Path, conditions: Sequence[str], prompt: str) -> list[str]:
+def next_lines(workdir: AnyPath, conditions: Sequence[str], prompt: str) -> list[str]:
     ask = f'--prompt "{prompt}" ' if "text" in conditions else "--label 0 " if "label" in conditions else ""
     return [
         f"python -m vidjax.sample --workdir {workdir} {ask}--num_steps 50 --seed 1",

@@ -11,6 +11,7 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
+from vidjax.storage import AnyPath, check_writable, local, path_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +102,7 @@ def main() -> None:
     began = time.perf_counter()
     steps = cascade.steps(generator, options)
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    out = Path(OUT.value or Path(WORKDIR.value or "") / "more")
+    out = outputs()
 
     def write(videos: np.ndarray, fps: float, out: Path) -> None:
         marked = np.stack([embed(video) for video in videos]) if WATERMARK.value else videos
@@ -144,6 +145,13 @@ def main() -> None:
     print(f"{len(prompts)} in {time.perf_counter() - began:.1f} s")
 
 
+def outputs() -> AnyPath:
+    """Where the videos go. Raises InputError if nothing can be written there."""
+    out = path_of(OUT.value, "--out") if OUT.value else path_of(WORKDIR.value or "") / "more"
+    check_writable(out)
+    return out
+
+
 def is_long(generator: "Generator") -> bool:
     """Whether the video is made clip by clip. Raises InputError for what such videos cannot have."""
     asked = KNOWN.value or LEVELS.value or BETWEEN.value
@@ -151,6 +159,7 @@ def is_long(generator: "Generator") -> bool:
         return False
     if FRAMES.value is None:
         raise InputError("--known, --levels and --between are of long videos: say how long, --frames=1000")
+    local(OUT.value or WORKDIR.value or "")  # it grows there
     for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS):
         if flag.value:
             raise InputError(f"--{flag.name} is for videos made at once; leave it out, or make --frames fewer")
@@ -169,10 +178,10 @@ def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int
     from vidjax.data.video_io import slug
     from vidjax.watermark import embed
 
-    between = recipe.generator(Path(BETWEEN.value)) if BETWEEN.value else None
+    between = recipe.generator(path_of(BETWEEN.value, "--between")) if BETWEEN.value else None
     if KNOWN.value:
         options = {**options, "known": KNOWN.value}
-    out = Path(OUT.value or Path(WORKDIR.value or "") / "more")
+    out = outputs()
     models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
     mark = embed if WATERMARK.value else lambda video: video
     for i, prompt in enumerate(prompts):
@@ -189,7 +198,7 @@ def make_generator() -> "Generator":
     if WORKDIR.value:
         from vidjax import recipe
 
-        return recipe.generator(Path(WORKDIR.value))
+        return recipe.generator(path_of(WORKDIR.value))
     from vidjax import pretrained
 
     return pretrained.generator(Path(PRETRAINED.value), inflate=INFLATE.value, dtype=DTYPE.value)

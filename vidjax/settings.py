@@ -10,10 +10,10 @@ import types
 import typing
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vidjax.errors import InputError
+from vidjax.storage import AnyPath
 
 T = TypeVar("T")
 SECTIONS = ("data", "autoencoder", "discriminator", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh")
@@ -161,9 +161,8 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> Sections:
     return merged
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Write JSON so that a reader, or a run killed in between, never sees half of it; processes may do so at once."""
-    path = Path(path)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     part.replace(path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.encoded import Encoded, Encoder
 from vidjax.errors import InputError, check_range
 from vidjax.flops import count_flops
+from vidjax.storage import AnyPath
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.train_step import Objective, draws_at
 
@@ -72,7 +72,7 @@ class Stage:
     """
 
     name: str
-    folder: Path
+    folder: AnyPath
     train: TrainConfig
     mesh: dict[str, int]
     seed: int

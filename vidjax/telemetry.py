@@ -7,7 +7,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,9 @@ import numpy as np
 from vidjax.compilation import so_far
 from vidjax.errors import InputError
 from vidjax.processes import lead
+from vidjax.storage import AnyPath, Growing
+
+EVERY = 30  # seconds after which a bucket gets the metrics again
 
 # Dense bf16 peak, FLOP/s a chip, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -41,21 +43,22 @@ class Telemetry:
     """Writes a stage's metrics, from the first process only: `metrics.jsonl` (one JSON a logged step), TensorBoard
     events, and a bar on a terminal or a line elsewhere. On resume the entries after the restored step are dropped."""
 
-    def __init__(self, folder: str | Path, stage: str, steps: int, start: int = 0, flops: float | None = None):
-        self.folder, self.stage, self.steps, self.flops = Path(folder), stage, steps, flops
+    def __init__(self, folder: AnyPath, stage: str, steps: int, start: int = 0, flops: float | None = None):
+        self.stage, self.steps, self.flops = stage, steps, flops
         self._last, self._waited, self._compiled = (start, time.perf_counter()), 0.0, so_far()
         if not lead():
             return
         from tensorboardX import SummaryWriter
         from tqdm import tqdm
 
-        path = self.folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if line["step"] <= start]
+        self._files, self._copied = Growing(folder), time.monotonic()
+        path = self._files.here / "metrics.jsonl"
+        kept = [line for line in _lines(folder / path.name) if line["step"] <= start]
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         part.replace(path)
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
+        self._board = SummaryWriter(str(self._files.here / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step") if sys.stderr.isatty() else None
 
     @contextlib.contextmanager
@@ -94,6 +97,15 @@ class Telemetry:
             self._bar.update(step - self._bar.n)
         else:
             print(f"{self.stage} {step}/{self.steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+        if time.monotonic() - self._copied > EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """So that whoever goes on from a checkpoint that is saved now finds the metrics up to it."""
+        if lead():
+            self._board.flush()
+            self._files.copy()
+            self._copied = time.monotonic()
 
     def videos(self, name: str, step: int, videos: np.ndarray, fps: float) -> None:
         """uint8 `[n, t, h, w, c]` side by side as one animation in TensorBoard."""
@@ -119,6 +131,7 @@ class Telemetry:
         if lead():
             self._file.close()
             self._board.close()
+            self._files.copy()
             if self._bar is not None:
                 self._bar.close()
 
@@ -133,7 +146,7 @@ def check_finite(stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: AnyPath) -> list[dict[str, Any]]:
     """The complete lines of a metrics file; a killed run may have left half of one at the end."""
     entries = []
     for line in path.read_text().splitlines() if path.exists() else []:

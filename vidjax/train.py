@@ -1,5 +1,6 @@
 """Train one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
 
+import contextlib
 import dataclasses
 import resource
 import sys
@@ -125,7 +126,8 @@ def train(stage: Stage, log_every: int | None = None) -> None:
     sharding.check_batch(mesh, options.batch_size, options.accumulate)
     stage.folder.mkdir(parents=True, exist_ok=True)
     stopped = None
-    with Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every) as checkpoints:
+    saved = Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every)
+    with saved as checkpoints, contextlib.ExitStack() as ending:
         start = checkpoints.latest() or 0
         done = stage.folder / "done.json"
         if start >= options.steps and done.exists():
@@ -140,6 +142,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         overview(stage, state)
         flops = step_flops(stage, abstract_batch(stage, dataset))
         telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)
+        ending.callback(telemetry.close)
         heldout = held_out(stage, dataset)
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
@@ -167,6 +170,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                     telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
                 if step % options.save_every == 0 or last or stops:
                     check_finite(stage.name, step, metrics)
+                    telemetry.flush()
                     checkpoints.save(state)
                 if stops:
                     stopped = step
@@ -175,7 +179,6 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                     alone(state, partial(show, step))
         if not options.steps and not start:
             checkpoints.save(state)
-        telemetry.close()
         if stopped is None:
             alone(state, lambda state: stage.finish(state.model(), dataset))
     if stopped is not None:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
 from vidjax.models.layers import Over
 from vidjax.stage import PREVIEWED, Stage
+from vidjax.storage import AnyPath
 from vidjax.train_state import Params, TrainState, abstract_parameters, cast, parameters, split
 from vidjax.video_model import VideoModel
 from vidjax.weights import convert
@@ -70,7 +70,7 @@ class Prior:
             raise InputError(f"config.finetune.prior.count={self.count} is not a number of pictures")
 
 
-def class_videos(generator: Generator, prior: Prior, file: Path) -> UInt8[np.ndarray, "n t h w c"]:
+def class_videos(generator: Generator, prior: Prior, file: AnyPath) -> UInt8[np.ndarray, "n t h w c"]:
     """The class as the untuned model sees it: made once and kept in `file`, made again for another prompt, number or
     model."""
     stamp = (

@@ -7,12 +7,12 @@ reads posterior moments in place of videos, features in place of captions, and n
 
 import itertools
 import shutil
-from pathlib import Path
 
 from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
+from vidjax.storage import local, path_of
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run whose autoencoder is trained (vidjax.main --stage=autoencoder).")
 STAGE = flags.DEFINE_string("stage", None, "The stage to encode for; default: the run's last.")
@@ -27,7 +27,7 @@ def main() -> None:
     for name, flag in (("workdir", WORKDIR), ("out", OUT)):
         if not flag.value:
             raise InputError(f"--{name} is missing")
-    out = Path(OUT.value)
+    workdir, out = path_of(WORKDIR.value), local(OUT.value)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out} is not empty; name a new folder")
     from tqdm import tqdm
@@ -35,7 +35,7 @@ def main() -> None:
     from vidjax import recipe
     from vidjax.data.latents import write_latents
 
-    dataset, encode, about, beside = recipe.to_encode(Path(WORKDIR.value), STAGE.value)
+    dataset, encode, about, beside = recipe.to_encode(workdir, STAGE.value)
     count = EXAMPLES.value or len(dataset)
     batch = min(BATCH.value, len(dataset))
     batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))

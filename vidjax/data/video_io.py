@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from vidjax.data.mp4_tables import promised
 from vidjax.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS
+from vidjax.storage import AnyPath, local_file
 
 # Files with videos, or one picture. Not lists of other files or addresses (concat, hls), whatever their name ends in.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,h264,hevc,m4v,yuv4mpegpipe,dv,apng"
@@ -352,9 +353,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "sample"
 
 
-def write_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18) -> None:
+def write_mp4(
+    path: str | AnyPath, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18
+) -> None:
     """One clip, uint8 with 1 or 3 channels, as an H.264 mp4 that browsers play."""
-    with Mp4Writer(path, fps, crf) as out:
+    with local_file(path) as file, Mp4Writer(file, fps, crf) as out:
         out.write(video)
 
 
@@ -367,7 +370,10 @@ def save_png(path: str | Path, image: UInt8[np.ndarray, "h w c"]) -> None:
 
 
 def contact_sheet(
-    path: str | Path, rows: Sequence[Iterable[UInt8[np.ndarray, "t h w c"]]], labels: Sequence[str] = (), zoom: int = 1
+    path: str | AnyPath,
+    rows: Sequence[Iterable[UInt8[np.ndarray, "t h w c"]]],
+    labels: Sequence[str] = (),
+    zoom: int = 1,
 ) -> None:
     """A PNG with a row for each entry of `rows`, its videos side by side, all frames in order, the label above."""
     from PIL import Image, ImageDraw
@@ -388,5 +394,5 @@ def contact_sheet(
             ImageDraw.Draw(sheet).text((2, y + 1), labels[i], fill="black")
         sheet.paste(Image.fromarray(strip), (0, y + line))
         y += strip.shape[0] + line + gap
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "PNG")
+    with local_file(path) as file:
+        sheet.save(file, "PNG")

@@ -1,0 +1,135 @@
+"""Folders on a disk (`Path`) or in a bucket (`epath.Path`), and what the two do not do alike.
+
+An object in a bucket appears whole or not at all, cannot be appended to, and wants no folder to lie in.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from vidjax.errors import InputError, reason
+
+AnyPath = Path | epath.Path
+WAIT = 20  # seconds for a bucket's first answers
+
+
+def path_of(text: str, flag: str = "--workdir") -> AnyPath:
+    """A folder's path, or that of a bucket's, `gs://BUCKET/FOLDER`, which is there and answers. Raises InputError."""
+    if "://" not in text:
+        return Path(text)
+    if not (found := re.fullmatch(r"gs://([^/]+)/+[^/].*", text)):
+        raise InputError(
+            f"{flag}={text} is no folder of a disk and no gs://BUCKET/FOLDER: name one, or mount it and name the mount"
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(f"{flag}={text} wants the library gcsfs: pip install 'vidjax[gcs]'")
+    try:
+        _bucket(found[1])
+    except Exception as error:  # of four libraries
+        raise _refused(text, "reached", error) from None
+    return epath.Path(text)
+
+
+def local(text: str, flag: str = "--out") -> Path:
+    """A path that must be of a disk. Raises InputError."""
+    if "://" in text:
+        raise InputError(f"{flag}={text} is no folder of a disk: name one, and copy it when it is done")
+    return Path(text)
+
+
+def check_writable(path: AnyPath) -> None:
+    """Raises InputError if a bucket takes and deletes no objects there; a disk says so when it is written to."""
+    if isinstance(path, Path):
+        return
+    bucket, _, name = os.fspath(path / f".probe-{uuid.uuid4().hex}").removeprefix("gs://").partition("/")
+    try:
+        probe = _bucket(bucket).blob(name)
+        probe.upload_from_string(b"", timeout=WAIT, retry=None)
+        probe.delete(timeout=WAIT, retry=None)
+    except Exception as error:
+        raise _refused(path, "written", error) from None
+
+
+@functools.cache
+def _bucket(name: str) -> Any:
+    """As Google's own library knows it, the only one of those that read and write here which can be told not to try
+    for minutes."""
+    import fsspec
+    from google.cloud import storage
+
+    os.environ["EPATH_USE_TF"] = "false"  # TensorFlow, where it is installed, would do epath's work, without gcsfs
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # of errors that are caught it shows tracebacks
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False  # others write to the bucket, too
+    return storage.Client().get_bucket(name, timeout=WAIT, retry=None)
+
+
+def _refused(path: Any, done: str, error: Exception) -> InputError:
+    return InputError(
+        f"{path} can't be {done} ({reason(error)}): log in (gcloud auth application-default login), and have the roles "
+        "Storage Object User and Storage Legacy Bucket Reader on the bucket"
+    )
+
+
+def absolute(path: str | AnyPath) -> AnyPath:
+    return path if isinstance(path, epath.Path) else Path(path).absolute()
+
+
+def modified(path: AnyPath) -> float:
+    """When, in seconds since 1970."""
+    found = path.stat()
+    return float(found.st_mtime if isinstance(path, Path) else found.mtime)
+
+
+def listing(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[str, list]:
+    """[bytes, code of the contents] by path of all files under a folder: `code`'s on a disk, a bucket knows one."""
+    if isinstance(folder, Path):
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): [path.stat().st_size, code and code(path)] for path in paths}
+    import fsspec
+
+    found = fsspec.filesystem("gcs").find(os.fspath(folder), detail=True)
+    root = len(os.fspath(folder).removeprefix("gs://")) + 1
+    return {name[root:]: [info["size"], info["crc32c"]] for name, info in found.items()}
+
+
+@contextlib.contextmanager
+def local_file(path: str | AnyPath) -> Iterator[Path]:
+    """Where to write a file that wants a disk: at `path`, its folder made; or what goes to the bucket at the end."""
+    if not isinstance(path, epath.Path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        yield file
+        path.write_bytes(file.read_bytes())
+
+
+class Growing:
+    """A folder whose files grow: written in `here`, which is the folder, or a copy that `copy` brings to the bucket."""
+
+    def __init__(self, folder: AnyPath):
+        self.folder, self._sizes = folder, {}
+        self._copy = None if isinstance(folder, Path) else tempfile.TemporaryDirectory()
+        self.here = Path(self._copy.name if self._copy else folder)
+
+    def copy(self) -> None:
+        """What has grown, whole: no object can be appended to. A bucket that does not answer gets it the next time."""
+        for name, (size, _) in listing(self.here).items() if self._copy else ():
+            if self._sizes.get(name) != size:
+                try:
+                    (self.folder / name).write_bytes((self.here / name).read_bytes())
+                except Exception as error:
+                    print(f"warning: {self.folder / name} can't be written now ({reason(error)})", flush=True)
+                else:
+                    self._sizes[name] = size
