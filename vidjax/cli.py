@@ -67,5 +67,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit status 1; also where what it quotes of a file has lines, or commands to a terminal."""
-    print("error:", "".join(c if c.isprintable() else " " for c in message), file=sys.stderr, flush=True)
+    line = "".join(c if c.isprintable() else " " for c in message)
+    sys.stderr.write(f"error: {line}\n")  # at once: a library's thread may be writing, too
+    sys.stderr.flush()
     sys.exit(1)
