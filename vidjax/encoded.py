@@ -8,12 +8,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from vidjax.compiler import jit
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
@@ -138,7 +138,7 @@ def encode_clips(
 ) -> Encoded:
     """Clips of one size with their captions' ids, by `encode(model, batch)` (see `encode_once`)."""
     graphdef, state = nnx.split(model)
-    run = jax.jit(lambda state, batch: encode(nnx.merge(graphdef, state), batch))
+    run = jit(lambda state, batch: encode(nnx.merge(graphdef, state), batch))
     examples = []
     for video, one in zip(videos, ids, strict=True):
         made = run(state, {"video": video[None], "tokens": np.asarray(one, np.int32)[None]})

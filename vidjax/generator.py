@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from vidjax import cascade
+from vidjax.compiler import jit
 from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8
@@ -123,12 +124,12 @@ class Generator:
         self.size, self.channels, self.defaults = size, channels, defaults
         self.below: Generator | None = None  # whose videos this one makes larger, see vidjax.cascade
         self._progress: Callable[[int], None] = lambda done: None
-        self._jitted = jax.jit(self._sample, static_argnames=STATIC)
-        self._inverted = jax.jit(self._invert, static_argnames="chunk")
-        self._nulled = jax.jit(self._null_text, static_argnames=("chunk", "updates"))
-        self._moved = jax.jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
-        self._encode = jax.jit(lambda params, video: self._model(params).latents(video))
-        self._decode = jax.jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
+        self._jitted = jit(self._sample, static_argnames=STATIC)
+        self._inverted = jit(self._invert, static_argnames="chunk")
+        self._nulled = jit(self._null_text, static_argnames=("chunk", "updates"))
+        self._moved = jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
+        self._encode = jit(lambda params, video: self._model(params).latents(video))
+        self._decode = jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
 
     def _model(self, params: Params) -> VideoModel:
         return merge(self.graphdef, params)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from vidjax import adversary, cascade, objectives, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
+from vidjax.compiler import jit
 from vidjax.conditioning import EMBEDDERS
 from vidjax.data.latents import Latents
 from vidjax.data.pipeline import DataConfig, Dataset
@@ -152,7 +153,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
             latent_statistics(model, dataset.windows("train", clips=dataset.sample_of(MEASURED))),
         )
 
-    @jax.jit
+    @jit
     def beside(state: TrainState, video: jax.Array) -> jax.Array:
         model = state.model()
         return jnp.concatenate([video, to_uint8(model.decode(model.encode(to_unit(video)).mode))], 2)
@@ -258,7 +259,7 @@ def to_encode(workdir: AnyPath, name: str | None) -> tuple[Dataset, Callable[...
     dataset, made = stage.dataset(), stage.encoder()
     graphdef, state = nnx.split(made)
     reads = made.text is not None
-    run = jax.jit(lambda state, batch: encode_once(nnx.merge(graphdef, state), batch, reads))
+    run = jit(lambda state, batch: encode_once(nnx.merge(graphdef, state), batch, reads))
     encode = lambda batch: jax.tree.map(np.asarray, run(state, batch))
     heldout = dataset.held_out(CLIPS)
     null = encode({"tokens": np.asarray(stage.tokenize(""))[None]}) if reads and stage.tokenize else {}

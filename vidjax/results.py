@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from vidjax import __version__, editing, recipe, settings
+from vidjax.compiler import jit
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_io import contact_sheet, slug, write_mp4
@@ -107,7 +108,7 @@ def reconstruction(
     codec = generator.codec
     if codec is None:
         return {}
-    through = jax.jit(lambda x: to_uint8(codec.decode(codec.encode(to_unit(x)))))
+    through = jit(lambda x: to_uint8(codec.decode(codec.encode(to_unit(x)))))
     decoded = [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in heldout]
     train = np.concatenate([clip for clip in dataset.windows("train")])
     pca = patch_pca(train, codec.autoencoder.strides, codec.autoencoder.latent_channels)
@@ -127,7 +128,7 @@ def reconstruction(
 def rate_distortion(autoencoder: Any, videos: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> dict[str, float]:
     """Of an autoencoder on windows: the KL of its posterior to N(0, 1) in bits a pixel, which is what its latents
     would cost beside that prior; SSIM and sharpness of what was decoded."""
-    kl = jax.jit(lambda x: autoencoder.encode(to_unit(x)).kl())
+    kl = jit(lambda x: autoencoder.encode(to_unit(x)).kl())
     bits = np.mean([float(kl(w[None])[0]) / np.prod(w.shape[:3]) for clip in videos for w in clip]) / np.log(2)
     figures = {"autoencoder_bits_per_pixel": float(bits)}
     for name, measure in (("ssim", ssim), ("sharpness", sharpness)):

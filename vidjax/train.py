@@ -18,6 +18,7 @@ from flax import nnx
 from vidjax import sharding
 from vidjax.checkpoint import Checkpoints
 from vidjax.compilation import so_far
+from vidjax.compiler import jit
 from vidjax.data.latents import Latents
 from vidjax.data.pipeline import Dataset
 from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
@@ -94,7 +95,7 @@ def step_of(stage: Stage, mesh: jax.sharding.Mesh, state: TrainState) -> Any:
         accumulate=options.accumulate,
         dtype=options.dtype,
     )
-    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+    return jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
 
 def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents) -> TrainState:

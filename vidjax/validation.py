@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vidjax.compiler import jit
 from vidjax.diffusion.schedule import Schedule
 from vidjax.train_state import TrainState
 from vidjax.train_step import Batch, Objective, draws_at
@@ -19,7 +20,7 @@ def by_noise_level(objective: Objective, schedule: Schedule) -> Callable[[TrainS
     """`losses(state, batch)`: the averaged parameters' loss at each of `LEVELS` noise levels, by the log-SNR in the
     middle of the bin, and the mean of all; with the same noise, masks and dropped captions whenever it is called."""
 
-    @jax.jit
+    @jit
     def losses(state: TrainState, batch: Batch) -> jax.Array:
         model, count = state.model(), len(batch["label"])
         draws = draws_at(jax.random.key(0), state.step * 0, count)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num, UInt8
 
+from vidjax.compiler import jit
 from vidjax.conditioning import Conditioning
 from vidjax.data.transforms import to_unit
 from vidjax.diffusion.schedule import Schedule
@@ -50,7 +50,7 @@ class Codec(nnx.Module):
 
 def latent_statistics(autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "_ t h w c"]]) -> dict[str, float]:
     """`{"shift", "scale"}` for a Codec, measured: over all latents of the videos, mean 0 and variance 1."""
-    encode = jax.jit(lambda x: autoencoder.encode(to_unit(x)).mean)
+    encode = jit(lambda x: autoencoder.encode(to_unit(x)).mean)
     z = np.concatenate([np.asarray(encode(clip[None])).ravel() for clips in videos for clip in clips])
     return {"shift": -float(z.mean()), "scale": 1 / float(z.std())}
 

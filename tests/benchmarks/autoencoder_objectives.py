@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 from PIL import Image
 
 from vidjax import recipe, results, settings
+from vidjax.compiler import jit
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.metrics.reconstruction import psnr
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -48,7 +48,7 @@ def trained(workdir: Path, variant: str, steps: int, weight: float, overrides: S
 
 
 def reconstructed(model: Autoencoder, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
-    through = jax.jit(lambda x: to_uint8(model.decode(model.encode(to_unit(x)).mode)))
+    through = jit(lambda x: to_uint8(model.decode(model.encode(to_unit(x)).mode)))
     return [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in videos]
 
 

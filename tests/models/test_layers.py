@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vidjax.models.layers import Context, GroupNorm, LayerNorm, Positions, ResBlock, Stage, Upsample, apart, sinusoid
+from vidjax.models.layers import (
+    Context,
+    GroupNorm,
+    LayerNorm,
+    Positions,
+    ResBlock,
+    Stage,
+    Upsample,
+    activated,
+    apart,
+    linear,
+    product,
+    sinusoid,
+)
 
 
 def context(b, t, **more):
@@ -120,3 +133,32 @@ def test_positions_tell_pixels_apart_and_start_at_nothing():
     assert len(np.unique(whole.reshape(-1, 8).round(4), axis=0)) == 60
     np.testing.assert_allclose(small, whole[:, :2, :3], atol=1e-6)  # another size keeps what it shares
     np.testing.assert_allclose(with_still[:, 2], whole[:, 0], atol=1e-6)  # a still is a clip of one frame
+
+
+def test_an_activated_norm_is_its_silu_and_keeps_next_to_nothing():
+    x, ctx = video(1, 2, 8, 8, 6), context(1, 2)
+    norm = GroupNorm(6, 2, rngs=nnx.Rngs(0))
+    value, pull = jax.vjp(lambda x: activated(norm, x, ctx), x)
+    expected, pull_expected = jax.vjp(lambda x: jax.nn.silu(norm(x, ctx)), x)
+    np.testing.assert_allclose(value, expected, atol=1e-6)
+    np.testing.assert_allclose(pull(x)[0], pull_expected(x)[0], atol=1e-5)
+    kept = lambda pull: sum(leaf.size for leaf in jax.tree.leaves(pull))
+    assert kept(pull) < 1.3 * x.size and kept(pull_expected) > 3 * x.size
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 4, 5)])
+def test_a_product_has_the_gradients_of_matmul(shape):
+    x, kernel = video(*shape), video(5, 7)
+    scalar = lambda multiply: lambda x, kernel: jnp.sin(multiply(x, kernel)).sum()
+    steep = lambda multiply: lambda *at: sum(jnp.square(g).sum() for g in jax.grad(scalar(multiply), (0, 1))(*at))
+    for order in (scalar, steep):
+        for got, wanted in zip(*(jax.grad(order(f), (0, 1))(x, kernel) for f in (product, jnp.matmul))):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_layers_are_flax_s():
+    ours, x = linear(5, 7, rngs=nnx.Rngs(0)), video(2, 3, 5)
+    theirs = nnx.Linear(5, 7, rngs=nnx.Rngs(1))
+    nnx.update(theirs, nnx.state(ours))
+    for got, wanted in zip(*(jax.tree.leaves(nnx.grad(lambda m: jnp.sin(m(x)).sum())(m)) for m in (ours, theirs))):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
+from vidjax.compiler import jit
 from vidjax.data.transforms import to_unit
 from vidjax.data.video_io import resize
 from vidjax.errors import InputError
@@ -107,7 +107,7 @@ def _tower(make: Callable[[], ClipText | ClipImage], tensors: Tensors, half: str
     model = nnx.eval_shape(make)
     load(model, {k: v for k, v in tensors.items() if re.search(half, k)}, rules, ignore=clip.BUFFERS)
     graph, state = nnx.split(model)
-    apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x)[1])
+    apply = jit(lambda state, x: nnx.merge(graph, state)(x)[1])
     return lambda x: apply(state, x)
 
 

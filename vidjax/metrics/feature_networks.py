@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+from vidjax.compiler import jit
 from vidjax.errors import InputError
 from vidjax.metrics.resizing import bilinear
 from vidjax.models.efficientnet import EfficientNetLite0
@@ -112,8 +113,8 @@ class FeatureNetwork:
             self.weights = {"weights": Path(file).name, "sha256": digest(file)}
         graph, state = nnx.split(model)
         self._state = jax.device_put(state, NamedSharding(self.mesh, PartitionSpec()))
-        self._apply = jax.jit(lambda state, x: self.kind.outputs(nnx.merge(graph, state), x))
-        self._show = jax.jit(self.kind.show)
+        self._apply = jit(lambda state, x: self.kind.outputs(nnx.merge(graph, state), x))
+        self._show = jit(self.kind.show)
 
     def show(self, video: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "t s s 3"]:
         """The video as the network sees it."""

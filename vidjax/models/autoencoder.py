@@ -14,7 +14,7 @@ from vidjax.errors import InputError, check_range
 from vidjax.models.attention import Attention, OnTokens
 from vidjax.models.autoencoder_layers import Halve, Kernel, ResBlock, Shrink, Stretch
 from vidjax.models.convolution import Conv
-from vidjax.models.layers import Context, GroupNorm, Over, Stage, Upsample, linear
+from vidjax.models.layers import Context, GroupNorm, Over, Stage, Upsample, activated, linear
 from vidjax.models.patch_pca import PatchPCA, Strides, from_patches, to_patches
 
 
@@ -223,7 +223,7 @@ class Encoder(nnx.Module):
         h = self.conv_in(to_patches(x, self.patch))
         for layer in (*self.down, self.mid):
             h = layer(h, ctx)
-        return self.conv_out(jax.nn.silu(self.norm_out(h, ctx)))
+        return self.conv_out(activated(self.norm_out, h, ctx))
 
 
 class Decoder(nnx.Module):
@@ -263,7 +263,7 @@ class Decoder(nnx.Module):
         h = z if self.conv_in is None else self.conv_in(z)
         for layer in (self.mid, *self.up):
             h = layer(h, ctx)
-        return h if self.norm_out is None else jax.nn.silu(self.norm_out(h, ctx))
+        return h if self.norm_out is None else activated(self.norm_out, h, ctx)
 
     def last(self, h: Float[Array, "b f p q d"]) -> Float[Array, "b t h w c"]:
         return from_patches(self.conv_out(h), self.patch)

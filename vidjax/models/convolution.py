@@ -7,7 +7,6 @@ from math import prod
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
@@ -20,14 +19,9 @@ Pairs = tuple[tuple[int, int], ...]
 PREFERRED = {"cpu": "folded"}  # backend -> name in CONVOLUTIONS; "plain" elsewhere
 
 # On CPUs a convolution with at most this many output pixels a map, or with a kernel that outweighs all pixels together,
-# is cheaper as one matrix product over its columns: 16x16x1280 60 ms, XLA's own 165, torch 115; 8x8x1280 35, 79, 100.
-TINY = 100
-# F(2x2, 3x3) of Lavin & Gray (2016, arXiv:1509.09308), equation 7: four outputs of a 3x3 kernel from 16 products, not
-# 36, by transforms of the rows and columns of input tiles, kernel and output tiles.
-_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
-_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
-WINOGRAD = tuple(np.kron(m, m) for m in (_INPUT, _KERNEL, _OUTPUT))
+# is cheaper as one matrix product over its columns: 8 maps of 2x2x256 0.7 ms, XLA's own 7.7; 2 of 8x8x640, forward and
+# backward, 16, 40.
+TINY = 8
 
 
 def convolve(
@@ -119,19 +113,16 @@ canonical.defvjp(_forward, _backward)
 def folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
     """`plain` without XLA's slow CPU cases: three axes are a sum over two, tiny maps and single axes matrix products.
 
-    Milliseconds forward and backward on two AVX2 cores, plain and folded: 2x2x256 maps 54, 3; 3x3 with fewer products
-    over 8x8x192 64, 38 and over 16x16x96 38, 22; (3, 1, 1) over 4x8x8x128 19, 6; (3, 3, 3) over 4x16x16x128 80, 49;
-    strided (4, 4, 4) over 8x64x64x32 1199, 49.
+    Milliseconds forward and backward on two AVX-512 cores, plain and folded, over 8 x 32 x 32 x 64: (3, 3, 3) 48 + 121,
+    10 + 23; (1, 3, 3) 17 + 47, 3 + 9; (3, 1, 1) 6 + 14, 2 + 10; over 8 x 64 x 64 x 32 strided (4, 4, 4) 60 + 1389,
+    13 + 98; over 8 x 2 x 2 x 256 (1, 3, 3) 1.3 + 4.6, 0.8 + 1.4.
     """
     if len(strides) == 1:  # a map of one column
         return folded(x[:, :, None], kernel[:, None], (*strides, 1), (*padding, (0, 0)))[:, :, 0]
     if len(strides) == 2:
-        if _pays(x, kernel, strides, padding):
-            return winograd(x, kernel)
-        alone = 1 in kernel.shape[:2]
         pixels = prod(_outputs(x.shape[1:3], kernel.shape, strides, padding))
         tiny = pixels <= TINY or len(x) * pixels < max(kernel.shape[2:])
-        return (_columns if alone or tiny else canonical)(x, kernel, strides, padding)
+        return (_columns if tiny else canonical)(x, kernel, strides, padding)
     if (
         kernel.shape[1:3] == strides[1:] == (1, 1) and padding[1:] == ((0, 0),) * 2
     ):  # over time only: pixels are one axis
@@ -145,29 +136,6 @@ def folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) ->
         planes.append(folded(plane.reshape(-1, *plane.shape[2:]), kernel[tap], strides[1:], padding[1:]))
     total = functools.reduce(jnp.add, planes)
     return total.reshape(-1, frames, *total.shape[1:])
-
-
-def _pays(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> bool:
-    """Whether there are enough pixels for the transformed kernel and enough channels for the transforms, in fp32."""
-    if kernel.shape[:2] != (3, 3) or strides != (1, 1) or padding != ((1, 1), (1, 1)) or x.dtype != jnp.float32:
-        return False
-    (n, rows, cols, cin), cout = x.shape, kernel.shape[-1]
-    limit = 1024 if min(cin, cout) < 320 else 4096  # pixels a map
-    return 4 < rows * cols <= limit and min(cin, cout) >= 64 and n * rows * cols >= max(cin, cout)
-
-
-def winograd(x: Array, kernel: Array) -> Array:
-    """A 3x3 convolution by 16 matrix products over 2x2 output tiles; rounding errors stay near 1e-6."""
-    (n, rows, cols, c), (to_input, to_kernel, to_output) = x.shape, WINOGRAD
-    down, across = (rows + 1) // 2, (cols + 1) // 2
-    x = jnp.pad(x, ((0, 0), (1, 1 + rows % 2), (1, 1 + cols % 2), (0, 0)))
-    tiles = jnp.stack(
-        [x[:, i : i + 2 * down - 1 : 2, j : j + 2 * across - 1 : 2] for i, j in itertools.product(range(4), range(4))]
-    )
-    tiles = (to_input @ tiles.reshape(16, -1)).reshape(16, -1, c)
-    y = tiles @ (to_kernel @ kernel.reshape(9, -1)).reshape(16, c, -1)
-    y = (to_output @ y.reshape(16, -1)).reshape(2, 2, n, down, across, -1)
-    return y.transpose(2, 3, 0, 4, 1, 5).reshape(n, 2 * down, 2 * across, -1)[:, :rows, :cols]
 
 
 def _outputs(spatial: Sequence[int], size: Sequence[int], strides: Sequence[int], padding: Pairs) -> tuple[int, ...]:

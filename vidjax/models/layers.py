@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from vidjax.errors import InputError
@@ -15,6 +16,7 @@ from vidjax.models.convolution import Conv
 from vidjax.placement import to_frames, to_pixels, ways
 
 Over = Literal["frame", "clip", "pixel"]
+STATISTICS = "statistics"  # what of a norm is kept between the passes, by this name in `jax.checkpoint`
 
 
 @jax.tree_util.register_dataclass
@@ -87,9 +89,9 @@ class GroupNorm(nnx.Module):
             return apart(self, x, ctx)
         axes = {"frame": tuple(range(2, x.ndim - 1)), "clip": tuple(range(1, x.ndim - 1)), "pixel": (1,)}[self.over]
         y = x.astype(jnp.float32)
-        y = y - self.mean(y, axes)
-        y = y * jax.lax.rsqrt(self.mean(jnp.square(y), axes) + self.eps)
-        return y.astype(x.dtype) * self.scale[...] + self.bias[...]
+        y = y - checkpoint_name(self.mean(y, axes), STATISTICS)
+        slope = checkpoint_name(jax.lax.rsqrt(self.mean(jnp.square(y), axes) + self.eps), STATISTICS)
+        return (y * (slope * self.scale[...]) + self.bias[...]).astype(x.dtype)
 
     def mean(self, x: Array, axes: tuple[int, ...]) -> Array:
         """Of a group; first of each channel, which on a CPU takes half the time of all at once."""
@@ -111,12 +113,44 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale[...] + self.bias[...]
 
 
+def activated(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
+    """SiLU(layer(x, ctx)), of a norm. For the backward pass only its input and statistics are kept, the rest is
+    computed again: cheaper than to read it from memory, of which a chain of norm, SiLU and product needs a third less.
+    """
+    kept = jax.checkpoint_policies.save_only_these_names(STATISTICS)
+    return jax.checkpoint(lambda x: jax.nn.silu(layer(x, ctx)), policy=kept)(x)
+
+
 # Embeddings.
 
 
 def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> nnx.Linear:
     init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
-    return nnx.Linear(cin, cout, use_bias=bias, kernel_init=init, rngs=rngs)
+    return nnx.Linear(cin, cout, use_bias=bias, kernel_init=init, dot_general=_dot_general, rngs=rngs)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*s c"], kernel: Float[Array, "c d"]) -> Float[Array, "*s d"]:
+    """x @ kernel, whose gradient for the kernel is the product of input and slope, in this order.
+
+    JAX has it the other way round and turns the result, for which XLA's CPU compiler copies the slope turned: 47 ms
+    forward and backward in place of 27 for 8 x 256 rows of 256 to 2048 on two cores.
+    """
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _slopes(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    rows = tuple(range(x.ndim - 1))
+    return slope @ kernel.T, jax.lax.dot_general(x, slope, ((rows, rows), ((), ())))
+
+
+product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _slopes)
+
+
+def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """As nnx.Linear calls it: always for the last axis with the first."""
+    return product(x, kernel)
 
 
 def sinusoid(t: Float[Array, "*s"], dim: int, period: float = 10_000.0) -> Float[Array, "*s {dim}"]:
@@ -191,13 +225,13 @@ class ResBlock(nnx.Module):
 
     def run(self, x: Array, ctx: Context) -> Array:
         emb = self.time_emb_proj(jax.nn.silu(ctx.emb))[:, :, None, None]
-        h = self.conv1(jax.nn.silu(self.norm1(x, ctx)))
+        h = self.conv1(activated(self.norm1, x, ctx))
         if self.scale_shift:
             scale, shift = jnp.split(emb, 2, -1)
-            h = self.norm2(h, ctx) * (1 + scale) + shift
+            h = activated(lambda h, ctx: self.norm2(h, ctx) * (1 + scale) + shift, h, ctx)
         else:
-            h = self.norm2(h + emb, ctx)
-        h = self.conv2(jax.nn.silu(h))
+            h = activated(self.norm2, h + emb, ctx)
+        h = self.conv2(h)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

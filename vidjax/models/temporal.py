@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.models.convolution import Conv
-from vidjax.models.layers import MLP, Context, GroupNorm, apart, sinusoid
+from vidjax.models.layers import MLP, Context, GroupNorm, activated, apart, sinusoid
 from vidjax.placement import to_frames, to_pixels
 
 
@@ -54,7 +54,7 @@ class TemporalConvs(nnx.Module):
             return apart(self, x, ctx)
         h = to_pixels(x)
         for i in "1234":
-            h = getattr(self, "conv" + i)(jax.nn.silu(getattr(self, "norm" + i)(h, ctx)))
+            h = getattr(self, "conv" + i)(activated(getattr(self, "norm" + i), h, ctx))
         return x + to_frames(h)
 
 

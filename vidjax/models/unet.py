@@ -22,6 +22,7 @@ from vidjax.models.layers import (
     ResBlock,
     Stage,
     Upsample,
+    activated,
     sinusoid,
 )
 from vidjax.models.patch_pca import from_patches, to_patches
@@ -338,7 +339,7 @@ class UNet(nnx.Module):
             skip = skips.pop()
             size = skips[-1].shape[2:4] if skips else None
             x = run(layers, x, skip, ctx=dataclasses.replace(ctx, size=size))
-        return from_patches(self.conv_out(jax.nn.silu(self.conv_norm_out(x, ctx))), self.patch)
+        return from_patches(self.conv_out(activated(self.conv_norm_out, x, ctx)), self.patch)
 
     def check_inputs(self, x, tokens, vector, images, remat) -> None:
         config = self.config

@@ -25,6 +25,7 @@ from flax import nnx
 from turns import Options, against, in_turns
 
 from vidjax import objectives
+from vidjax.compiler import jit
 from vidjax.diffusion import schedule as schedules
 from vidjax.encoded import StoredMoments, StoredText
 from vidjax.finetune import strategy
@@ -106,7 +107,7 @@ def torch_forward(model: torch.nn.Module, x: np.ndarray, tokens: np.ndarray, opt
 def our_forward(model: UNet, dtype: str = "float32") -> Callable:
     graph, params = nnx.split(model)
     params = cast(params, jnp.dtype(dtype))
-    call = jax.jit(lambda params, x, t, tokens: nnx.merge(graph, params)(x, t, tokens))
+    call = jit(lambda params, x, t, tokens: nnx.merge(graph, params)(x, t, tokens))
     return lambda x, tokens: call(params, x.astype(dtype), jnp.full(x.shape[:2], 501), tokens.astype(dtype))
 
 
@@ -182,7 +183,7 @@ def memory(options: Options) -> dict[str, Any]:
         moments = jax.eval_shape(steps.optimizer().init, params)
         count = jax.ShapeDtypeStruct((), jnp.int32)
         state = TrainState(count, params, frozen, moments, params, nnx.graphdef(model))
-        sizes = jax.jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
+        sizes = jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
         found[remat] = {
             "arguments_gb": sizes.argument_size_in_bytes / 2**30,
             "intermediate_gb": sizes.temp_size_in_bytes / 2**30,

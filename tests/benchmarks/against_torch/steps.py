@@ -10,6 +10,7 @@ from einops import rearrange
 from flax import nnx
 from turns import Options
 
+from vidjax.compiler import jit
 from vidjax.optim import make_optimizer
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
@@ -38,7 +39,7 @@ def ours(
     """(step, how many parameters it trains)."""
     states = [TrainState.create(model, optimizer(), trainable, averaged=lambda path: False)]
     step = make_train_step(objective, optimizer(), 0, ema=0.0, dtype=options.dtype)
-    compiled, batch = jax.jit(step, donate_argnums=0), jax.device_put(batch)
+    compiled, batch = jit(step, donate_argnums=0), jax.device_put(batch)
 
     def run() -> jax.Array:
         states[0], metrics = compiled(states[0], batch)

@@ -21,6 +21,7 @@ from flax import nnx
 from turns import Options, against
 
 from vidjax import objectives
+from vidjax.compiler import jit
 from vidjax.conditioning import Conditioning
 from vidjax.diffusion import samplers
 from vidjax.diffusion import schedule as schedules
@@ -87,7 +88,7 @@ def unet_step(options: Options) -> dict[str, Any]:
     video, context = to_torch(x, options), torch.from_numpy(tokens).to(options.device)
     predict = lambda: model(video, 501, context).sample
     graph, state = nnx.split(network)
-    call = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args))
+    call = jit(lambda state, *args: nnx.merge(graph, state)(*args))
     with torch.no_grad():
         relative = steps.apart(call(state, x, jnp.full(x.shape[:2], 501), tokens), predict(), CLIPS)
     batch = {"video": steps.moments(x), "tokens": tokens}
@@ -123,7 +124,7 @@ def sampling(options: Options) -> dict[str, Any]:
     schedule = schedules.scaled_linear(set_alpha_to_one=False)
     times = np.append(theirs.timesteps.numpy(), -1).astype(np.float32)
 
-    @jax.jit
+    @jit
     def sampled(state: Any, x: jax.Array, tokens: jax.Array, null: jax.Array) -> jax.Array:
         under = lambda tokens: nnx.merge(graph, state).denoiser(schedule, "eps", Conditioning(tokens=tokens))
         denoise = classifier_free(schedule, under(tokens), under(null), GUIDANCE)
@@ -168,7 +169,7 @@ def autoencoder_step(options: Options) -> dict[str, Any]:
     frames = rearrange(torch.from_numpy(pixels), "1 t h w c -> t c h w").to(options.device)
     model = options.theirs(Both(reference))
     graph, state = nnx.split(ours)
-    mode = jax.jit(lambda state, x: (m := nnx.merge(graph, state)).decode(m.encode(x).mode))
+    mode = jit(lambda state, x: (m := nnx.merge(graph, state)).decode(m.encode(x).mode))
     with torch.no_grad():
         relative = steps.apart(mode(state, pixels), model(frames, False)[0], "t c h w -> 1 t h w c")
     run, trained = steps.ours(ours, objectives.autoencoder, {"video": video}, options)
