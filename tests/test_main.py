@@ -137,6 +137,8 @@ def test_benchmark_counts_and_times(env, tmp_path):
     assert "unet.down" in done.stdout and rows["unet.down"]["ms"] > 0
     assert sum(row["gflop"] for row in rows.values()) == pytest.approx(1e3 * figures["tflop_per_step"])
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    done = program("benchmark", PIXELS, "--json=s3://bucket/b.json", env=env)
+    assert done.returncode == 1 and "--json=s3://bucket/b.json is no folder of a disk and no gs://" in done.stderr
     done = program("benchmark", PIXELS, "--steps=0", "--layers=2", env=env)
     assert done.returncode == 1 and "--steps=0 runs nothing" in done.stderr
 

@@ -24,6 +24,7 @@ from vidjax import cli, profiling, recipe, settings, sharding
 from vidjax.errors import InputError
 from vidjax.flops import flops_by_scope
 from vidjax.stage import Stage, abstract_loss, on_device, step_flops
+from vidjax.storage import path_of
 from vidjax.telemetry import peak_flops
 from vidjax.train_state import abstract_parameters
 
@@ -46,6 +47,7 @@ def main() -> None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
     if (LAYERS.value or TRACE.value) and not STEPS.value:
         raise InputError("--steps=0 runs nothing to be profiled: leave out --layers and --trace")
+    file = JSON.value and path_of(JSON.value, "--json")
     config = recipe.uncached(settings.checked(CONFIG.value))
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -61,8 +63,8 @@ def main() -> None:
                 found |= rates(found)
             figures["stages"][name] = found
             show(name, found)
-    if JSON.value:
-        settings.write_json(Path(JSON.value), figures)
+    if file:
+        settings.write_json(file, figures)
 
 
 def abstract(stage: Stage, config: Any) -> dict[str, float]:

@@ -26,7 +26,9 @@ def main() -> None:
 
     from vidjax import recipe, settings
     from vidjax.planning import planned, topology
+    from vidjax.storage import path_of
 
+    file = JSON.value and path_of(JSON.value, "--json")
     chip, count = topology(TOPOLOGY.value)
     # Sums of bf16 over devices stay bf16, as on accelerators; the CPU pass that widens them crashes on some of ours.
     own = f"--xla_force_host_platform_device_count={count} --xla_disable_hlo_passes=all-reduce-promotion"
@@ -41,8 +43,8 @@ def main() -> None:
             shown = {key: value if isinstance(value, str) else f"{value:,.4g}" for key, value in found.items()}
             print(name, *(f"{key} {value}" for key, value in shown.items()), sep="\n  ")
             figures["stages"][name] = found
-    if JSON.value:
-        settings.write_json(Path(JSON.value), figures)
+    if file:
+        settings.write_json(file, figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.storage import AnyPath, check_writable, local, path_of
+from vidjax.storage import AnyPath, check_writable, local, local_file, path_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ def main() -> None:
     began = time.perf_counter()
     steps = cascade.steps(generator, options)
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    out = outputs()
+    out, kept = outputs(), SAVE_LATENTS.value and path_of(SAVE_LATENTS.value, "--save_latents")
 
     def write(videos: np.ndarray, fps: float, out: Path) -> None:
         marked = np.stack([embed(video) for video in videos]) if WATERMARK.value else videos
@@ -135,12 +135,10 @@ def main() -> None:
                 **options,
             )
         latents.block_until_ready()
-    if SAVE_LATENTS.value:
-        path = Path(SAVE_LATENTS.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+    if kept:
+        with local_file(kept) as path, path.open("wb") as file:
             np.save(file, np.asarray(latents))
-        print(path)
+        print(SAVE_LATENTS.value)
     write(generator.decode(latents), generator.defaults.fps, out)
     print(f"{len(prompts)} in {time.perf_counter() - began:.1f} s")
 
