@@ -85,7 +85,8 @@ def test_each_side_gets_the_gradient_of_its_own_loss(game):
     assert all(np.any(found[path] != 0) for path in ("encoder.conv_in.kernel", "discriminator.frame.conv_in.kernel"))
 
 
-def test_before_the_start_there_is_no_adversary_bit_for_bit(game):
+def test_before_the_start_there_is_no_adversary(game):
+    """Bit for bit whatever it is; and up to rounding, as they are two programs, what the loss without one gives."""
     graphdef, params, batch = game
     options = dict(distance="l2", kl_weight=0.1)
     play = partial(autoencoder, batch=batch, **options, perceptual_weight=0.0, start=6)
@@ -93,8 +94,10 @@ def test_before_the_start_there_is_no_adversary_bit_for_bit(game):
     gradient = lambda loss: jax.jit(jax.grad(lambda p, draws: loss(merge(graphdef, p), draws=draws)[0]))
     expected, both = gradient(plain)(params, at(5)), gradient(play)
     early, late = (both(params, at(step)) for step in (5, 6))
+    other = both({path: 2 * value if judges(path) else value for path, value in params.items()}, at(5))
     for path, value in expected.items():
-        np.testing.assert_array_equal(early[path], value)
+        np.testing.assert_allclose(early[path], value, rtol=1e-5, atol=1e-5 * float(jnp.abs(value).max()))
+        np.testing.assert_array_equal(early[path], other[path])
     own = [path for path in expected if not judges(path)]
     assert all(np.any(late[path] != expected[path]) for path in own if path.startswith("decoder."))
 

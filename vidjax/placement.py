@@ -46,7 +46,14 @@ def local(function: Callable[..., Array], *parts: tuple[Any, Spec], out: Spec) -
     to_mesh = lambda spec: P(*(AXES[cut] if cut in used else None for cut in spec))
     specs = tuple(to_mesh(spec) for _, spec in parts)
     names = {axis for name in used for axis in AXES[name]}
-    return jax.shard_map(function, in_specs=specs, out_specs=to_mesh(out), axis_names=names)(*arrays)
+
+    def own(*shares: Array) -> Array:
+        # What devices hold alike becomes each one's own: gradients written by hand leave out the sum that this adds.
+        alike = [tuple(axis for name in used if name not in spec for axis in AXES[name]) for _, spec in parts]
+        apart = lambda axes, share: jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying") if axes else x, share)
+        return function(*map(apart, alike, shares))
+
+    return jax.shard_map(own, in_specs=specs, out_specs=to_mesh(out), axis_names=names)(*arrays)
 
 
 def to_pixels(x: Float[Array, "b t n *s"]) -> Float[Array, "b t n *s"]:
