@@ -306,7 +306,9 @@ class Mp4Writer:
             options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
         self._container = av.open(str(path), "w", format="mp4", options=options)
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
-        self._options, self._threads = {"crf": str(crf)} | ({"g": str(GROWTH)} if growing else {}), threads
+        # The same bytes on every CPU: x264's AVX-512 code gives others each time it runs.
+        self._options = {"crf": str(crf), "x264-params": "cpu-independent=1"} | ({"g": str(GROWTH)} if growing else {})
+        self._threads = threads
         self._stream = None
 
     def write(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
