@@ -1,5 +1,7 @@
 """Norms against their definitions, sampling against indices, order and precision."""
 
+from statistics import NormalDist
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from vidjax.models.layers import (
     Upsample,
     activated,
     apart,
+    gelu,
     linear,
     product,
     sinusoid,
@@ -146,14 +149,22 @@ def test_an_activated_norm_is_its_silu_and_keeps_next_to_nothing():
     assert kept(pull) < 1.3 * x.size and kept(pull_expected) > 3 * x.size
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 4, 5)])
-def test_a_product_has_the_gradients_of_matmul(shape):
-    x, kernel = video(*shape), video(5, 7)
-    scalar = lambda multiply: lambda x, kernel: jnp.sin(multiply(x, kernel)).sum()
+@pytest.mark.parametrize(
+    "shapes", [((5,), (5, 7)), ((2, 5), (5, 3)), ((2, 3, 4, 5), (5, 7)), ((2, 3, 4, 5), (2, 3, 5, 2))]
+)
+def test_a_product_has_the_gradients_of_matmul(shapes):
+    x, y = (video(*shape) for shape in shapes)
+    scalar = lambda multiply: lambda x, y: jnp.sin(multiply(x, y)).sum()
     steep = lambda multiply: lambda *at: sum(jnp.square(g).sum() for g in jax.grad(scalar(multiply), (0, 1))(*at))
     for order in (scalar, steep):
-        for got, wanted in zip(*(jax.grad(order(f), (0, 1))(x, kernel) for f in (product, jnp.matmul))):
+        for got, wanted in zip(*(jax.grad(order(f), (0, 1))(x, y) for f in (product, jnp.matmul))):
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_gelu_is_x_times_the_share_of_normal_numbers_below_it():
+    x = np.linspace(-6, 6, 200)
+    share = np.array([NormalDist().cdf(value) for value in x])
+    np.testing.assert_allclose(gelu(jnp.asarray(x, jnp.float32)), x * share, atol=1e-6)
 
 
 def test_linear_layers_are_flax_s():

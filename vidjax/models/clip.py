@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
 from vidjax.models.attention import attend
-from vidjax.models.layers import LayerNorm, linear
+from vidjax.models.layers import LayerNorm, gelu, linear
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's weights
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # OpenCLIP's
+    "gelu": gelu,  # OpenCLIP's
 }
 
 
