@@ -60,16 +60,18 @@ def test_the_choice_falls_back_where_flash_cannot_go(monkeypatch):
         jax.eval_shape(lambda q, k: chosen.append(choose(q, k, mask, backend)), q, k)
         return chosen[0]
 
-    assert named(1024, 1024, "gpu", **half) == "cudnn"
-    assert named(1024, 1024, "gpu") == "chunked"  # fp32
-    assert named(1024, 1024, "gpu", d=12, **half) == "chunked"
+    assert named(4096, 8192, "gpu", **half) == "cudnn"
+    assert named(4096, 8192, "gpu") == "chunked"  # fp32
+    assert named(4096, 8192, "gpu", d=12, **half) == "chunked"
+    assert named(1024, 1024, "gpu") == "plain"
     assert named(1024, 77, "gpu", jnp.ones((2, 1, 1, 77), bool), **half) == "plain"
     assert named(1024, 1024, "tpu") == "tpu"
-    assert named(1000, 1000, "tpu") == "chunked"
-    assert named(1024, 1024, "cpu") == "chunked"
+    assert named(5000, 5000, "tpu") == "chunked"
+    assert named(4096, 8192, "cpu") == "chunked"
+    assert named(1024, 1024, "cpu") == "plain"
     assert named(64, 64, "cpu") == "plain"
     monkeypatch.setattr(attention_module, "has_flash", lambda: False)
-    assert named(1024, 1024, "gpu", **half) == "chunked"
+    assert named(4096, 8192, "gpu", **half) == "chunked"
 
 
 def test_interleaved_positions():

@@ -16,10 +16,10 @@ from vidjax.models.layers import Context, GroupNorm, LayerNorm, Over, apart, gel
 from vidjax.placement import local, to_frames, to_pixels
 
 CHUNK = 128  # queries at a time
-# From this many (query, key) pairs a head on, weights are not kept for the backward pass. Milliseconds forward and
-# backward on two AVX-512 cores, all at once and chunked, 4 x 8 heads of 40, 1024 queries and 2048 keys: 118 + 319 with
-# 268 MB of weights, 141 + 535 with 34 MB.
-LONG = 512 * 512
+# A layer with more weights, one for each (query, key) pair of each head, doesn't keep them for the backward pass.
+# Milliseconds forward and backward on two AVX-512 cores, all at once and chunked, 4 x 8 heads of 40, 1024 queries and
+# 2048 keys: 118 + 319 with 268 MB of weights, 141 + 535 with 34 MB.
+KEPT = 2**26
 
 
 def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
@@ -91,14 +91,15 @@ ATTENTION: dict[str, Callable] = {"plain": plain, "chunked": chunked, "cudnn": c
 def choose(q: Array, k: Array, mask: Array | None = None, backend: str | None = None) -> str:
     """The fastest entry of `ATTENTION` that takes these shapes and this dtype on this backend."""
     backend = backend or jax.default_backend()
-    (n, d), m = (q.shape[1], q.shape[-1]), k.shape[1]
+    b, n, heads, d = q.shape
+    m = k.shape[1]
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     fits = d % 8 == 0 and d <= 128 and (mask is None or n % 2 == m % 2 == 0)
     if backend in ("gpu", "cuda") and n >= CHUNK and half and fits and has_flash():
         return "cudnn"
     if backend == "tpu" and mask is None and n % 128 == m % 128 == 0 and (d < 128 or d % 128 == 0):
         return "tpu"
-    return "chunked" if n > CHUNK and n * m >= LONG else "plain"
+    return "chunked" if n > CHUNK and b * heads * n * m > KEPT else "plain"
 
 
 @functools.cache
