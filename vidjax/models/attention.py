@@ -52,8 +52,8 @@ def _laid_out(k: Array, v: Array) -> tuple[Array, Array]:
 def _weigh(
     q: Float[Array, "b k n d"], keys: Float[Array, "b k d m"], values: Float[Array, "b k m d"], mask: Array | None
 ) -> Float[Array, "b k n d"]:
-    """The textbook form, the softmax in fp32, without passes over the weights that what is smaller can take: the
-    queries are scaled, and what comes out is divided by the sum of the weights."""
+    """The textbook form, the softmax in fp32. The queries are scaled, not the scores, and the result is divided by the
+    sum of the weights, not these: fewer passes over what is largest."""
     w = product(q * q.shape[-1] ** -0.5, keys).astype(jnp.float32)
     if mask is not None:
         w = jnp.where(mask, w, -1e30)
