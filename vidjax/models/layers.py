@@ -125,7 +125,7 @@ def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """x times the share of normal numbers below it (Hendrycks & Gimpel 2016), exact.
 
     By erf, as in torch: jax.nn.gelu's erfc is exact for large negative x too, where the result is next to nothing, but
-    takes 1.7 times as long on a CPU.
+    takes 3.3 ms in place of 1.3 for 4096 x 1024 numbers on two AVX-512 cores.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
@@ -144,8 +144,8 @@ def product(x: Float[Array, "*b c"], y: Float[Array, "*k c d"]) -> Float[Array, 
 
     Its gradient for `y` turns the narrower of input and slope, on a CPU in a pass of its own. JAX has it turn the
     slope, which XLA fuses with what comes before into slow code, or leaves to products that take one entry after the
-    other. Milliseconds forward and backward on two AVX-512 cores, with jnp.matmul and so: 8 x 256 rows of 256 to 2048
-    47, 27; attention of 256 x 8 heads over 8 frames 8.9, 4.6.
+    other. Milliseconds forward with backward on two AVX-512 cores, with jnp.matmul and with this: 8 x 256 rows of 256
+    to 2048 49, 24; attention over 8 frames, 256 pixels and 8 heads of 32, 7.1, 4.5.
     """
     same = tuple(range(y.ndim - 2))
     return jax.lax.dot_general(x, y, (((x.ndim - 1,), (y.ndim - 2,)), (same, same)))
@@ -153,14 +153,12 @@ def product(x: Float[Array, "*b c"], y: Float[Array, "*k c d"]) -> Float[Array, 
 
 def _slopes(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     x, y = kept
-    same = tuple(range(y.ndim - 2))
+    same, rows = tuple(range(y.ndim - 2)), tuple(range(y.ndim - 2, x.ndim - 1))
     to_x = jax.lax.dot_general(slope, y, (((x.ndim - 1,), (y.ndim - 1,)), (same, same)))
     wide = y.shape[-2] > y.shape[-1]
     narrower, other = (slope, x) if wide else (x, slope)
-    if ways("context") == 1:  # else some of these axes are cut over devices, and don't become one
+    if jax.default_backend() == "cpu" and ways("context") == 1:  # rows cut over devices don't become one axis
         narrower, other = (a.reshape(*y.shape[:-2], -1, a.shape[-1]) for a in (narrower, other))
-    rows = tuple(range(y.ndim - 2, narrower.ndim - 1))
-    if jax.default_backend() == "cpu" and len(rows) == 1:
         to_y = jax.lax.optimization_barrier(narrower.swapaxes(-1, -2)) @ other
     else:
         to_y = jax.lax.dot_general(narrower, other, ((rows, rows), (same, same)))
