@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidjax.errors import InputError
 from vidjax.chips import CHIPS
+from vidjax.errors import InputError
 from vidjax.telemetry import Telemetry, check_finite, peak_flops
 
 
