@@ -7,9 +7,6 @@ import pytest
 from test_main import LATENT, program
 from test_sharding import eight_devices
 
-from vidjax.errors import InputError
-from vidjax.planning import CHIPS, topology
-
 
 def test_bytes_a_device_are_those_of_the_compiled_program():
     """State and batch, cut by rules, against what XLA says that a device is handed; eight devices, two axes."""
@@ -77,14 +74,6 @@ def test_what_a_loop_sends_counts_as_often_as_it_turns():
         found = list(collectives(text))
     """)
     assert found == [["collective-permute", 2 * 4 * 4]] * (5 * 3 + 5 + 1)
-
-
-def test_names_of_topologies():
-    assert topology("v5p-128") == (CHIPS["v5p"], 64) and topology("h100x16") == (CHIPS["h100"], 16)
-    assert topology("v5litepod-8")[1] == topology("v6e-8")[1] == 8
-    for name in ("v5p-3", "h100x0", "h99x8", "v5p"):
-        with pytest.raises(InputError, match="choose one of v4-N"):
-            topology(name)
 
 
 def test_the_program_plans_each_stage_and_refuses_what_cannot_be(env, tmp_path):

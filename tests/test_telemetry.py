@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidjax.chips import CHIPS
 from vidjax.errors import InputError
-from vidjax.telemetry import PEAK_FLOPS, Telemetry, check_finite, peak_flops
+from vidjax.telemetry import Telemetry, check_finite, peak_flops
 
 
 def entries(folder):
@@ -89,7 +90,7 @@ def test_videos_arrive_in_tensorboard_frame_by_frame(tmp_path, channels):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("TPU v5", "TPU v5"), ("TPU v5 lite", "TPU v5 lite"), ("NVIDIA H100 80GB HBM3", "NVIDIA H100")]
+    ("kind", "name"), [("TPU v5", "v5p"), ("TPU v5 lite", "v5e"), ("NVIDIA H100 80GB HBM3", "h100")]
 )
 def test_the_peak_is_found_by_the_kind_that_jax_reports(monkeypatch, kind, name):
     """JAX calls a v5p "TPU v5" and a v5e "TPU v5 lite"."""
@@ -99,4 +100,4 @@ def test_the_peak_is_found_by_the_kind_that_jax_reports(monkeypatch, kind, name)
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    assert peak_flops() == 4 * PEAK_FLOPS[name]
+    assert peak_flops() == 4 * CHIPS[name].flops

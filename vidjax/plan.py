@@ -24,12 +24,12 @@ def main() -> None:
         raise InputError(f"--{'config' if CONFIG.value is None else 'topology'} is missing")
     import jax
 
-    from vidjax import recipe, settings
-    from vidjax.planning import planned, topology
+    from vidjax import chips, recipe, settings
+    from vidjax.planning import planned
     from vidjax.storage import path_of
 
     file = JSON.value and path_of(JSON.value, "--json")
-    chip, count = topology(TOPOLOGY.value)
+    chip, count = chips.named(TOPOLOGY.value)
     # Sums of bf16 over devices stay bf16, as on accelerators; the CPU pass that widens them crashes on some of ours.
     own = f"--xla_force_host_platform_device_count={count} --xla_disable_hlo_passes=all-reduce-promotion"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}"

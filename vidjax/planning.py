@@ -6,55 +6,17 @@ and fuses less, so activations are rather over than under what a TPU or GPU need
 """
 
 import math
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from vidjax import sharding
-from vidjax.errors import InputError
+from vidjax.chips import GIB, Chip
 from vidjax.program import collectives
 from vidjax.stage import step_flops
 from vidjax.train import abstract_state, step_of
 
 EFFICIENCY = 0.5
-GIB = 2.0**30
-
-
-@dataclass(frozen=True)
-class Chip:
-    """From the makers' data sheets: dense bf16 FLOP/s, bytes of memory, bytes a second that one chip sends to others
-    (of a GPU out of its node of `node`: over the network)."""
-
-    flops: float
-    memory: float
-    link: float
-    cores: int = 1  # as counted in the name of a slice
-    node: int = 0
-    network: float = 50e9
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 150e9, cores=2),
-    "v5e": Chip(197e12, 16 * GIB, 100e9),
-    "v5litepod": Chip(197e12, 16 * GIB, 100e9),
-    "v5p": Chip(459e12, 95 * GIB, 300e9, cores=2),
-    "v6e": Chip(918e12, 32 * GIB, 224e9),
-    "a100": Chip(312e12, 80 * GIB, 300e9, node=8),
-    "h100": Chip(989e12, 80 * GIB, 450e9, node=8),
-    "h200": Chip(989e12, 141 * GIB, 450e9, node=8),
-    "b200": Chip(2250e12, 180 * GIB, 900e9, node=8),
-}
-
-
-def topology(name: str) -> tuple[Chip, int]:
-    """The chip and how many of them. Raises InputError."""
-    found = re.fullmatch(r"([a-z]+\d+[a-z]*|v5litepod)(?:-|x)(\d+)", name)
-    if not found or found[1] not in CHIPS or int(found[2]) < 1 or int(found[2]) % CHIPS[found[1]].cores:
-        known = ", ".join(f"{kind}{'x' if chip.node else '-'}N" for kind, chip in CHIPS.items())
-        raise InputError(f"--topology={name} is not known: choose one of {known} (v4 and v5p count two cores a chip)")
-    return CHIPS[found[1]], int(found[2]) // CHIPS[found[1]].cores
 
 
 def planned(stage: Any, batch: Any, chip: Chip, count: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vidjax import chips
 from vidjax.compilation import so_far
 from vidjax.errors import InputError
 from vidjax.processes import lead
@@ -19,24 +20,11 @@ from vidjax.storage import AnyPath, Growing
 
 EVERY = 30  # seconds after which a bucket gets the metrics again
 
-# Dense bf16 peak, FLOP/s a chip, from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e; "TPU v5" is what a v5p calls itself
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-
 
 def peak_flops() -> float | None:
     """Peak bf16 FLOP/s of all devices together, or None where it is not known (CPUs)."""
-    kind = jax.devices()[0].device_kind
-    peak = next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
-    return peak and peak * jax.device_count()
+    chip = chips.of_device(jax.devices()[0])
+    return chip and chip.flops * jax.device_count()
 
 
 class Telemetry:
