@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from vidjax.flops import count_flops, textbook
-from vidjax.models.attention import attend
-from vidjax.models.convolution import convolve
+from vidjax.flops import count_flops
+from vidjax.models import kernels
+from vidjax.models.kernels.attention import attend
+from vidjax.models.kernels.convolution import convolve
 from vidjax.models.unet import UNet, UNetConfig
 
 
@@ -51,6 +52,6 @@ def test_of_a_u_net_xla_counts_as_many():
     graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))))
     call = lambda state, *args: nnx.merge(graphdef, state)(*args)
     args = state, ones(2, 3, 16, 16, 4), ones(2, 3), ones(2, 7, 16)
-    with textbook():
+    with kernels.textbook():
         theirs = jax.jit(call).lower(*args).cost_analysis()["flops"]
     assert count_flops(call, *args) == pytest.approx(theirs, rel=0.05)  # theirs count norms and activations too

@@ -7,7 +7,7 @@ MODEL = """
 import collections, re
 from flax import nnx
 from vidjax import program
-from vidjax.models import convolution
+from vidjax.models import kernels
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.train_state import merge, parameters
 
@@ -76,7 +76,6 @@ def traffic():
     return eight_devices(
         MODEL
         + """
-convolution.PREFERRED.clear()  # as it is on accelerators
 loss, params = network(block=(("attn1", "frame"), ("attn_temp", "time")), after_resnet="none", norm_over="frame",
     tokens_dim=None)
 layers = len({path.split(".attn_temp")[0] for path in params if ".attn_temp" in path})
@@ -87,7 +86,8 @@ mesh = sharding.make_mesh(data=2, context=4)
 batch = {k: v for k, v in examples(4, 8, 16).items() if k != "tokens"}
 with jax.set_mesh(mesh):
     for name, function in (("forward", forward), ("gradient", gradient)):
-        text = jax.jit(function).lower(*on(mesh, batch, params)).compile().as_text()
+        with kernels.textbook():  # as it is on accelerators
+            text = jax.jit(function).lower(*on(mesh, batch, params)).compile().as_text()
         kinds = re.findall(r"= .*? (all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?[(]", text)
         found[name] = dict(collections.Counter(kinds))
         found[name + " bytes"] = sum(size for kind, size in program.collectives(text) if kind == "all-to-all")

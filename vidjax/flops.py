@@ -4,14 +4,13 @@ Nothing is compiled or run, a scan counts as often as it turns, and attention an
 form whatever the machine's faster one is: so a figure is the same on every device and MFU is comparable.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
-from vidjax.models import attention, convolution
+from vidjax.models import kernels
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
@@ -19,25 +18,10 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     return sum(flops_by_scope(function, *args).values(), 0.0)
 
 
-@contextlib.contextmanager
-def textbook() -> Iterator[None]:
-    """Layers traced inside take the plain form of attention and convolution."""
-    backend = jax.default_backend()
-    before = [(table, dict(table)) for table in (attention.PREFERRED, convolution.PREFERRED)]
-    for table, _ in before:
-        table[backend] = "plain"
-    try:
-        yield
-    finally:
-        for table, entries in before:
-            table.clear()
-            table.update(entries)
-
-
 def flops_by_scope(function: Callable[..., Any], *args: Any) -> dict[str, float]:
     """The same, by the `jax.named_scope`s and transformations in which each product stands, joined by slashes."""
     found: dict[str, float] = {}
-    with textbook():
+    with kernels.textbook():
         for scope, flops in _products(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr):
             found[scope] = found.get(scope, 0.0) + flops
     return found

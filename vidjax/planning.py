@@ -12,8 +12,6 @@ import jax
 
 from vidjax import sharding
 from vidjax.chips import GIB, Chip
-from vidjax.flops import textbook
-from vidjax.models import attention
 from vidjax.program import collectives
 from vidjax.stage import step_flops
 from vidjax.train import abstract_state, step_of
@@ -53,9 +51,7 @@ def lower_step(stage: Any, mesh: Any, batch: Any) -> tuple[Any, Any]:
     at = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
     state = jax.tree.map(at, shapes, sharding.tree_sharding(mesh, shapes))
     batch = jax.tree.map(lambda shape: at(shape, sharding.batch_sharding(mesh)), batch)
-    with textbook():
-        attention.PREFERRED["cpu"] = "chunked"  # as much memory as a flash kernel takes
-        return step_of(stage, mesh, state).lower(state, batch), state
+    return step_of(stage, mesh, state).lower(state, batch), state
 
 
 def own_bytes(leaf: Any) -> int:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.pallas import tpu as pltpu
 
-from vidjax.models import attention as attention_module
-from vidjax.models.attention import ATTENTION, Attention, attend, choose, sinusoid_interleaved
+from vidjax.models import kernels
+from vidjax.models.attention import Attention, sinusoid_interleaved
+from vidjax.models.kernels.attention import ATTENTION, attend, choose
 from vidjax.models.layers import Context
 
 
@@ -36,11 +36,35 @@ def test_chunked_equals_plain_forward_and_backward(rows):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), route("plain"), route("chunked"))
 
 
-def test_tpu_kernel_equals_plain():
-    q, k, v = qkv(128, 256, d=16)
-    with pltpu.force_tpu_interpret_mode():
-        got = ATTENTION["tpu"](q, k, v)
-    np.testing.assert_allclose(got, ATTENTION["plain"](q, k, v), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("n, m, d, masked", [(128, 256, 16, False), (130, 77, 40, False), (140, 20, 24, True)])
+def test_the_tpu_kernel_equals_plain_forward_and_backward(n, m, d, masked):
+    """Odd numbers of queries and keys, any width, masks of keys, one of which leaves none."""
+    q, k, v = qkv(n, m, d)
+    mask = (jnp.arange(m) % 3 < jnp.array([[2], [0]]))[:, None, None] if masked else None
+
+    def route(name, **more):
+        f = lambda *a: jnp.sin(ATTENTION[name](*a, mask, **more)).sum()
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v)
+
+    got, wanted = route("splash", interpret=True), route("plain")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, wanted)
+
+
+@pytest.mark.parametrize("n, m, masked", [(6, 8, False), (6, 77, False), (5, 7, False), (5, 7, True), (6, 8, True)])
+def test_what_cudnn_is_asked_for_is_plain_attention(monkeypatch, n, m, masked):
+    """Its lengths in place of masks, and its even numbers, with JAX's own form of the same function."""
+    attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *a, implementation, **more: attention(*a, **more, implementation="xla")
+    )
+    q, k, v = qkv(n, m)
+    mask = (jnp.arange(m) % 3 < jnp.array([[2], [0]]))[:, None, None] if masked else None
+
+    def route(name):
+        f = lambda *a: jnp.sin(ATTENTION[name](*a, mask)).sum()
+        return jax.value_and_grad(f, (0, 1, 2))(q, k, v)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), route("cudnn"), route("plain"))
 
 
 def test_masked_tokens_do_not_exist():
@@ -50,28 +74,39 @@ def test_masked_tokens_do_not_exist():
     assert np.isfinite(attend(q, k, v, mask & False)).all()  # an empty prompt
 
 
-def test_the_choice_falls_back_where_flash_cannot_go(monkeypatch):
-    monkeypatch.setattr(attention_module, "has_flash", lambda: True)
+def on(platform, kind):
+    """The mesh of one device, which need not be here."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device))
+
+
+def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_go():
     half = dict(dtype=jnp.bfloat16)
 
-    def named(n, m, backend, mask=None, d=8, dtype=jnp.float32):
+    def named(n, m, platform, mask=None, d=8, dtype=jnp.float32):
         q, k = (jax.ShapeDtypeStruct((2, size, 2, d), dtype) for size in (n, m))
         chosen = []
-        jax.eval_shape(lambda q, k: chosen.append(choose(q, k, mask, backend)), q, k)
+        with on(*platform):
+            jax.eval_shape(lambda q, k: chosen.append(choose(q, k, mask)), q, k)
         return chosen[0]
 
-    assert named(4096, 8192, "gpu", **half) == "cudnn"
-    assert named(4096, 8192, "gpu") == "chunked"  # fp32
-    assert named(4096, 8192, "gpu", d=12, **half) == "chunked"
-    assert named(1024, 1024, "gpu") == "plain"
-    assert named(1024, 77, "gpu", jnp.ones((2, 1, 1, 77), bool), **half) == "plain"
-    assert named(1024, 1024, "tpu") == "tpu"
-    assert named(5000, 5000, "tpu") == "chunked"
-    assert named(4096, 8192, "cpu") == "chunked"
-    assert named(1024, 1024, "cpu") == "plain"
-    assert named(64, 64, "cpu") == "plain"
-    monkeypatch.setattr(attention_module, "has_flash", lambda: False)
-    assert named(4096, 8192, "gpu", **half) == "chunked"
+    hopper, ampere, volta = (("gpu", f"NVIDIA {name}") for name in ("H100 80GB HBM3", "A100-SXM4-80GB", "V100-SXM2"))
+    tpu, cpu = ("tpu", "TPU v5 lite"), ("cpu", "cpu")
+    assert named(4096, 8192, hopper, **half) == named(4096, 8192, ampere, **half) == "cudnn"
+    assert named(4096, 8192, hopper, d=160, **half) == "cudnn" and named(4096, 8192, ampere, d=160, **half) == "chunked"
+    assert named(4096, 8192, volta, **half) == "chunked"
+    assert named(4096, 8192, hopper) == "chunked"  # fp32
+    assert named(4096, 8192, hopper, d=12, **half) == "chunked"
+    assert named(1024, 1024, hopper) == "plain"
+    assert named(1024, 77, hopper, jnp.ones((2, 1, 1, 77), bool), **half) == "cudnn"
+    assert named(1024, 77, hopper, jnp.ones((2, 1, 1024, 77), bool), **half) == "plain"
+    assert named(1024, 1024, tpu) == named(5000, 77, tpu) == named(1024, 1024, tpu, d=160) == "splash"
+    assert named(4096, 8192, cpu) == "chunked"
+    assert named(1024, 1024, cpu) == named(64, 64, cpu) == "plain"
+    with kernels.forward_mode():
+        assert named(4096, 8192, tpu, **half) == named(4096, 8192, hopper, **half) == "chunked"
+    with kernels.textbook():
+        assert named(4096, 8192, tpu) == named(4096, 8192, cpu) == "plain"
 
 
 def test_interleaved_positions():

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from vidjax.models.convolution import Conv, ConvTranspose, convolve, convolve_transposed, depthwise
+from vidjax.models.convolution import Conv, ConvTranspose
+from vidjax.models.kernels.convolution import convolve, convolve_transposed, depthwise
 
 
 def normal(seed, *shape):

@@ -8,7 +8,8 @@ from einops import rearrange
 from flax import nnx
 
 from vidjax.errors import InputError
-from vidjax.models.attention import Attention, gather_frames, key_frames, plain
+from vidjax.models.attention import Attention, gather_frames, key_frames
+from vidjax.models.kernels.attention import plain
 from vidjax.models.layers import Context
 from vidjax.models.unet import UNet, UNetConfig
 

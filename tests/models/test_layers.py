@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vidjax.models.kernels.products import gelu, product
 from vidjax.models.layers import (
     Context,
     GroupNorm,
@@ -19,9 +20,7 @@ from vidjax.models.layers import (
     Upsample,
     activated,
     apart,
-    gelu,
     linear,
-    product,
     sinusoid,
 )
 

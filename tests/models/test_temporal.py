@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vidjax.models.attention import Attention, attend
+from vidjax.models.attention import Attention
+from vidjax.models.kernels.attention import attend
 from vidjax.models.layers import Context, ResBlock
 from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
 

@@ -4,125 +4,17 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
-from vidjax.models.layers import Context, GroupNorm, LayerNorm, Over, apart, gelu, linear, product, sinusoid
-from vidjax.placement import local, to_frames, to_pixels
-
-CHUNK = 128  # queries at a time
-# A layer with more weights, one for each (query, key) pair of each head, doesn't keep them for the backward pass.
-# Milliseconds on two AVX-512 cores, all at once and chunked, of 4 x 8 heads of 40, 1024 queries and 2048 keys: forward
-# 108 and 131, with backward 342 and 517, in 532 and 105 MiB of temporaries.
-KEPT = 2**26
-
-
-def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """All queries at once. A query that may see nothing gets the mean of all values."""
-    out = _weigh(rearrange(q, "b n k d -> b k n d"), *_laid_out(k, v), mask)
-    return rearrange(out, "b k n d -> b n k d")
-
-
-def chunked(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """Some queries at a time, their weights computed again in the backward pass: memory linear in the queries."""
-    n = q.shape[1]
-    pad = -n % CHUNK
-    parts = rearrange(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))), "b (s n) k d -> s b k n d", n=CHUNK)
-    keys, values = _laid_out(k, v)
-    weigh = jax.checkpoint(lambda part, seen: _weigh(part, keys, values, seen))
-    if mask is None or mask.shape[2] == 1:
-        out = jax.lax.map(lambda part: weigh(part, mask), parts)
-    else:
-        masks = jnp.pad(mask, ((0, 0), (0, 0), (0, pad), (0, 0)), constant_values=True)
-        masks = rearrange(masks, "b k (s n) m -> s b k n m", n=CHUNK)
-        out = jax.lax.map(lambda part: weigh(*part), (parts, masks))
-    return rearrange(out, "s b k n d -> b (s n) k d")[:, :n]
-
-
-def _laid_out(k: Array, v: Array) -> tuple[Array, Array]:
-    """Keys and values as the products take them."""
-    return rearrange(k, "b m k d -> b k d m"), rearrange(v, "b m k d -> b k m d")
-
-
-def _weigh(
-    q: Float[Array, "b k n d"], keys: Float[Array, "b k d m"], values: Float[Array, "b k m d"], mask: Array | None
-) -> Float[Array, "b k n d"]:
-    """The textbook form, the softmax in fp32. The queries are scaled, not the scores, and the result is divided by the
-    sum of the weights, not these: fewer passes over what is largest."""
-    w = product(q * q.shape[-1] ** -0.5, keys).astype(jnp.float32)
-    if mask is not None:
-        w = jnp.where(mask, w, -1e30)
-    w = jnp.exp(w - jax.lax.stop_gradient(w.max(-1, keepdims=True)))
-    return (product(w.astype(values.dtype), values) / w.sum(-1, keepdims=True)).astype(values.dtype)
-
-
-def cudnn_flash(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """Flash attention (Dao et al. 2022) of cuDNN."""
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-
-
-def tpu_flash(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-    """Flash attention as a TPU kernel; it knows no mask."""
-    from jax.experimental.pallas.ops.tpu import flash_attention as flash
-
-    if mask is not None:
-        raise ValueError("tpu_flash takes no mask")
-    block_q, block_k = (next(n for n in (512, 256, 128) if a.shape[1] % n == 0) for a in (q, k))
-    sizes = flash.BlockSizes(
-        block_q=block_q, block_k_major=block_k, block_k=block_k, block_b=1,
-        block_q_major_dkv=block_q, block_k_major_dkv=block_k, block_k_dkv=block_k, block_q_dkv=block_q,
-        block_k_major_dq=block_k, block_k_dq=block_k, block_q_dq=block_q,
-    )  # fmt: skip
-    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    return flash.flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes).swapaxes(1, 2)
-
-
-PREFERRED: dict[str, str] = {}  # backend -> name in ATTENTION, in place of what `choose` says
-ATTENTION: dict[str, Callable] = {"plain": plain, "chunked": chunked, "cudnn": cudnn_flash, "tpu": tpu_flash}
-
-
-def choose(q: Array, k: Array, mask: Array | None = None, backend: str | None = None) -> str:
-    """The fastest entry of `ATTENTION` that takes these shapes and this dtype on this backend."""
-    backend = backend or jax.default_backend()
-    b, n, heads, d = q.shape
-    m = k.shape[1]
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fits = d % 8 == 0 and d <= 128 and (mask is None or n % 2 == m % 2 == 0)
-    if backend in ("gpu", "cuda") and n >= CHUNK and half and fits and has_flash():
-        return "cudnn"
-    if backend == "tpu" and mask is None and n % 128 == m % 128 == 0 and (d < 128 or d % 128 == 0):
-        return "tpu"
-    return "chunked" if n > CHUNK and b * heads * n * m > KEPT else "plain"
-
-
-@functools.cache
-def has_flash() -> bool:
-    """Whether the GPU is an NVIDIA one of compute capability 8.0 (Ampere) or newer."""
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    major = capability.split(".")[0]
-    return major.isdigit() and int(major) >= 8
-
-
-def attend(
-    q: Float[Array, "b n k d"],
-    k: Float[Array, "b m k d"],
-    v: Float[Array, "b m k d"],
-    mask: Bool[Array, "#b #k #n m"] | None = None,
-    implementation: str | None = None,
-) -> Float[Array, "b n k d"]:
-    """softmax(q k' / sqrt(d)) v for each head k; the mask is true where a query may look.
-
-    `implementation` is a name in `ATTENTION`, by default what `choose` says; they are equal up to rounding.
-    """
-    implementation = implementation or PREFERRED.get(jax.default_backend()) or choose(q, k, mask)
-    return ATTENTION[implementation](q, k, v, mask)
+from vidjax.models.kernels.attention import attend
+from vidjax.models.kernels.placement import local, to_frames, to_pixels
+from vidjax.models.kernels.products import gelu
+from vidjax.models.layers import Context, GroupNorm, LayerNorm, Over, apart, linear, sinusoid
 
 
 def sinusoid_interleaved(n: int, dim: int) -> Float[Array, "n {dim}"]:
@@ -285,8 +177,12 @@ class Attention(nnx.Module):
             return attend(a, b, c, None if mask is None else rearrange(mask, "b s ... -> (b s) ...")).reshape(q.shape)
 
         # Each frame (over time: pixel) by itself; with tokens, which all look at, all frames are one.
-        cut, kept = (("batch", None, "context"), ("batch",)) if self.keys == "tokens" else (("batch", "context"),) * 2
-        out = local(own, (q, cut), (k, kept), (v, kept), (mask, kept), (relative, ()), out=cut)
+        cut = of_keys = ("batch", "context", None, "heads")
+        of_mask = cut[:2]
+        if self.keys == "tokens":
+            cut, of_keys, of_mask = ("batch", None, "context", "heads"), ("batch", None, None, "heads"), ("batch",)
+        parts = (q, cut), (k, of_keys), (v, of_keys), (mask, of_mask), (relative, ())
+        out = local(own, *parts, out=cut, every_axis=True)
         return self.to_out(out.reshape(*h.shape[:3], -1))
 
 

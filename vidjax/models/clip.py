@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
-from vidjax.models.attention import attend
-from vidjax.models.layers import LayerNorm, gelu, linear
+from vidjax.models.kernels.attention import attend
+from vidjax.models.kernels.products import gelu
+from vidjax.models.layers import LayerNorm, linear
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's weights

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from vidjax.models.convolution import convolve, depthwise
+from vidjax.models.kernels.convolution import convolve, depthwise
 from vidjax.models.layers import linear
 
 EPS = 1e-3  # of batch norm, in all feature networks

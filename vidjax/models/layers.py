@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
-from vidjax.placement import to_frames, to_pixels, ways
+from vidjax.models.kernels.placement import to_frames, to_pixels, ways
+from vidjax.models.kernels.products import product
 
 Over = Literal["frame", "clip", "pixel"]
 STATISTICS = "statistics"  # what of a norm is kept between the passes, by this name in `jax.checkpoint`
@@ -121,15 +122,6 @@ def activated(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Flo
     return jax.checkpoint(lambda x: jax.nn.silu(layer(x, ctx)), policy=kept)(x)
 
 
-def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """x times the share of normal numbers below it (Hendrycks & Gimpel 2016), exact.
-
-    By erf, as in torch: jax.nn.gelu's erfc is exact for large negative x too, where the result is next to nothing, but
-    takes 3.3 ms in place of 1.3 for 4096 x 1024 numbers on two AVX-512 cores.
-    """
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
 # Embeddings.
 
 
@@ -138,39 +130,12 @@ def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: 
     return nnx.Linear(cin, cout, use_bias=bias, kernel_init=init, dot_general=_dot_general, rngs=rngs)
 
 
-@jax.custom_vjp
-def product(x: Float[Array, "*b c"], y: Float[Array, "*k c d"]) -> Float[Array, "*b d"]:
-    """x @ y, one `y` for each entry of the first axes *k that both have.
-
-    Its gradient for `y` turns the narrower of input and slope, on a CPU in a pass of its own. JAX has it turn the
-    slope, which XLA fuses with what comes before into slow code, or leaves to products that take one entry after the
-    other. Milliseconds forward with backward on two AVX-512 cores, with jnp.matmul and with this: 8 x 256 rows of 256
-    to 2048 49, 24; attention over 8 frames, 256 pixels and 8 heads of 32, 7.1, 4.5.
-    """
-    same = tuple(range(y.ndim - 2))
-    return jax.lax.dot_general(x, y, (((x.ndim - 1,), (y.ndim - 2,)), (same, same)))
-
-
-def _slopes(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    x, y = kept
-    same, rows = tuple(range(y.ndim - 2)), tuple(range(y.ndim - 2, x.ndim - 1))
-    to_x = jax.lax.dot_general(slope, y, (((x.ndim - 1,), (y.ndim - 1,)), (same, same)))
-    wide = y.shape[-2] > y.shape[-1]
-    narrower, other = (slope, x) if wide else (x, slope)
-    if jax.default_backend() == "cpu" and ways("context") == 1:  # rows cut over devices don't become one axis
-        narrower, other = (a.reshape(*y.shape[:-2], -1, a.shape[-1]) for a in (narrower, other))
-        to_y = jax.lax.optimization_barrier(narrower.swapaxes(-1, -2)) @ other
-    else:
-        to_y = jax.lax.dot_general(narrower, other, ((rows, rows), (same, same)))
-    return to_x, to_y.swapaxes(-1, -2) if wide else to_y
-
-
-product.defvjp(lambda x, y: (product(x, y), (x, y)), _slopes)
-
-
-def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """As nnx.Linear calls it: always for the last axis with the first."""
-    return product(x, kernel)
+def _dot_general(x: Array, kernel: Array, numbers: Any, precision: Any = None, **more: Any) -> Array:
+    """`product` where that is what nnx.Linear asks for: the last axis with the first, in the inputs' own precision."""
+    usual = numbers == (((x.ndim - 1,), (0,)), ((), ())) and kernel.ndim == 2
+    if usual and precision is None and not any(more.values()):
+        return product(x, kernel)
+    return jax.lax.dot_general(x, kernel, numbers, precision=precision, **more)
 
 
 def sinusoid(t: Float[Array, "*s"], dim: int, period: float = 10_000.0) -> Float[Array, "*s {dim}"]:

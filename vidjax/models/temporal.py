@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.models.convolution import Conv
+from vidjax.models.kernels.placement import to_frames, to_pixels
 from vidjax.models.layers import MLP, Context, GroupNorm, activated, apart, sinusoid
-from vidjax.placement import to_frames, to_pixels
 
 
 class RelativeAttention(nnx.Module):

@@ -5,6 +5,7 @@ What XLA cannot see through a reshape (batch and frames become one axis for a co
 done by each device on its own part.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,23 +16,23 @@ from jaxtyping import Array, Float
 from vidjax.errors import InputError
 from vidjax.sharding import BATCH
 
-AXES = {"batch": BATCH, "context": ("context",)}  # what a layer calls an axis of its input -> axes of the mesh
+# What a layer calls an axis of its input -> axes of the mesh.
+AXES = {"batch": BATCH, "context": ("context",), "heads": ("tensor",)}
 Spec = tuple[str | None, ...]  # for the first axes of an array what cuts them
 
 
 def ways(name: str) -> int:
-    """Into how many parts the mesh cuts the "batch" or the "context"."""
+    """Into how many parts the mesh cuts the "batch", the "context" or the "heads"."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
-    product = 1
-    for axis in AXES[name]:
-        product *= shape.get(axis, 1)
-    return product
+    return math.prod(shape.get(axis, 1) for axis in AXES[name])
 
 
-def local(function: Callable[..., Array], *parts: tuple[Any, Spec], out: Spec) -> Array:
+def local(function: Callable[..., Array], *parts: tuple[Any, Spec], out: Spec, every_axis: bool = False) -> Array:
     """`function(*arrays)` of (array, spec) pairs, on each device for its own part; what it gives is cut as `out` says.
 
-    Axes of the mesh that do not divide the arrays are left out: each device along them does the same work.
+    Axes of the mesh that do not divide the arrays are left out: each device along them does the same work. Where the
+    function holds a kernel that XLA cannot divide, a device must do its part by itself along `every_axis` of the mesh;
+    otherwise XLA divides the work along axes that no spec names.
     """
     fits = lambda name: all(
         array is None or array.shape[i] % ways(name) == 0
@@ -41,10 +42,13 @@ def local(function: Callable[..., Array], *parts: tuple[Any, Spec], out: Spec) -
     )
     used = [name for name in AXES if ways(name) > 1 and fits(name) and any(name in spec for _, spec in parts)]
     arrays = [array for array, _ in parts]
-    if not used:
+    mesh = jax.sharding.get_abstract_mesh()
+    if not used and not (every_axis and mesh.size > 1):
         return function(*arrays)
     to_mesh = lambda spec: P(*(AXES[cut] if cut in used else None for cut in spec))
     specs = tuple(to_mesh(spec) for _, spec in parts)
+    if every_axis:  # the kernels' results do not say over which axes they differ, so JAX cannot check it
+        return jax.shard_map(function, in_specs=specs, out_specs=to_mesh(out), check_vma=False)(*arrays)
     names = {axis for name in used for axis in AXES[name]}
 
     def own(*shares: Array) -> Array:
