@@ -13,6 +13,7 @@ WIDTH = 128  # of a TPU's matrix units, to which kernels pad a head
 # Matrix products of a flash attention kernel, (queries x keys x features of a head) each. Backward computes the weights
 # again: one kernel for all (5), or one for keys and values (4) and one for queries (3).
 FLASH = {"fwd": 2, "forward": 2, "dkv": 5, "dq": 3}
+LIBRARY = re.compile(r"__cu(blas|dnn)\$(lt\$matmul|gemm|conv)")  # products by a library on GPUs
 LINE = re.compile(r"^ *(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 
 
@@ -53,7 +54,9 @@ class Instruction:
 def instructions(program: str) -> Iterator[Instruction]:
     """All, in the order of the text: a computation stands before what calls it."""
     computation = ""
-    for line in re.sub(r"\{\n([^\n]*)\n\}\}", r"{\1}}", program).splitlines():  # a Pallas kernel's metadata: three lines
+    for line in re.sub(
+        r"\{\n([^\n]*)\n\}\}", r"{\1}}", program
+    ).splitlines():  # a Pallas kernel's metadata: three lines
         if found := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", line):
             computation = found[1]
         elif computation and (found := LINE.match(line)):
@@ -109,6 +112,17 @@ def cycles(program: str) -> list[tuple[Instruction, float]]:
     return sorted(found, key=lambda pair: -pair[1])
 
 
+def bytes_moved(program: str) -> list[tuple[Instruction, float]]:
+    """(instruction, bytes of operands and results in all its runs), the most first: an upper bound, with caches."""
+    runs, fused, sizes, found = times_run(program), fusions(program), {}, []
+    for each in instructions(program):
+        sizes[each.computation, each.name] = bytes_of(each.shape)
+        if each.kind not in HOLLOW and each.computation not in fused:
+            own = bytes_of(each.shape) + sum(sizes.get((each.computation, name), 0) for name in each.operands)
+            found.append((each, float(own * runs[each.computation])))
+    return sorted(found, key=lambda pair: -pair[1])
+
+
 def flash_products(kernel: Instruction) -> float:
     """Multiplications of a flash attention kernel, from the shapes of its queries and keys; 0 of other kernels."""
     given = re.search(r"operand_layout_constraints=\{(.*?\})\}", kernel.rest)
@@ -127,14 +141,19 @@ def kernels(program: str) -> Counter[str]:
 
 def products(program: str) -> Iterator[tuple[Instruction, list[str]]]:
     """(instruction, dtypes of what it multiplies) of all matrix products and convolutions, also those in fusions and,
-    on GPUs, those that a library does."""
+    on GPUs, those that a library does; flash attention is none."""
     shapes: dict[tuple[str, str], str] = {}
-    library = re.compile(r"__cu(blas|dnn)\$(lt\$matmul|gemm|conv)")
     for each in instructions(program):
         shapes[each.computation, each.name] = each.shape
-        if each.kind in ("dot", "convolution") or library.match(each.kernel or ""):
+        if each.kind in ("dot", "convolution") or LIBRARY.match(each.kernel or ""):
             factors = [shapes_of(shapes.get((each.computation, name), "")) for name in each.operands[:2]]
             yield each, [arrays[0][0] for arrays in factors if arrays]
+
+
+def is_product(each: Instruction) -> bool:
+    """Whether an instruction is, or may be fused around, a matrix product, a convolution or flash attention."""
+    traced = each.scope.rpartition("/")[2]
+    return each.kind in ("dot", "convolution") or bool(each.kernel) or traced in ("dot_general", "conv_general_dilated")
 
 
 def aliased(program: str) -> set[int]:
@@ -180,9 +199,7 @@ def loop_turns(loop: Instruction, lines: dict[tuple[str, str], Instruction]) -> 
     return 1 if start is None or limit is None else max(limit - start, 0)
 
 
-def _number(
-    place: str, name: str, loop: Instruction, lines: dict[tuple[str, str], Instruction]
-) -> int | None:
+def _number(place: str, name: str, loop: Instruction, lines: dict[tuple[str, str], Instruction]) -> int | None:
     """The integer that an instruction in a loop's condition stands for at the loop's start, if it is a constant."""
     each = lines.get((place, name))
     if each is None:
