@@ -18,6 +18,7 @@ from vidjax.errors import InputError
 GIB = 2.0**30
 # Keep libtpu from looking for a TPU and its network: for a program that compiles alone, before JAX loads the library.
 QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+QUIET |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # by several processes at once: there is no chip to quarrel about
 # Beside `GpuTargetConfigProto`'s fields that are the same on every GPU below.
 GPU = dict(
     threads_per_block_limit=1024,

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from vidjax.models import kernels
+
 # jaxlib 0.10's CPU compiler gives reductions, matrix products and convolutions to a library whose convolutions use one
 # core. Kept to the first two, it has convolutions that use all. Milliseconds forward and backward with (3, 3) kernels
 # on two AVX-512 cores, as it comes and so: 4 x 32 x 32 x 128 7 + 25, 6 + 18; 4 x 32 x 32 x 320 52 + 153, 31 + 70.
@@ -13,15 +15,14 @@ CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,LIBRA
 
 
 def jit(function: Callable, **options: Any) -> Any:
-    """For a function that is not called within another jitted one: JAX takes such options only from the outermost."""
-    return jax.jit(function, compiler_options=known(), **options)
+    """For a function that is not called within another jitted one: JAX takes such options only from the outermost. Made
+    where the mesh is set that it will run on."""
+    return jax.jit(function, compiler_options=known() if kernels.platform() == "cpu" else None, **options)
 
 
 @functools.cache
 def known() -> dict[str, str] | None:
-    """`CPU` if that is where JAX computes and its compiler, which is free to forget them, knows these options."""
-    if jax.default_backend() != "cpu":
-        return None
+    """`CPU` if JAX's compiler for CPUs, which is free to forget them, knows these options."""
     try:
         jax.jit(lambda: 0, compiler_options=CPU).lower().compile()
     except jax.errors.JaxRuntimeError:

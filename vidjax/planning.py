@@ -1,57 +1,127 @@
-"""What a training step takes on a pod, from a program for as many simulated CPU devices.
+"""What a training step takes on a pod, from the program that a compiler makes of it: no chip is needed.
 
-Bytes and collectives are read off that program. Times are an estimate: matrix products at `EFFICIENCY` of the chip's
-peak, then all that travels at the speed of its links, nothing overlapped. A CPU program keeps some bf16 arrays in fp32
-and fuses less, so activations are rather over than under what a TPU or GPU needs.
+Where XLA's compiler for the accelerator is installed (`vidjax.chips`), the program is the one that would run there, and
+its bytes are the compiler's own account. Elsewhere it is one for as many simulated CPU devices, which keeps some bf16
+arrays in fp32 and fuses less, so that activations are rather over than under what a TPU or GPU needs.
+
+Times are estimates. For TPUs they are the compiler's cycles, with what `program.cycles` adds; for others matrix
+products at `EFFICIENCY` of the peak and, for GPUs, all other operations as long as their bytes take to and from memory.
+To that comes what travels, at the speed of the links, nothing overlapped. MFU counts the model's FLOPs as in the
+textbook, not those that rematerialisation repeats.
 """
 
+import dataclasses
 import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from vidjax import sharding
+from vidjax import chips, profiling, sharding
 from vidjax.chips import GIB, Chip
-from vidjax.program import collectives
-from vidjax.stage import step_flops
+from vidjax.program import Instruction, bytes_moved, collectives, cycles, is_product
+from vidjax.stage import Stage, step_flops
 from vidjax.train import abstract_state, step_of
 
 EFFICIENCY = 0.5
+LISTED = 10  # operations that a plan names
+DEPTH = 4  # parts of a layer's path that it names
 
 
-def planned(stage: Any, batch: Any, chip: Chip, count: int) -> dict[str, Any]:
-    """Figures of one stage, bytes a device in GiB, and what to do if it does not fit. Raises InputError for a mesh or a
-    batch that do not fit the number of devices."""
-    mesh = sharding.make_mesh(**stage.mesh)
+def planned(
+    stage: Stage,
+    batch: Any,
+    chip: Chip,
+    count: int,
+    devices: Sequence[Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Plans one stage: figures per device, bytes in GiB, and what to do if it does not fit.
+
+    `devices` are those of the topology, to compile for; without them JAX's own, as many, are taken. `say` is told how
+    far it is. Raises InputError for a mesh or a batch that do not fit the number of devices.
+    """
+    mesh = sharding.make_mesh(**stage.mesh, devices=devices)
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     flops = step_flops(stage, batch)
-    with jax.set_mesh(mesh):
+    say(f"{flops / 1e12:,.4g} TFLOP per step; tracing")
+    with jax.set_mesh(mesh), chips.lowering_for(chip):
         lowered, state = lower_step(stage, mesh, batch)
-        compiled = lowered.compile()
-    memory, sent = compiled.memory_analysis(), list(collectives(compiled.as_text()))
+        say(f"compiling for {count} x {chip.kind}, which takes minutes for large models")
+        compiled = lowered.compile(compiler_options=chips.COMPILER_OPTIONS[chip.platform] if devices else None)
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    sent = list(collectives(text))
     parts = {"parameters": state.params, "frozen": state.frozen, "average": state.ema, "optimizer": state.opt_state}
     sizes = {name: sum(map(own_bytes, jax.tree.leaves(tree))) / GIB for name, tree in parts.items()}
-    activations, kept = memory.temp_size_in_bytes / GIB, sum(sizes.values())
-    outside = chip.node and count > chip.node
-    compute = flops / count / chip.flops / EFFICIENCY
-    travel = sum(bytes_ for _, bytes_ in sent) / (chip.network if outside else chip.link)
-    found: dict[str, Any] = {f"{name}_gib": size for name, size in sizes.items()}
-    found |= {"activations_gib": activations, "total_gib": kept + activations, "memory_gib": chip.memory / GIB}
+    kept = sum(sizes.values())
+    total = total_bytes(memory) / GIB if devices else kept + memory.temp_size_in_bytes / GIB
+    travel = sum(bytes_ for _, bytes_ in sent) / (chip.network if chip.node and count > chip.node else chip.link)
+    seconds, dear = durations(text, chip, flops / count, devices is not None)
+    found: dict[str, Any] = {"compiler": compiler_of(chip, devices)}
+    found |= {f"{name}_gib": size for name, size in sizes.items()}
+    found |= {"activations_gib": total - kept, "total_gib": total, "memory_gib": chip.memory / GIB}
     for kind in sorted({kind for kind, _ in sent}):
         own = [bytes_ for other, bytes_ in sent if other == kind]
         found |= {f"{kind}_count": len(own), f"{kind}_gib": sum(own) / GIB}
-    found |= {"tflop_per_step": flops / 1e12, "compute_seconds": compute, "travel_seconds": travel}
-    found |= {"step_seconds": compute + travel, "mfu": flops / count / chip.flops / (compute + travel)}
-    return found | {"verdict": verdict(kept, activations, chip.memory / GIB, stage, mesh)}
+    found |= {"tflop_per_step": flops / 1e12, "compute_seconds": seconds, "travel_seconds": travel}
+    found |= {"step_seconds": seconds + travel, "mfu": flops / count / chip.flops / (seconds + travel)}
+    paths = {path for path, _ in profiling.layers(stage.abstract())}
+    found |= {"most_expensive": most_expensive(dear, paths)}
+    return found | {"verdict": verdict(kept, total - kept, chip.memory / GIB, stage, mesh)}
 
 
-def lower_step(stage: Any, mesh: Any, batch: Any) -> tuple[Any, Any]:
+def compiler_of(chip: Chip, devices: Sequence[Any] | None) -> str:
+    """Whose compiler a plan is by: "tpu", "cuda" or "cpu"."""
+    return {"tpu": "tpu", "gpu": "cuda"}[chip.platform] if devices else "cpu"
+
+
+def lower_step(stage: Stage, mesh: Any, batch: Any) -> tuple[Any, Any]:
     """The training step, to be compiled, and the shapes of the state with where they lie; no weights are read."""
     shapes = abstract_state(stage)
     at = lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
     state = jax.tree.map(at, shapes, sharding.tree_sharding(mesh, shapes))
     batch = jax.tree.map(lambda shape: at(shape, sharding.batch_sharding(mesh)), batch)
+    stage = dataclasses.replace(stage, objective=profiling.named(stage.objective))
     return step_of(stage, mesh, state).lower(state, batch), state
+
+
+def total_bytes(memory: Any) -> int:
+    """The most that a compiled program has in memory at once on one device, by the compiler's account: arguments,
+    results that take no argument's place, temporaries and the program itself."""
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return arrays + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+
+
+def durations(text: str, chip: Chip, flops: float, real: bool) -> tuple[float, list[tuple[Instruction, dict]]]:
+    """Seconds of a program's step on one device that has `flops` to do, what travels left out; and its operations,
+    the dearest first, with what was counted of each: cycles or, but on TPUs, GiB to and from memory."""
+    if real and chip.platform == "tpu":
+        spent = cycles(text)
+        whole = sum(count for _, count in spent)
+        return whole / chip.clock, [(each, {"share": n / whole, "cycles": n}) for each, n in spent]
+    moved = bytes_moved(text)
+    whole = sum(size for _, size in moved)
+    dear = [(each, {"share": size / whole, "gib": size / GIB}) for each, size in moved]
+    beside = sum(size for each, size in moved if not is_product(each)) / chip.bandwidth if real else 0.0
+    return flops / chip.flops / EFFICIENCY + beside, dear
+
+
+def most_expensive(dear: Sequence[tuple[Instruction, Mapping[str, float]]], paths: set[str]) -> list[dict[str, Any]]:
+    """The first operations of `durations`, added up over those of the same name in the same layer."""
+    total: dict[tuple[str, str], Counter[str]] = {}
+    for each, figures in dear:
+        total.setdefault((operation(each), profiling.layer_of(each.scope, paths, DEPTH)), Counter()).update(figures)
+    rows = sorted(total.items(), key=lambda row: -row[1]["share"])[:LISTED]
+    return [{"operation": name, "layer": layer, **figures} for (name, layer), figures in rows]
+
+
+def operation(each: Instruction) -> str:
+    """What an instruction was in the traced function, forward or backward, and what the compiler made of it."""
+    backward = "backward " if "transpose(" in each.scope else ""
+    traced = each.scope.rpartition("/")[2]
+    kind = each.kernel or each.kind
+    return f"{backward}{traced} ({kind})" if traced and traced != kind else f"{backward}{kind}"
 
 
 def own_bytes(leaf: Any) -> int:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +20,17 @@ FIRST = re.compile(r"\.(to_q|to_k|to_v|ff(_in)?\.proj_in|linear_1|conv1|time_emb
 SECOND = re.compile(r"\.(to_out|ff(_in)?\.proj_out|linear_2|conv2)\.kernel$")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
-    """A mesh over all devices; -1, at most once, takes what the other axes leave. Between slices of TPUs, where the
-    network is slow, lies the data axis, or as far as that is too short fsdp.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over all devices, or those given, which may be ones to compile for alone (`vidjax.chips`); -1, at most
+    once, takes what the other axes leave. Between slices of TPUs, where the network is slow, lies the data axis, or as
+    far as that is too short fsdp.
 
     Raises: InputError if the sizes do not fit the number of devices or of slices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else list(devices)
+    count = len(devices)
     sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor, context)))
     asked = ", ".join(f"{k}={v}" for k, v in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -41,11 +45,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) 
     if free:
         sizes[free[0]] = count // fixed
     types = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in jax.devices()})
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types)
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
     within, between = over_slices(sizes, slices)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between), AXES, axis_types=types)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
 
 
 def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
