@@ -371,7 +371,7 @@ class Generator:
 
     def fingerprint(self) -> float:
         """A number that other parameters do not share: to know what was computed with these."""
-        sums = jax.jit(lambda params: [jnp.abs(params[path]).sum() for path in sorted(params)])(self.params)
+        sums = jit(lambda params: [jnp.abs(params[path]).sum() for path in sorted(params)])(self.params)
         return float(sum((1 + i % 89) * float(value) for i, value in enumerate(sums)))
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:

@@ -102,7 +102,7 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Laten
     """A fresh state, each array made where its sharding wants it; then what the stage loads over random numbers."""
     make = lambda: fresh(stage)
     shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
-    state = jax.jit(make, out_shardings=shardings)()
+    state = jit(make, out_shardings=shardings)()
     for path, value in stage.loaded(state, dataset).items():
         part = state.params if path in state.params else state.frozen
         if part[path].shape != value.shape:

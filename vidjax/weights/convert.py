@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
+from vidjax.compiler import jit
 from vidjax.errors import InputError
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]  # (regular expression, replacement), applied in order
@@ -123,5 +124,5 @@ def start(model: nnx.Module, make: Callable[[], nnx.Module], dtype: DTypeLike | 
         return {path: made[path][...].astype(dtype or leaf.dtype) for path, leaf in leaves.items()}
 
     if leaves:
-        for path, value in jax.jit(values)().items():
+        for path, value in jit(values)().items():
             leaves[path].set_value(value)
