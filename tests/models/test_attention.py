@@ -14,14 +14,15 @@ from vidjax.models.layers import Context
 
 def qkv(n, m, d=8, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 3)
-    return [jax.random.normal(key, (2, s, 2, d), dtype) for key, s in zip(keys, (n, m, m))]
+    return [jax.random.normal(key, (2, s, 2 * d), dtype) for key, s in zip(keys, (n, m, m))]
 
 
 def test_plain_is_the_definition():
     q, k, v = qkv(3, 5)
-    w = np.exp(np.einsum("bnkd,bmkd->bknm", q, k) / np.sqrt(8))
-    expected = np.einsum("bknm,bmkd->bnkd", w / w.sum(-1, keepdims=True), v)
-    np.testing.assert_allclose(attend(q, k, v), expected, rtol=1e-5, atol=1e-6)
+    heads = [np.asarray(a).reshape(2, -1, 2, 8) for a in (q, k, v)]
+    w = np.exp(np.einsum("bnkd,bmkd->bknm", *heads[:2]) / np.sqrt(8))
+    expected = np.einsum("bknm,bmkd->bnkd", w / w.sum(-1, keepdims=True), heads[2]).reshape(2, 3, 16)
+    np.testing.assert_allclose(attend(q, k, v, 8), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [None, 200])
@@ -30,20 +31,22 @@ def test_chunked_equals_plain_forward_and_backward(rows):
     mask = None if rows is None else jax.random.bernoulli(jax.random.key(1), 0.7, (2, 1, rows, 40))
 
     def route(name):
-        f = lambda *a: jnp.sin(ATTENTION[name](*a, mask)).sum()
+        f = lambda *a: jnp.sin(ATTENTION[name](*a, 8, mask)).sum()
         return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), route("plain"), route("chunked"))
 
 
-@pytest.mark.parametrize("n, m, d, masked", [(128, 256, 16, False), (130, 77, 40, False), (140, 20, 24, True)])
+@pytest.mark.parametrize(
+    "n, m, d, masked", [(128, 256, 16, False), (130, 77, 40, False), (140, 20, 128, True), (90, 90, 40, False)]
+)
 def test_the_tpu_kernel_equals_plain_forward_and_backward(n, m, d, masked):
-    """Odd numbers of queries and keys, any width, masks of keys, one of which leaves none."""
+    """Odd numbers of queries and keys, any width, masks of keys, one of which leaves none, two sequences in one."""
     q, k, v = qkv(n, m, d)
     mask = (jnp.arange(m) % 3 < jnp.array([[2], [0]]))[:, None, None] if masked else None
 
     def route(name, **more):
-        f = lambda *a: jnp.sin(ATTENTION[name](*a, mask, **more)).sum()
+        f = lambda *a: jnp.sin(ATTENTION[name](*a, d, mask, **more)).sum()
         return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v)
 
     got, wanted = route("splash", interpret=True), route("plain")
@@ -61,7 +64,7 @@ def test_what_cudnn_is_asked_for_is_plain_attention(monkeypatch, n, m, masked):
     mask = (jnp.arange(m) % 3 < jnp.array([[2], [0]]))[:, None, None] if masked else None
 
     def route(name):
-        f = lambda *a: jnp.sin(ATTENTION[name](*a, mask)).sum()
+        f = lambda *a: jnp.sin(ATTENTION[name](*a, 8, mask)).sum()
         return jax.value_and_grad(f, (0, 1, 2))(q, k, v)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), route("cudnn"), route("plain"))
@@ -70,8 +73,8 @@ def test_what_cudnn_is_asked_for_is_plain_attention(monkeypatch, n, m, masked):
 def test_masked_tokens_do_not_exist():
     q, k, v = qkv(3, 5)
     mask = (jnp.arange(5) < 3)[None, None, None]
-    np.testing.assert_allclose(attend(q, k, v, mask), attend(q, k[:, :3], v[:, :3]), rtol=1e-5, atol=1e-6)
-    assert np.isfinite(attend(q, k, v, mask & False)).all()  # an empty prompt
+    np.testing.assert_allclose(attend(q, k, v, 8, mask), attend(q, k[:, :3], v[:, :3], 8), rtol=1e-5, atol=1e-6)
+    assert np.isfinite(attend(q, k, v, 8, mask & False)).all()  # an empty prompt
 
 
 def on(platform, kind):
@@ -83,11 +86,11 @@ def on(platform, kind):
 def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_go():
     half = dict(dtype=jnp.bfloat16)
 
-    def named(n, m, platform, mask=None, d=8, dtype=jnp.float32):
-        q, k = (jax.ShapeDtypeStruct((2, size, 2, d), dtype) for size in (n, m))
+    def named(n, m, platform, mask=None, d=8, dtype=jnp.float32, b=2):
+        q, k = (jax.ShapeDtypeStruct((b, size, 2 * d), dtype) for size in (n, m))
         chosen = []
         with on(*platform):
-            jax.eval_shape(lambda q, k: chosen.append(choose(q, k, mask)), q, k)
+            jax.eval_shape(lambda q, k: chosen.append(choose(q, k, d, mask)), q, k)
         return chosen[0]
 
     hopper, ampere, volta = (("gpu", f"NVIDIA {name}") for name in ("H100 80GB HBM3", "A100-SXM4-80GB", "V100-SXM2"))
@@ -101,6 +104,7 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
     assert named(1024, 77, hopper, jnp.ones((2, 1, 1, 77), bool), **half) == "cudnn"
     assert named(1024, 77, hopper, jnp.ones((2, 1, 1024, 77), bool), **half) == "plain"
     assert named(1024, 1024, tpu) == named(5000, 77, tpu) == named(1024, 1024, tpu, d=160) == "splash"
+    assert named(24, 24, tpu, b=64) == "splash" and named(24, 24, tpu, b=2) == named(24, 77, tpu, b=64) == "plain"
     assert named(4096, 8192, cpu) == "chunked"
     assert named(1024, 1024, cpu) == named(64, 64, cpu) == "plain"
     with kernels.forward_mode():

@@ -44,9 +44,9 @@ def video(t=T):
 def masked(module, x, seen):
     """The layer written out: one sequence of all tokens, a token's keys are those of the frames that its frame sees."""
     h = module.norm(x)
-    q, k, v = (rearrange(f(h), "b t n (k d) -> b (t n) k d", k=2) for f in (module.to_q, module.to_k, module.to_v))
+    q, k, v = (rearrange(f(h), "b t n c -> b (t n) c") for f in (module.to_q, module.to_k, module.to_v))
     mask = jnp.asarray(np.repeat(np.repeat(np.array(seen) > 0, N, 0), N, 1)[None, None])
-    return x + module.to_out(rearrange(plain(q, k, v, mask), "b (t n) k d -> b t n (k d)", t=x.shape[1]))
+    return x + module.to_out(rearrange(plain(q, k, v, 4, mask), "b (t n) c -> b t n c", t=x.shape[1]))
 
 
 @pytest.mark.parametrize("keys", SEEN)

@@ -15,14 +15,14 @@ from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, Tem
 def test_relative_attention_is_the_sum_of_shaw_et_al():
     """Equations 3 and 4 of Shaw et al. (2018), element by element, distances clipped to the reach."""
     layer = RelativeAttention(4, 2, rngs=nnx.Rngs(0))
-    q, k, v = (np.asarray(jax.random.normal(jax.random.key(i), (1, 5, 1, 4))) for i in range(3))
+    q, k, v = (np.asarray(jax.random.normal(jax.random.key(i), (1, 5, 4))) for i in range(3))
     rel_k, rel_v = np.asarray(layer.k[...]), np.asarray(layer.v[...])
-    expected = np.zeros((1, 5, 1, 4))
+    expected = np.zeros((1, 5, 4))
     for i in range(5):
         near = np.clip(np.arange(5) - i, -2, 2) + 2
-        e = np.array([q[0, i, 0] @ (k[0, j, 0] + rel_k[near[j]]) for j in range(5)]) / 2
+        e = np.array([q[0, i] @ (k[0, j] + rel_k[near[j]]) for j in range(5)]) / 2
         a = np.exp(e) / np.exp(e).sum()
-        expected[0, i, 0] = sum(a[j] * (v[0, j, 0] + rel_v[near[j]]) for j in range(5))
+        expected[0, i] = sum(a[j] * (v[0, j] + rel_v[near[j]]) for j in range(5))
     np.testing.assert_allclose(layer(*map(jnp.asarray, (q, k, v))), expected, atol=1e-5)
 
 
@@ -30,8 +30,21 @@ def test_relative_attention_is_the_sum_of_shaw_et_al():
 def test_relative_attention_with_empty_tables_is_attention(transposed):
     layer = RelativeAttention(4, 2, transposed, rngs=nnx.Rngs(0))
     layer.k[...], layer.v[...] = jnp.zeros((5, 4)), jnp.zeros((5, 4))
-    q, k, v = (jax.random.normal(jax.random.key(i), (3, 6, 2, 4)) for i in range(3))
-    np.testing.assert_allclose(layer(q, k, v), attend(q, k, v), atol=1e-5)
+    q, k, v = (jax.random.normal(jax.random.key(i), (3, 6, 8)) for i in range(3))
+    np.testing.assert_allclose(layer(q, k, v), attend(q, k, v, 4), atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sequences_side_by_side_as_on_tpus_are_each_by_itself(transposed):
+    layer = RelativeAttention(4, 2, transposed, rngs=nnx.Rngs(0))
+    args = [jax.random.normal(jax.random.key(i), (12, 6, 8)) for i in range(3)]
+    run = lambda *a: jax.value_and_grad(lambda *a: jnp.sin(layer(*a)).sum(), (0, 1, 2))(*a)
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
+        traced = jax.make_jaxpr(run)(*args)
+    assert ",72,72]" in str(traced)  # all twelve in one
+    got, wanted = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *args), jax.tree.leaves(run(*args))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, wanted)
 
 
 def context(t):

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
-from vidjax.models.kernels.attention import attend
-from vidjax.models.kernels.placement import local, to_frames, to_pixels
+from vidjax.models.kernels.attention import attend, tokens_last
+from vidjax.models.kernels.placement import local, to_frames, to_pixels, ways
 from vidjax.models.kernels.products import gelu
 from vidjax.models.layers import Context, GroupNorm, LayerNorm, Over, apart, linear, sinusoid
 
@@ -90,11 +90,13 @@ def key_frames(keys: str) -> Callable[[int], FrameKeys] | None:
     return functools.partial(KEY_FRAMES[name], k=int(number))
 
 
-def gather_frames(a: Float[Array, "b t n *s"], frames: np.ndarray) -> Float[Array, "b t _ *s"]:
-    """For each frame the tokens of its m key frames [t, m] side by side.
+def gather_frames(a: Float[Array, "b t n c"], frames: np.ndarray, last: bool = False) -> Float[Array, "b t _ c"]:
+    """For each frame the tokens of its m key frames [t, m] side by side; `last`: as the last axis, where XLA keeps it.
 
     Made of slices: their gradient is summed in a fixed order, which that of a gather is not on a GPU.
     """
+    if last:
+        a = a.swapaxes(2, 3)
 
     def take(column):
         if (column == column[0]).all():
@@ -102,7 +104,8 @@ def gather_frames(a: Float[Array, "b t n *s"], frames: np.ndarray) -> Float[Arra
         runs = np.split(column, np.flatnonzero(np.diff(column) != 1) + 1)
         return jnp.concatenate([a[:, run[0] : run[-1] + 1] for run in runs], 1)
 
-    return jnp.concatenate([take(column) for column in frames.T], 2)
+    gathered = jnp.concatenate([take(column) for column in frames.T], 3 if last else 2)
+    return gathered.swapaxes(2, 3) if last else gathered
 
 
 class Attention(nnx.Module):
@@ -157,33 +160,32 @@ class Attention(nnx.Module):
 
     def mix(self, h: Array, source: Array, token_mask: Array | None = None) -> Array:
         """From `[b, s, n, c]` and `[b, s, m, d]`: every n attends to the m of the same s."""
-        q, k, v = (
-            rearrange(a, "b s n (k d) -> b s n k d", k=self.heads)
-            for a in (self.to_q(h), self.to_k(source), self.to_v(source))
-        )
+        q, k, v = self.to_q(h), self.to_k(source), self.to_v(source)
+        head_dim = q.shape[-1] // self.heads
         mask = None if token_mask is None else token_mask[:, None, None, None]
         if look := key_frames(self.keys):
             frames, there = look(h.shape[1])
-            k, v = gather_frames(k, frames), gather_frames(v, frames)
+            k, v = (gather_frames(a, frames, tokens_last(head_dim)) for a in (k, v))
             if not there.all():
                 mask = jnp.repeat(there, source.shape[2], 1)[None, :, None, None]
                 mask = jnp.broadcast_to(mask, (h.shape[0], *mask.shape[1:]))
         graphdef, relative = (None, None) if self.relative is None else nnx.split(self.relative)
 
         def own(q: Array, k: Array, v: Array, mask: Array | None, relative: Any) -> Array:
-            a, b, c = (rearrange(a, "b s n k d -> (b s) n k d") for a in (q, k, v))
+            a, b, c = (rearrange(a, "b s n c -> (b s) n c") for a in (q, k, v))
             if graphdef is not None:
                 return nnx.merge(graphdef, relative)(a, b, c).reshape(q.shape)
-            return attend(a, b, c, None if mask is None else rearrange(mask, "b s ... -> (b s) ...")).reshape(q.shape)
+            seen = None if mask is None else rearrange(mask, "b s ... -> (b s) ...")
+            return attend(a, b, c, head_dim, seen).reshape(q.shape)
 
-        # Each frame (over time: pixel) by itself; with tokens, which all look at, all frames are one.
-        cut = of_keys = ("batch", "context", None, "heads")
+        # Each frame (over time: pixel) by itself; with tokens, which all look at, all frames are one. Heads are whole.
+        heads = "heads" if self.heads % ways("heads") == 0 else None
+        cut = of_keys = ("batch", "context", None, heads)
         of_mask = cut[:2]
         if self.keys == "tokens":
-            cut, of_keys, of_mask = ("batch", None, "context", "heads"), ("batch", None, None, "heads"), ("batch",)
+            cut, of_keys, of_mask = ("batch", None, "context", heads), ("batch", None, None, heads), ("batch",)
         parts = (q, cut), (k, of_keys), (v, of_keys), (mask, of_mask), (relative, ())
-        out = local(own, *parts, out=cut, every_axis=True)
-        return self.to_out(out.reshape(*h.shape[:3], -1))
+        return self.to_out(local(own, *parts, out=cut, every_axis=True))
 
 
 class FeedForward(nnx.Module):

@@ -75,11 +75,8 @@ class SelfAttention(nnx.Module):
         self.heads = heads
 
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "#b #k n n"] | None = None) -> Float[Array, "b n d"]:
-        q, k, v = (
-            rearrange(project(x), "b n (k d) -> b n k d", k=self.heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(rearrange(attend(q, k, v, mask), "b n k d -> b n (k d)"))
+        q, k, v = (project(x) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(attend(q, k, v, x.shape[-1] // self.heads, mask))
 
 
 class MLP(nnx.Module):

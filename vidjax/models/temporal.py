@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange, reduce, repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vidjax.models import kernels
 from vidjax.models.convolution import Conv
+from vidjax.models.kernels.attention import WIDTH, side_by_side
 from vidjax.models.kernels.placement import to_frames, to_pixels
 from vidjax.models.layers import MLP, Context, GroupNorm, activated, apart, sinusoid
 
@@ -26,18 +29,29 @@ class RelativeAttention(nnx.Module):
         self.reach, self.transposed = reach, transposed
 
     def __call__(
-        self, q: Float[Array, "b t k d"], k: Float[Array, "b t k d"], v: Float[Array, "b t k d"]
-    ) -> Float[Array, "b t k d"]:
-        steps, d = jnp.arange(q.shape[1]), q.shape[-1]
+        self, q: Float[Array, "b t c"], k: Float[Array, "b t c"], v: Float[Array, "b t c"]
+    ) -> Float[Array, "b t c"]:
+        (b, t, _), d = q.shape, self.k.shape[-1]
+        # On TPUs several sequences stand side by side, to fill a matrix unit.
+        count = side_by_side(b, t, WIDTH) if kernels.platform() == "tpu" and not kernels.choice().textbook else 1
+        split = lambda a, r: rearrange(a, "(b r) t (k d) -> b (r t) k d", r=r, d=d)
+        steps = jnp.arange(t)
         index = jnp.clip(steps[None] - steps[:, None], -self.reach, self.reach) + self.reach
         rel_k, rel_v = self.k[...][index], self.v[...][index]
         if self.transposed:
-            bias = jnp.einsum("bskd,std->bkts", q, rel_k) * d**-0.25
+            bias = jnp.einsum("bskd,std->bkts", split(q, 1), rel_k) * d**-0.25
         else:
-            bias = jnp.einsum("btkd,tsd->bkts", q, rel_k) * d**-0.5
-        w = jnp.einsum("btkd,bskd->bkts", q, k) * d**-0.5 + bias
+            bias = jnp.einsum("btkd,tsd->bkts", split(q, 1), rel_k) * d**-0.5
+        q, k, v = (split(a, count) for a in (q, k, v))
+        w = jnp.einsum("btkd,bskd->bkts", q, k) * d**-0.5
+        w = w + repeat(bias, "(b r) k t s -> b k (r t) (q s)", r=count, q=count)
+        if count > 1:
+            place = jnp.arange(count * t) // t
+            w = jnp.where(place[:, None] == place, w, -jnp.inf)
         w = jax.nn.softmax(w.astype(jnp.float32), -1).astype(v.dtype)
-        return jnp.einsum("bkts,bskd->btkd", w, v) + jnp.einsum("bkts,tsd->btkd", w, rel_v)
+        own = reduce(w, "b k (r t) (q s) -> (b r) k t s", "sum", r=count, q=count)
+        out = rearrange(jnp.einsum("bkts,bskd->btkd", w, v), "b (r t) k d -> (b r) t (k d)", r=count)
+        return out + rearrange(jnp.einsum("bkts,tsd->btkd", own, rel_v), "b t k d -> b t (k d)")
 
 
 class TemporalConvs(nnx.Module):

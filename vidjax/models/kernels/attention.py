@@ -13,24 +13,27 @@ from vidjax.models import kernels
 from vidjax.models.kernels.products import product
 
 CHUNK = 128  # queries at a time
+WIDTH = 128  # numbers in a row of a TPU's memory and of its matrix units
+SIDE_BY_SIDE = 512  # tokens of short sequences in one
 # A layer with more weights, one for each (query, key) pair of each head, doesn't keep them for the backward pass.
 # Milliseconds on two AVX-512 cores, all at once and chunked, of 4 x 8 heads of 40, 1024 queries and 2048 keys: forward
 # 108 and 131, with backward 342 and 517, in 532 and 105 MiB of temporaries.
 KEPT = 2**26
 
 
-def plain(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def plain(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None) -> Array:
     """All queries at once. A query that may see nothing gets the mean of all values."""
-    out = _weigh(rearrange(q, "b n k d -> b k n d"), *_laid_out(k, v), mask)
-    return rearrange(out, "b k n d -> b n k d")
+    out = _weigh(rearrange(q, "b n (k d) -> b k n d", d=head_dim), *_laid_out(k, v, head_dim), mask)
+    return rearrange(out, "b k n d -> b n (k d)")
 
 
-def chunked(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def chunked(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None) -> Array:
     """Some queries at a time, their weights computed again in the backward pass: memory linear in the queries."""
     n = q.shape[1]
     pad = -n % CHUNK
-    parts = rearrange(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))), "b (s n) k d -> s b k n d", n=CHUNK)
-    keys, values = _laid_out(k, v)
+    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0)))
+    parts = rearrange(q, "b (s n) (k d) -> s b k n d", n=CHUNK, d=head_dim)
+    keys, values = _laid_out(k, v, head_dim)
     weigh = jax.checkpoint(lambda part, seen: _weigh(part, keys, values, seen))
     if mask is None or mask.shape[2] == 1:
         out = jax.lax.map(lambda part: weigh(part, mask), parts)
@@ -38,12 +41,12 @@ def chunked(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
         masks = jnp.pad(mask, ((0, 0), (0, 0), (0, pad), (0, 0)), constant_values=True)
         masks = rearrange(masks, "b k (s n) m -> s b k n m", n=CHUNK)
         out = jax.lax.map(lambda part: weigh(*part), (parts, masks))
-    return rearrange(out, "s b k n d -> b (s n) k d")[:, :n]
+    return rearrange(out, "s b k n d -> b (s n) (k d)")[:, :n]
 
 
-def _laid_out(k: Array, v: Array) -> tuple[Array, Array]:
+def _laid_out(k: Array, v: Array, head_dim: int) -> tuple[Array, Array]:
     """Keys and values as the products take them."""
-    return rearrange(k, "b m k d -> b k d m"), rearrange(v, "b m k d -> b k m d")
+    return rearrange(k, "b m (k d) -> b k d m", d=head_dim), rearrange(v, "b m (k d) -> b k m d", d=head_dim)
 
 
 def _weigh(
@@ -58,74 +61,111 @@ def _weigh(
     return (product(w.astype(values.dtype), values) / w.sum(-1, keepdims=True)).astype(values.dtype)
 
 
-def cudnn(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def cudnn(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None) -> Array:
     """Flash attention (Dao et al. 2022) of cuDNN, for masks of keys alone. It knows how many keys there are, not which:
     the masked ones go to the end. An odd number of queries or keys is padded."""
     n, m = q.shape[1], k.shape[1]
-    lengths = None if m % 2 == 0 else jnp.full(len(q), m)
+    lengths, values = None if m % 2 == 0 else jnp.full(len(q), m), v
     if mask is not None:
         seen = jnp.broadcast_to(mask[:, 0, 0], (len(q), m))
-        order = jnp.argsort(~seen, axis=1, stable=True)[:, :, None, None]
+        order = jnp.argsort(~seen, axis=1, stable=True)[:, :, None]
         k, v = (jnp.take_along_axis(a, order, 1) for a in (k, v))
         lengths = jnp.maximum(seen.sum(1), 1)
-    q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0))) for a in (q, k, v))
+    q, k, v = (rearrange(a, "b n (k d) -> b n k d", d=head_dim) for a in (q, k, v))
     lengths = None if lengths is None else lengths.astype(jnp.int32)
-    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")[:, :n]
-    return out if mask is None else _or_mean(out, v[:, :m], mask)
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    return _or_mean(rearrange(out, "b n k d -> b n (k d)")[:, :n], values, mask)
 
 
-def splash(q: Array, k: Array, v: Array, mask: Array | None = None, interpret: bool = False) -> Array:
-    """Flash attention as a TPU kernel, JAX's own "splash", for masks of keys alone. Queries and keys are padded to
-    whole blocks; those that are not there belong to another segment than the queries. `interpret`: off TPUs, slowly."""
+def splash(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None, interpret: bool = False) -> Array:
+    """Flash attention as a TPU kernel, JAX's own "splash", for masks of keys alone. `interpret`: off TPUs, slowly.
+
+    Queries and keys are padded to whole blocks, and short sequences stand side by side in one; what must not be seen
+    belongs to another segment than the query. The backward kernel writes a gradient of the queries for each block of
+    keys, to be summed: so these are large. Heads that do not fill rows of `WIDTH` numbers are
+    handed over with the tokens along the rows: features are made the second axis before they are split into heads,
+    after which that is free.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as kernel
 
-    (b, n, heads, d), m = q.shape, k.shape[1]
-    (block_q, rows), (block_k, columns) = _blocks(n), _blocks(m)
+    (b, n, features), m = q.shape, k.shape[1]
+    count = side_by_side(b, n, SIDE_BY_SIDE) if n == m and mask is None else 1
+    rows, columns = (-(-count * size // 128) * 128 for size in (n, m))
+    heads = features // head_dim
+    block_k, block_k_backward = _block(columns, 1024), _block(columns, 4096)
+    turned = head_dim % WIDTH != 0
+    layout = kernel.QKVLayout.SEQ_MINOR if turned else kernel.QKVLayout.HEAD_DIM_MINOR
     sizes = kernel.BlockSizes(
-        block_q=block_q, block_kv=block_k, block_kv_compute=block_k,
-        block_q_dkv=block_q, block_kv_dkv=block_k, block_kv_dkv_compute=block_k, use_fused_bwd_kernel=True,
+        block_q=_block(rows, 1024), block_kv=block_k, block_kv_compute=_block(block_k, 512),
+        block_q_dkv=_block(rows, 512), block_kv_dkv=block_k_backward,
+        block_kv_dkv_compute=_block(block_k_backward, 512), use_fused_bwd_kernel=True,
+        q_layout=layout, k_layout=layout, v_layout=layout,
     )  # fmt: skip
     whole = kernel.MultiHeadMask([kernel.FullMask((rows, columns))] * heads)
     run = kernel.make_splash_mha(whole, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
-    pad = lambda a, size: jnp.pad(a.swapaxes(1, 2), ((0, 0), (0, 0), (0, size - a.shape[1]), (0, 0)))
-    q, keys, values = pad(q * d**-0.5, rows), pad(k, columns), pad(v, columns)
+
+    def laid_out(a: Array, size: int) -> Array:
+        """[b, heads, tokens, head_dim] in whole blocks; the kernel turns the last two again for its layout."""
+        a = rearrange(a, "(b r) n c -> b (r n) c", r=count)
+        a = jnp.pad(a, ((0, 0), (0, size - a.shape[1]), (0, 0)))
+        if turned:
+            return rearrange(a.swapaxes(1, 2), "b (k d) n -> b k d n", d=head_dim).swapaxes(2, 3)
+        return rearrange(a, "b n (k d) -> b k n d", d=head_dim)
+
     segments = None
-    if mask is not None or columns > m:
-        seen = jnp.ones((b, m), bool) if mask is None else jnp.broadcast_to(mask[:, 0, 0], (b, m))
-        there = jnp.pad(seen, ((0, 0), (0, columns - m))).astype(jnp.int32)
-        segments = kernel.SegmentIds(jnp.ones((b, rows), jnp.int32), there)
-    out = jax.vmap(run)(q, keys, values, segments)[:, :, :n].swapaxes(1, 2)
-    return out if mask is None else _or_mean(out, v, mask)
+    if mask is not None or columns > count * m or count > 1:
+        asks = jnp.pad(jnp.arange(count * n) // n, (0, rows - count * n))
+        seen = jnp.ones((1, m), bool) if mask is None else mask[:, 0, 0]
+        there = jnp.where(jnp.tile(seen, (1, count)), jnp.arange(count * m) // m, -1)
+        there = jnp.pad(there, ((0, 0), (0, columns - count * m)), constant_values=-1)
+        over = lambda ids: jnp.broadcast_to(ids, (b // count, ids.shape[-1])).astype(jnp.int32)
+        segments = kernel.SegmentIds(over(asks), over(there))
+    out = jax.vmap(run)(laid_out(q, rows) * head_dim**-0.5, laid_out(k, columns), laid_out(v, columns), segments)
+    out = rearrange(out[:, :, : count * n], "b k (r n) d -> (b r) n (k d)", r=count)
+    return _or_mean(out, v, mask)
 
 
-def _blocks(size: int) -> tuple[int, int]:
-    """(tokens of a block, tokens of all blocks): 128 to 512 tokens a block, the largest that pads the least."""
-    whole = -(-size // 128) * 128
-    return next(block for block in (512, 384, 256, 128) if whole % block == 0), whole
+def tokens_last(head_dim: int) -> bool:
+    """Whether attention wants the tokens as the last axis: heads that do not fill a TPU's rows of 128 numbers."""
+    return kernels.platform() == "tpu" and not kernels.choice().textbook and head_dim % WIDTH != 0
 
 
-def _or_mean(out: Array, v: Array, mask: Array) -> Array:
-    """`out`, but the mean of all values where `mask` leaves none."""
-    return jnp.where(mask[:, 0, 0].any(-1)[:, None, None, None], out, v.mean(1, keepdims=True).astype(out.dtype))
+def side_by_side(batch: int, tokens: int, most: int) -> int:
+    """How many sequences of so many tokens make at most `most`: a divisor of the batch, at least 1."""
+    return next((count for count in range(most // tokens, 1, -1) if batch % count == 0), 1)
+
+
+def _block(size: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides `size`."""
+    return next(block for block in range(most, 0, -128) if size % block == 0)
+
+
+def _or_mean(out: Array, v: Array, mask: Array | None) -> Array:
+    """`out`, but the mean of all values where the mask of keys leaves none."""
+    if mask is None:
+        return out
+    return jnp.where(mask[:, 0, 0].any(-1)[:, None, None], out, v.mean(1, keepdims=True).astype(out.dtype))
 
 
 ATTENTION: dict[str, Callable] = {"plain": plain, "chunked": chunked, "cudnn": cudnn, "splash": splash}
 
 
-def choose(q: Array, k: Array, mask: Array | None = None) -> str:
+def choose(q: Array, k: Array, head_dim: int, mask: Array | None = None) -> str:
     """The fastest entry of `ATTENTION` for these shapes and this dtype on the program's platform."""
-    b, n, heads, d = q.shape
-    m, choice = k.shape[1], kernels.choice()
+    (b, n, features), m, choice = q.shape, k.shape[1], kernels.choice()
     if choice.textbook:
         return "plain"
     of_keys = mask is None or mask.shape[1] == mask.shape[2] == 1
-    if choice.by_hand and of_keys and n >= CHUNK:
-        half = q.dtype in (jnp.bfloat16, jnp.float16)
-        if kernels.platform() == "gpu" and half and d % 8 == 0 and d <= widest(kernels.device_kind()):
-            return "cudnn"
-        if kernels.platform() == "tpu":
+    platform = kernels.platform() if choice.by_hand and of_keys else ""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if platform == "gpu" and n >= CHUNK and half and head_dim % 8 == 0 and head_dim <= widest(kernels.device_kind()):
+        return "cudnn"
+    if platform == "tpu":
+        count = side_by_side(b, n, SIDE_BY_SIDE) if n == m and mask is None else 1
+        if count * n >= CHUNK and n > 1:
             return "splash"
-    return "chunked" if n > CHUNK and b * heads * n * m > KEPT else "plain"
+    return "chunked" if n > CHUNK and b * features // head_dim * n * m > KEPT else "plain"
 
 
 @functools.cache
@@ -139,17 +179,19 @@ def widest(kind: str) -> int:
 
 
 def attend(
-    q: Float[Array, "b n k d"],
-    k: Float[Array, "b m k d"],
-    v: Float[Array, "b m k d"],
+    q: Float[Array, "b n c"],
+    k: Float[Array, "b m c"],
+    v: Float[Array, "b m c"],
+    head_dim: int,
     mask: Bool[Array, "#b #k #n m"] | None = None,
     implementation: str | None = None,
-) -> Float[Array, "b n k d"]:
-    """softmax(q k' / sqrt(d)) v for each head k; the mask is true where a query may look.
+) -> Float[Array, "b n c"]:
+    """softmax(q k' / sqrt(d)) v for each head of d = `head_dim` of the features; the mask is true where a query may
+    look.
 
     `implementation` is a name in `ATTENTION`, by default what `choose` says; compiled programs tell it as the scope
     "attention_NAME". A query that may see nothing gets the mean of all values.
     """
-    name = implementation or choose(q, k, mask)
+    name = implementation or choose(q, k, head_dim, mask)
     with jax.named_scope(f"attention_{name}"):
-        return ATTENTION[name](q, k, v, mask)
+        return ATTENTION[name](q, k, v, head_dim, mask)
