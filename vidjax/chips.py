@@ -5,6 +5,7 @@ A device made here runs nothing, but programs lower and compile for it as they d
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import re
@@ -118,10 +119,12 @@ def of_device(device: Any) -> Chip | None:
     return next((chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)), None)
 
 
+@functools.cache
 def devices(name: str) -> list[Any] | None:
     """Makes the devices of a topology, to compile for; None where the package with the compiler is not installed.
 
-    They lie as in the slice of that name: `sharding.make_mesh(..., devices=devices(name))`. Raises InputError.
+    The same ones at each call, as arrays on others are not on these. They lie as in the slice of that name:
+    `sharding.make_mesh(..., devices=devices(name))`. Raises InputError.
     """
     from jax.experimental import topologies
 
