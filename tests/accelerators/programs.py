@@ -79,18 +79,20 @@ def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
             made["finetune"]["prior"]["prompt"] = "th"
     if "rank" in made.get("finetune", {}):
         made["finetune"]["rank"] = 4
+    common = made["model"]
     for section in (made, *made["stages"].values()):
-        if "model" in section and ("pretrained" not in made or "channels" in section["model"]):
-            section["model"] = _narrow({**made["model"], **section["model"]})
+        model = {**common, **section.get("model", {})}
+        if "model" in section and "channels" in model:
+            section["model"] = _narrow(model)
         train = section.get("train", {})
         if "batch_size" in train:
             train["accumulate"] = min(train.get("accumulate", 1), 2)
             train["batch_size"] = ways * train["accumulate"]
         for part in section.get("discriminator", {}).values():
             part |= dict(channels=16, layers=1, groups=4)
-    for text in (made.get("conditioning", {}).get("text"),):
-        if text and "dim" in text:
-            text |= dict(dim=WIDTH, layers=1, heads=HEADS)
+    text = made.get("conditioning", {}).get("text", {})
+    if "dim" in text:
+        text |= dict(dim=WIDTH, layers=1, heads=HEADS)
     if "autoencoder" in made:
         auto = made["autoencoder"]
         auto |= dict(channels=[8] * len(auto["channels"]), groups=4, blocks=[min(n, 1) for n in auto["blocks"]])

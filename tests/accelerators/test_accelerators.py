@@ -53,7 +53,7 @@ USED = [
 # (recipe, stage, topology, data x fsdp x tensor x context, collectives that there must be, and may be none but).
 CUT = [
     ("vdm:ucf101", "diffusion", "v5e-4", (4, 1, 1, 1), {"all-reduce"}, {"all-reduce"}),
-    ("lvdm:sky", "diffusion", "v6e-16", (2, 2, 2, 2), {"all-reduce", "all-gather", "all-to-all"}, ANY := {
+    ("tune_a_video:default", "tune", "v6e-16", (2, 2, 2, 2), {"all-reduce", "all-gather", "all-to-all"}, ANY := {
         "all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"}),
     ("lvdm:sky", "diffusion", "h100x4", (4, 1, 1, 1), {"all-reduce"}, {"all-reduce"}),
     ("tune_a_video:default", "tune", "h100x4", (1, 1, 2, 2), {"all-reduce", "all-to-all"}, ANY),
