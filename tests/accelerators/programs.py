@@ -32,14 +32,12 @@ QUICK = {
     "tpu": {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0},
     "gpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
 }
-FOLDER = {  # of the first Stable Diffusion, two levels of it: 64x64 latents of 512x512 pixels, 77 words
+FOLDER = {  # of the first Stable Diffusion, one level of it: 64x64 latents of 512x512 pixels, 77 words
     **CONFIGS,
     "unet": dict(
         CONFIGS["unet"],
         sample_size=64,
-        block_out_channels=[WIDTH, WIDTH],
-        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
-        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+        block_out_channels=[WIDTH],
         cross_attention_dim=WIDTH,
         attention_head_dim=HEADS,
     ),
@@ -55,11 +53,13 @@ FOLDER = {  # of the first Stable Diffusion, two levels of it: 64x64 latents of 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: its text, the dtype that its networks compute in, and how many arguments it may keep."""
+    """A compiled program: its text and the dtype that its networks compute in; of a training step how many arguments it
+    may keep, the bytes of one device's arguments by their shapes, and the compiler's account of its memory."""
 
     text: str
     dtype: str
     state: int = 0
+    given: int = 0
     memory: Any = None
 
 
@@ -137,7 +137,9 @@ def training(name: str, stage_name: str, topology: str, axes: tuple[int, ...] = 
         lowered, state = planning.lower_step(stage, mesh, batch)
     program = compiled(lowered, chip)
     kept = len(jax.tree.leaves((state.params, state.opt_state, state.ema)))
-    return Program(program.as_text(), stage.train.dtype, kept, program.memory_analysis())
+    clips = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // (axes[0] * axes[1])
+    given = sum(map(planning.own_bytes, jax.tree.leaves(state))) + clips
+    return Program(program.as_text(), stage.train.dtype, kept, given, program.memory_analysis())
 
 
 def using(what: str, name: str, stage_name: str, topology: str, axes: tuple[int, ...] = (1, 1, 1, 1)) -> Program:
