@@ -46,10 +46,12 @@ def make_mesh(
         sizes[free[0]] = count // fixed
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = dict(allow_split_physical_axes=True)  # an axis of the torus may serve several of ours: 2x2x2x2 on 4x4 chips
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
-    within, between = over_slices(sizes, slices)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
+        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(*over_slices(sizes, slices), devices, **split)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
