@@ -7,7 +7,6 @@ from typing import Any
 from zipfile import BadZipFile
 from zlib import crc32
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -15,6 +14,7 @@ from vidjax.data.pictures import read_picture
 from vidjax.data.video_io import BrokenClip, contact_sheet, slug, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
+from vidjax.processes import agreed, lead
 from vidjax.storage import AnyPath, local_file
 
 Latents = Float[np.ndarray, "b t h w c"]
@@ -50,22 +50,33 @@ def stamp(generator: Generator, latents: Latents) -> str:
     """What an inversion depends on."""
     how = generator.defaults
     steps = f"{how.num_steps}|{how.spacing}|{how.chunk}|{how.overlap}"
-    return f"{steps}|{generator.fingerprint():.12g}|{crc32(np.asarray(latents))}"
+    return f"{steps}|{generator.fingerprint()}|{crc32(np.asarray(latents))}"
 
 
 def kept(file: AnyPath, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """`make()`, or what an earlier call with the same stamp has left whole in `file`."""
-    if file.exists():
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), file.open("rb") as opened:
-            found = np.load(opened, allow_pickle=False)
-            if str(found["stamp"]) == stamp:
-                return found["array"]
+    """`make()`, by all processes, or what an earlier call with the same stamp has left whole in `file`."""
+    if agreed(lambda: left(file, stamp) is not None):
+        array = left(file, stamp)
+        assert array is not None
+        return array
     array = make()
-    part = file.with_suffix(f".{jax.process_index()}.part.npz")
+    agreed(lambda: leave(file, stamp, array))
+    return array
+
+
+def left(file: AnyPath, stamp: str) -> np.ndarray | None:
+    """The array in `file`, if it is whole and has that stamp."""
+    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), file.open("rb") as opened:
+        found = np.load(opened, allow_pickle=False)
+        return found["array"] if str(found["stamp"]) == stamp else None
+
+
+def leave(file: AnyPath, stamp: str, array: np.ndarray) -> None:
+    """All of it, or nothing."""
+    part = file.with_suffix(".part.npz")
     with local_file(part) as whole:
         np.savez(whole, array=array, stamp=stamp)
     part.replace(file)
-    return array
 
 
 def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
@@ -147,7 +158,10 @@ def latent_mask(
 def write_edits(
     workdir: AnyPath, clip: np.ndarray, prompts: Sequence[str], videos: Sequence[np.ndarray], fps: float
 ) -> Any:
-    """For each prompt an mp4 and a contact sheet, the source beside the edit; entries for summary.json."""
+    """For each prompt an mp4 and a contact sheet, the source beside the edit, by the first process; entries for
+    summary.json."""
+    if not lead():
+        return []
     (workdir / "samples").mkdir(parents=True, exist_ok=True)
     entries = []
     for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
