@@ -160,9 +160,12 @@ class Generator:
         """Parameters of this model, where its own lie."""
         return spread(params, sharding.parameters_sharding(self.mesh, params))
 
+    def _cast(self, params: Params) -> Params:
+        return params if self.dtype is None else cast(params, jnp.dtype(self.dtype))
+
     def _model(self, params: Params) -> VideoModel:
         """As it computes."""
-        return merge(self.graphdef, params if self.dtype is None else cast(params, jnp.dtype(self.dtype)))
+        return merge(self.graphdef, self._cast(params))
 
     @property
     def model(self) -> VideoModel:
@@ -398,7 +401,7 @@ class Generator:
 
     def _invert(self, params, batch, latents, times, num_steps, chunk):
         model = self._model(params)
-        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
+        denoise = self._under(params, embed(model.embedders, batch))
         if chunk:
             denoise = in_chunks(denoise, *chunk)
         report = lambda done: self._progress(done)
@@ -427,7 +430,7 @@ class Generator:
         whole = (lambda denoise: in_chunks(denoise, *chunk)) if chunk else (lambda denoise: denoise)
         conditional = whole(self._denoiser(params, batch, negative, 1.0, 0.0, guided=""))
         away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
-        unconditional = lambda tokens: whole(self._under(model, away, tokens))
+        unconditional = lambda tokens: whole(self._under(params, dataclasses.replace(away, tokens=tokens)))
         path = pivots(conditional, self.schedule, latents, times)
         found, _ = null_text(
             conditional, unconditional, self.schedule, path, times, away.tokens, guidance_scale, steps=updates
@@ -510,7 +513,7 @@ class Generator:
 
     def _denoiser(self, params, batch, negative, guidance_scale, rescale, *, guided, table=None, mask=None) -> Denoiser:
         model = self._model(params)
-        under = partial(model.denoiser, self.schedule, self.prediction)
+        under = partial(self._under, params)
         cond = embed(model.embedders, batch, mask)
         if not guided:
             return under(cond)
@@ -535,9 +538,15 @@ class Generator:
         shown = known_frames(self.schedule, free(*own, mask=mask), latents, mask, level=level, eps=eps)
         return from_known(shown, free(*own), mask, strength) if told else shown
 
-    def _under(self, model: VideoModel, cond: Conditioning, tokens: Array) -> Denoiser:
-        """The denoiser under other tokens."""
-        return model.denoiser(self.schedule, self.prediction, dataclasses.replace(cond, tokens=tokens))
+    def _under(self, params: Params, cond: Conditioning) -> Denoiser:
+        """The denoiser under these conditions."""
+        params = self._cast(params)
+
+        def denoise(x, t):
+            model = self._model(sharding.in_each_turn(params, x))
+            return model.denoiser(self.schedule, self.prediction, cond)(x, t)
+
+        return denoise
 
     def _sample(
         self,

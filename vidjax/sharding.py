@@ -166,6 +166,13 @@ def over_batch(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(BATCH)), tree)
 
 
+def in_each_turn(params: Any, x: jax.Array) -> Any:
+    """Traced parameters in the body of a loop that makes `x` anew in each turn. What fsdp has cut is gathered layer by
+    layer in each turn, as in training; without this XLA gathers all of it before the first one."""
+    cut = dict(jax.sharding.get_abstract_mesh().shape).get("fsdp", 1) > 1
+    return jax.lax.optimization_barrier((params, x))[0] if cut else params
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
     """This process's share of the global batch, onto its devices."""
     sharding = batch_sharding(mesh)
