@@ -1,4 +1,4 @@
-"""Sampling over eight simulated devices: the videos of one device, from parameters that stay where training has them."""
+"""Sampling over eight simulated devices: the videos of one, from parameters that stay where training has them."""
 
 import pytest
 from test_sharding import eight_devices

@@ -52,12 +52,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) 
 def fitting_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
     """The mesh that a run was trained on, or where the devices are others the one nearest to it: tensor, context and
     fsdp as far as they divide the number of devices, data the rest. A trained model samples on any machine."""
-    left = jax.device_count()
+    count = left = jax.device_count()
     asked = {"tensor": tensor, "context": context, "fsdp": fsdp}
     fixed = math.prod(size for size in (*asked.values(), data) if size > 0)
     sizes = {}
     for axis, size in asked.items():
-        size = left // fixed if size == -1 and left % fixed == 0 else abs(size)
+        size = count // fixed if size == -1 and count % fixed == 0 else abs(size)
         sizes[axis] = math.gcd(size, left)
         left //= sizes[axis]
     return make_mesh(left, **sizes)

@@ -61,11 +61,12 @@ def at_once(
 
     def denoise(xt, t):
         w = _weights(scale, t, interval)
+        ask = lambda: pair(xt, t)
         if conditional is None:
-            cond, uncond = pair(xt, t)
+            cond, uncond = ask()
         else:
-            alone = lambda: (conditional(xt, t),) * 2
-            cond, uncond = jax.lax.cond(jnp.any(w != 1), lambda: pair(xt, t), alone)
+            alone = conditional
+            cond, uncond = jax.lax.cond(jnp.any(w != 1), ask, lambda: (alone(xt, t),) * 2)
         return _guided(schedule, cond, uncond, w, xt, t, rescale, prediction)
 
     return denoise
