@@ -4,9 +4,10 @@ import pytest
 from test_sharding import eight_devices
 
 MODEL = """
-import math, re
+import dataclasses, math, re
 from functools import partial
 from flax import nnx
+from vidjax import editing
 from vidjax.conditioning import TextEmbedder
 from vidjax.diffusion.schedule import cosine
 from vidjax.generator import Generator, SampleConfig
@@ -53,6 +54,13 @@ latents = one.latents(prompts)
 video = one.decode(latents)
 back = one.encode(video)
 chunked = one.latents(prompts[:1], chunk=2, overlap=1)
+clip = np.asarray(one.decode(one.latents(["a mouse"])))
+start = dict(strength=0.6, sampler="unipc", eta=0.0, num_steps=4, edit_frames="4:8", guidance_scale=1.0)
+
+def edited(made):
+    made.defaults = dataclasses.replace(made.defaults, **start)
+    return editing.edits(made, clip, ["a cat", "a dog", "a fox", "a hen", "an owl"], "a mouse", None)
+
 found = {{"size": [float(np.abs(latents).max()), float(np.abs(back).max())]}}
 for sizes in {MESHES}:
     mesh = sharding.make_mesh(*map(int, sizes.split()))
@@ -66,6 +74,8 @@ for sizes in {MESHES}:
         "cut": sum(not value.sharding.is_fully_replicated for value in many.params.values()),
         "fingerprint": many.fingerprint() == one.fingerprint(),
     }}
+    if sizes == "1 2 2 2":
+        found["edits"] = error(edited(many), edited(one))
     if sizes == "2 1 1 4":
         found["chunked"] = error(many.latents(prompts[:1], chunk=2, overlap=1), chunked)
 """
@@ -80,6 +90,11 @@ def test_a_mesh_of_any_shape_gives_the_samples_of_one_device(meshes, sizes):
     assert found["latents"] < 1e-4 * scale[0] and found["back"] < 1e-4 * scale[1]
     assert found["video"] <= 1 and found["shapes"] == [True, True] and found["fingerprint"]
     assert (found["cut"] > 0) == (sizes in ("1 2 2 2", "1 8 1 1"))
+
+
+def test_edits_are_made_as_many_at_a_time_as_the_mesh_has_room_for(meshes):
+    """Two of five prompts at a time, each with the noise that it has alone; up to rounding to 8 bits."""
+    assert meshes["edits"] <= 1
 
 
 def test_frames_that_context_does_not_divide_are_worked_off_all_the_same(meshes):

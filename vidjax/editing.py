@@ -1,6 +1,6 @@
 """A tuned run's edits: the clip is inverted once, then every prompt leads the same noise to another video."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from vidjax.data.video_io import BrokenClip, contact_sheet, slug, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
 from vidjax.processes import agreed, lead
+from vidjax.sharding import batch_ways
 from vidjax.storage import AnyPath, local_file
 
 Latents = Float[np.ndarray, "b t h w c"]
@@ -113,7 +114,27 @@ def edits(
         start["noise"] = inverted(generator, latents, workdir / "inversion.npz")
     if how.mask or how.edit_frames:
         start["kept"] = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
-    return [generator([prompt], frames=len(clip), size=size, **start)[0] for prompt in prompts]
+    videos = []
+    for some in groups(generator, prompts):
+        if len(some) > 1 and "noise" not in start:
+            start["noise"] = generator.noise(1, len(clip), size)
+        videos += list(generator(some, frames=len(clip), size=size, **for_each(start, len(some))))
+    return videos
+
+
+def groups(generator: Generator, prompts: Sequence[str]) -> list[list[str]]:
+    """As many prompts at a time as the mesh cuts a batch into; one where the steps draw noise, as each prompt gets that
+    of the first place."""
+    how = generator.defaults
+    many = 1 if how.eta or how.sampler == "ddpm" else batch_ways(generator.mesh)
+    return [list(prompts[i : i + many]) for i in range(0, len(prompts), many)]
+
+
+def for_each(start: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Arguments of `Generator.latents` for one video, for `count` that start alike."""
+    repeat = lambda x, axis=0: np.repeat(np.asarray(x), count, axis)
+    take = {"nulls": lambda x: repeat(x, 1), "kept": lambda pair: (repeat(pair[0]), pair[1])}
+    return {name: take.get(name, repeat)(value) for name, value in start.items()}
 
 
 def blended(generator: Generator, clips: Sequence[np.ndarray], weights: Sequence[float], workdir: AnyPath) -> Latents:

@@ -332,6 +332,10 @@ class Generator:
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
         return keys, jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
+    def noise(self, count: int, frames: int | None = None, size: tuple[int, int] | None = None, seed: int = 0) -> Array:
+        """What `latents` starts from."""
+        return self._start(count, self.latent_shape(frames, size), seed)[1]
+
     def in_motion(
         self,
         prompts: Sequence[str | int],
