@@ -529,7 +529,7 @@ class Generator:
         how = dict(rescale=rescale, prediction=self.prediction)
         if guided == "at once":
             over = sharding.over_batch
-            both = lambda x, t: under(over(in_turn(cond, null(t))))(*over((x, t)))
+            both = lambda x, t: under(over(in_turn(cond, null(t[::2]))))(*over((x, t)))
             return at_once(self.schedule, both, guidance_scale, **how)
         return classifier_free(self.schedule, under(cond), lambda x, t: under(null(t))(x, t), guidance_scale, **how)
 
