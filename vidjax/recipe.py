@@ -29,6 +29,7 @@ from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
+from vidjax.processes import agreed, run_over
 from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.storage import AnyPath
 from vidjax.surroundings import AUTOENCODER, EMPTY, surroundings
@@ -147,11 +148,10 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
         )
         return {path: value for path, value in parameters(model).items() if not adversary.judges(path)}
 
-    def finish(model: Any, dataset: Dataset) -> None:
-        settings.write_json(
-            common["folder"] / "latents.json",
-            latent_statistics(model, dataset.windows("train", clips=dataset.sample_of(MEASURED))),
-        )
+    def finish(state: TrainState, dataset: Dataset) -> None:
+        windows = dataset.windows("train", clips=dataset.sample_of(MEASURED))
+        found = latent_statistics(state.model(), windows, sharding.make_mesh(**common["mesh"]))
+        agreed(lambda: settings.write_json(common["folder"] / "latents.json", found))
 
     @jit
     def beside(state: TrainState, video: jax.Array) -> jax.Array:
@@ -161,7 +161,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         """Some clips, each above its reconstruction."""
         clips = dataset.windows("train", per_clip=1, clips=range(min(PREVIEWED, len(dataset))))
-        return np.asarray(beside(state, np.concatenate(clips)))
+        return run_over(sharding.make_mesh(**common["mesh"]), beside, state, np.concatenate(clips))
 
     return Stage(
         init=init,
@@ -211,7 +211,7 @@ def _diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> S
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
         objective=objective,
-        validate=by_noise_level(objective, schedule),
+        validate=by_noise_level(objective, schedule, common["train"].dtype),
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith(frozen),
         loaded=loaded,
@@ -414,7 +414,8 @@ def trained(config: Mapping[str, Any], name: str, workdir: AnyPath) -> Generator
     if stage.pretrained is not None:
         return tuned_generator(section, stage, source_of(section, config, workdir))
     model = stage.abstract()
-    params, frozen = split(abstract_parameters(model), stage.trainable)
+    mesh = sharding.fitting_mesh(**stage.mesh)
+    params, frozen = split(sharding.laid_out(mesh, abstract_parameters(model)), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
         params = checkpoints.restore_ema({path: value for path, value in params.items() if stage.averaged(path)})
     params = {**params, **frozen_parameters(section, workdir, frozen)}
@@ -433,4 +434,6 @@ def _generator(section: Mapping[str, Any], data: DataConfig, graphdef: nnx.Graph
         (-(-data.frames // every), *data.hw),
         3 if in_latents(section) else section["model"].get("in_channels", 3),
         settings.construct(SampleConfig, section.get("sample"), "sample"),
+        sharding.fitting_mesh(**section.get("mesh", {})),
+        section["train"].get("dtype"),
     )

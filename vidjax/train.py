@@ -1,13 +1,11 @@
 """Train one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
 
 import contextlib
-import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +23,13 @@ from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.finetune import describe
 from vidjax.preemption import STATUS, Notice
-from vidjax.processes import agreed, gathered, lead, say, spread
+from vidjax.processes import agreed, batch_over, lead, say, spread
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
 from vidjax.validation import CLIPS
-
-T = TypeVar("T")
 
 
 def prepare(
@@ -145,12 +141,14 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)
         ending.callback(telemetry.close)
         heldout = held_out(stage, dataset)
+        heldout = heldout and batch_over(mesh, on_device(heldout), len(heldout["label"]))
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
 
         def validate(state: TrainState) -> dict[str, float]:
             assert stage.validate is not None
-            return {key: float(value) for key, value in stage.validate(state, heldout).items()}
+            with jax.set_mesh(mesh):
+                return {key: float(value) for key, value in stage.validate(state, heldout).items()}
 
         def show(step: int, state: TrainState) -> None:
             assert stage.preview is not None
@@ -166,7 +164,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                 last, stops = step == options.steps, notice.stops_at(step)
                 validated = options.validate_every and (step % options.validate_every == 0 or last)
                 if validated and stage.validate:
-                    metrics |= alone(state, validate)
+                    metrics |= validate(state)
                 if step % every == 0 or last or step == 1 or validated:
                     telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
                 if step % options.save_every == 0 or last or stops:
@@ -177,11 +175,11 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                     stopped = step
                     break
                 if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
-                    alone(state, partial(show, step))
+                    show(step, state)
         if not options.steps and not start:
             checkpoints.save(state)
         if stopped is None:
-            alone(state, lambda state: stage.finish(state.model(), dataset))
+            stage.finish(state, dataset)
     if stopped is not None:
         say(f"{stage.name}: stopped at step {stopped} on SIGTERM, saved; the same command goes on")
         sys.exit(STATUS)
@@ -190,12 +188,6 @@ def train(stage: Stage, log_every: int | None = None) -> None:
     figures = {"steps": options.steps, "parameters": count(state.params), "peak_memory_gb": memory}
     figures |= {"seconds": seconds, "compile_seconds": round((so_far() - compiled).seconds, 1)}
     agreed(lambda: write_json(done, figures))
-
-
-def alone(state: TrainState, work: Callable[[TrainState], T]) -> T:
-    """`work` on the model's part of the state by the first process, without the others; all get its plain data."""
-    whole = gathered(dataclasses.replace(state, opt_state=()))
-    return agreed(lambda: work(whole))
 
 
 def overview(stage: Stage, state: TrainState) -> None:
