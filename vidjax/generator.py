@@ -37,7 +37,7 @@ from vidjax.video_model import Codec, VideoModel
 UNCONDITIONAL = 8  # samples of a model without conditions
 FRAMES = 4  # encoded or decoded at a time, where they are independent
 CAPACITY = 1000  # steps that one compiled sampler serves
-STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told")
+STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Generator:
         self.below: Generator | None = None  # whose videos this one makes larger, see vidjax.cascade
         self._progress: Callable[[int], None] = lambda done: None
         self._jitted = jit(self._sample, static_argnames=STATIC)
-        self._inverted = jit(self._invert, static_argnames="chunk")
+        self._inverted = jit(self._invert, static_argnames=("chunk", "report"))
         self._nulled = jit(self._null_text, static_argnames=("chunk", "updates"))
         self._moved = jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
         self._encode = jit(lambda params, video: self._model(params).latents(video))
@@ -227,6 +227,7 @@ class Generator:
             rescale=how.rescale,
             eta=how.eta,
             chunk=how.chunks,
+            report=progress is not None,
         )
 
     def _subject(self, subject: Subject, count: int, shape: tuple[int, ...]) -> tuple[Params, dict[str, Array], Array]:
@@ -248,6 +249,10 @@ class Generator:
                 f"negative_prompt {how.negative_prompt!r} does nothing at guidance_scale 1; raise guidance_scale"
             )
         return how
+
+    def _reporter(self, wanted: bool) -> Callable[[int], None] | None:
+        """What a compiled sampler calls after each step; none unless wanted: JAX caches no program that calls back."""
+        return (lambda done: self._progress(done)) if wanted else None
 
     def _start(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
         """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list), and in a
@@ -313,15 +318,16 @@ class Generator:
         self._progress = progress or (lambda done: None)
         latents = jnp.asarray(latents, jnp.float32)
         chunk = self.defaults.chunks
-        return self._inverted(self.params, self.conditions(prompts), latents, times, steps, chunk=chunk)
+        how = dict(chunk=chunk, report=progress is not None)
+        return self._inverted(self.params, self.conditions(prompts), latents, times, steps, **how)
 
-    def _invert(self, params, batch, latents, times, num_steps, chunk):
+    def _invert(self, params, batch, latents, times, num_steps, *, chunk, report):
         model = self._model(params)
         denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
         if chunk:
             denoise = in_chunks(denoise, *chunk)
-        report = lambda done: self._progress(done)
-        return sample(denoise, self.schedule, latents, times, num_steps, ddim_inverse(), jax.random.key(0), report)
+        how = (ddim_inverse(), jax.random.key(0), self._reporter(report))
+        return sample(denoise, self.schedule, latents, times, num_steps, *how)
 
     def null_text(
         self, latents: Float[Array | np.ndarray, "b t h w c"], prompts: Sequence[str | int], **options: Any
@@ -445,6 +451,7 @@ class Generator:
         eta,
         chunk,
         told,
+        report,
     ):
         guide = dict(guided=guided, table=table)
         free = lambda *own, mask=None: self._denoiser(*own, negative, guidance_scale, rescale, mask=mask, **guide)
@@ -466,7 +473,7 @@ class Generator:
             num_steps,
             make_sampler(sampler, eta),
             key,
-            lambda done: self._progress(done),
+            self._reporter(report),
         )
         if known is not None:
             x = jnp.where(known[1][:, None, None, None] > 0.5, known[0], x)
