@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from vidjax.keys import OneKey
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.autoencoder import Autoencoder  # noqa: E402
 from vidjax.models.clip import ClipText, ClipTextConfig  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
