@@ -143,7 +143,9 @@ def test_benchmark_counts_and_times(env, tmp_path):
     assert "unet.down" in done.stdout and rows["unet.down"]["ms"] > 0
     assert sum(row["gflop"] for row in rows.values()) == pytest.approx(1e3 * figures["tflop_per_step"])
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
-    bucket, nothing = start_each("benchmark", [[PIXELS, "--json=s3://bucket/b.json"], [PIXELS, "--steps=0"]], env)
+    bucket, nothing = start_each(
+        "benchmark", [[PIXELS, "--json=s3://bucket/b.json"], [PIXELS, "--steps=0", "--layers=2"]], env
+    )
     assert bucket.returncode == 1 and "--json=s3://bucket/b.json is no folder of a disk and no gs://" in bucket.stderr
     assert nothing.returncode == 1 and "--steps=0 runs nothing" in nothing.stderr
 
