@@ -126,7 +126,7 @@ def test_several_processes_evaluate_as_one_does(stopped, env, tmp_path):
 
 
 def test_a_killed_process_ends_the_others_and_one_can_go_on(whole, env, tmp_path):
-    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=1000")
+    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=0")
     two = start(2, "main", *flags, "--config.stages.diffusion.train.steps=100000", env=env)
     until_logged(tmp_path, 6, two)
     two[1].kill()

@@ -45,7 +45,7 @@ CAPACITY = 1000  # steps that one compiled sampler serves
 # one call over those of two (ModelScope's layers, 64 to 256 features; two shared cores with AVX-512, 2026-11-25): 0.95
 # with 2**12 places, 1.00 with 2**14, 1.01 with 2**15: beyond it only the memory would be twice.
 AT_ONCE = 2**15
-STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told")
+STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Generator:
         self.below: Generator | None = None  # whose videos this one makes larger, see vidjax.cascade
         self._progress: Callable[[int], None] = lambda done: None
         self._jitted = jit(self._sample, static_argnames=STATIC)
-        self._inverted = jit(self._invert, static_argnames="chunk")
+        self._inverted = jit(self._invert, static_argnames=("chunk", "report"))
         self._nulled = jit(self._null_text, static_argnames=("chunk", "updates"))
         self._moved = jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
         self._encode = jit(lambda params, video: self._model(params).latents(video))
@@ -296,6 +296,7 @@ class Generator:
             rescale=how.rescale,
             eta=how.eta,
             chunk=how.chunks,
+            report=progress is not None,
         )
         return found[: len(prompts)]
 
@@ -325,6 +326,10 @@ class Generator:
                 f"negative_prompt {how.negative_prompt!r} does nothing at guidance_scale 1; raise guidance_scale"
             )
         return how
+
+    def _reporter(self, wanted: bool) -> Callable[[int], None] | None:
+        """What a compiled sampler calls after each step; none unless wanted: JAX caches no program that calls back."""
+        return (lambda done: self._progress(done)) if wanted else None
 
     def _start(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
         """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list), and in a
@@ -404,15 +409,16 @@ class Generator:
         ways = sharding.batch_ways(mesh)
         over = partial(batch_over, mesh, size=-(-len(latents) // ways) * ways)
         args = self._on(mesh, self.params), over(self.conditions(prompts)), over(latents), times, steps
-        return self._run(self._inverted, mesh, *args, chunk=self.defaults.chunks)[: len(latents)]
+        static = dict(chunk=self.defaults.chunks, report=progress is not None)
+        return self._run(self._inverted, mesh, *args, **static)[: len(latents)]
 
-    def _invert(self, params, batch, latents, times, num_steps, chunk):
+    def _invert(self, params, batch, latents, times, num_steps, *, chunk, report):
         model = self._model(params)
         denoise = self._under(params, embed(model.embedders, batch))
         if chunk:
             denoise = in_chunks(denoise, *chunk)
-        report = lambda done: self._progress(done)
-        return sample(denoise, self.schedule, latents, times, num_steps, ddim_inverse(), jax.random.key(0), report)
+        how = (ddim_inverse(), jax.random.key(0), self._reporter(report))
+        return sample(denoise, self.schedule, latents, times, num_steps, *how)
 
     def null_text(
         self, latents: Float[Array | np.ndarray, "b t h w c"], prompts: Sequence[str | int], **options: Any
@@ -578,6 +584,7 @@ class Generator:
         eta,
         chunk,
         told,
+        report,
     ):
         key, guide = jax.random.wrap_key_data(key), dict(guided=guided, table=table)
         free = lambda *own, mask=None: self._denoiser(*own, negative, guidance_scale, rescale, mask=mask, **guide)
@@ -599,7 +606,7 @@ class Generator:
             num_steps,
             make_sampler(sampler, eta),
             key,
-            lambda done: self._progress(done),
+            self._reporter(report),
         )
         if known is not None:
             x = jnp.where(known[1][:, None, None, None] > 0.5, known[0], x)

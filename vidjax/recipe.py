@@ -21,6 +21,7 @@ from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.encoded import Encoder, StoredMoments, encode_once
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig, what_to_ask
+from vidjax.keys import OneKey
 from vidjax.lowres import LowresEmbedder
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
@@ -30,7 +31,7 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
 from vidjax.processes import agreed, run_over
-from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.storage import AnyPath
 from vidjax.surroundings import AUTOENCODER, EMPTY, surroundings
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
@@ -177,7 +178,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
 
 def perceptual_parameters(files: str) -> Params:
     """LPIPS's parameters, mapped from its files, under their paths in an autoencoder's stage. Raises InputError."""
-    model = nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: LPIPS(rngs=OneKey()))
     shapes = {path: value.shape for path, value in abstract_parameters(model).items()}
     return {f"perceptual.{path}": value for path, value in read_lpips(files, shapes).items()}
 

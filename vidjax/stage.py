@@ -16,21 +16,12 @@ from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.encoded import Encoded, Encoder
 from vidjax.errors import InputError, check_range
 from vidjax.flops import count_flops
+from vidjax.keys import OneKey
 from vidjax.storage import AnyPath
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.train_step import Objective, draws_at
 
 PREVIEWED = 4  # videos that training shows
-
-
-class OneKey(nnx.Rngs):
-    """The same key for every parameter: where only shapes matter, counting keys is most of the time of a trace."""
-
-    def __init__(self):
-        pass
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from vidjax.data.pipeline import Dataset
 from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.finetune import describe
+from vidjax.keys import Keys
 from vidjax.preemption import STATUS, Notice
 from vidjax.processes import agreed, batch_over, lead, say, spread
 from vidjax.settings import write_json
@@ -66,7 +67,7 @@ def fresh(stage: Stage) -> TrainState:
     """The state at step 0 of a stage that starts at random: to be traced, not run as it is."""
     assert stage.init is not None
     # numbers of the kind "rbg" compile in half the time of the default ones
-    return at_step_0(stage, stage.init(nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))))
+    return at_step_0(stage, stage.init(Keys(jax.random.key(stage.seed, impl="rbg"))))
 
 
 def abstract_state(stage: Stage) -> TrainState:

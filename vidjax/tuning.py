@@ -19,6 +19,7 @@ from vidjax.encoded import Encoded, encode_clips, encode_once, first_windows, st
 from vidjax.errors import InputError
 from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
+from vidjax.keys import Keys
 from vidjax.models.layers import Over
 from vidjax.stage import PREVIEWED, Stage
 from vidjax.storage import AnyPath
@@ -103,7 +104,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     known = load(weights=False)
 
     def models(weights: bool) -> tuple[VideoModel, VideoModel]:
-        rngs = nnx.Rngs(seed)
+        rngs = Keys(seed)
         if source is not None:
             loaded = tuned_model(source, weights)
         else:
@@ -139,7 +140,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     def whole() -> tuple[Generator, Params]:
         """The model that samples, and the part of its parameters that training does not see."""
         full, model = models(True)
-        rest = {path: value for path, value in parameters(full).items() if path not in parameters(model)}
+        trains = parameters(model)
+        rest = {path: value for path, value in parameters(full).items() if path not in trains}
         generator = _generator(section, known, data, nnx.graphdef(full), {})
         return generator, generator.laid(rest)
 
