@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
@@ -121,6 +121,11 @@ def activated(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Flo
 
 
 # Embeddings.
+
+
+def look_up(table: nnx.Embed, ids: Int[Array, "*s"]) -> Float[Array, "*s d"]:
+    """Rows of the table, in the dtype of its parameters now: called, nnx.Embed gives the one it was built with."""
+    return jnp.take(table.embedding[...], ids, axis=0)
 
 
 def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> nnx.Linear:
