@@ -4,8 +4,14 @@ import json
 import re
 
 import pytest
+import tiny
+from flax import nnx
 from test_main import LATENT, program
 from test_sharding import eight_devices
+
+from vidjax import recipe, settings
+from vidjax.flops import count_flops
+from vidjax.stage import step_flops
 
 
 def test_bytes_a_device_are_those_of_the_compiled_program():
@@ -89,3 +95,17 @@ def test_the_program_plans_each_stage_and_refuses_what_cannot_be(env, tmp_path):
     assert done.returncode == 1 and re.fullmatch(r"error: batch size 7 is not divisible by 8.*\n", done.stderr), (
         done.stderr
     )
+
+
+def test_a_step_on_stored_latents_does_all_but_encode_its_clips(tmp_path):
+    """Counted by two routes; in FLOPs, which are the same on any machine."""
+    made = settings.plain(tiny.get_config("latent"))
+    flops = {}
+    for latents in ("", "latents"):
+        made["data"]["latents"] = latents
+        stage = recipe.build(made, "diffusion", tmp_path)
+        flops[latents] = step_flops(stage, recipe.example_batch(made, stage))
+    whole = recipe.build(recipe.uncached(made), "diffusion", tmp_path)
+    batch, (graphdef, state) = recipe.example_batch(recipe.uncached(made), whole), nnx.split(whole.abstract())
+    encode = count_flops(lambda state, video: nnx.merge(graphdef, state).latents(video), state, batch["video"])
+    assert flops[""] == flops["latents"] + encode and encode > 0

@@ -229,6 +229,12 @@ def in_latents(section: Mapping[str, Any]) -> bool:
 
 def encoder(section: Mapping[str, Any], workdir: AnyPath) -> Encoder:
     """What encodes the data of a diffusion stage. Raises InputError if its autoencoder was not trained yet."""
+    graphdef, state = abstract_encoder(section, workdir)
+    return merge(graphdef, frozen_parameters(section, workdir, abstract_parameters(state)))
+
+
+def abstract_encoder(section: Mapping[str, Any], workdir: AnyPath) -> tuple[nnx.GraphDef, nnx.State]:
+    """Its definition and the shapes of its parameters."""
     folders = "pretrained" in section and "text" in section.get("conditioning", {})
 
     def make() -> Encoder:
@@ -237,8 +243,7 @@ def encoder(section: Mapping[str, Any], workdir: AnyPath) -> Encoder:
             codec(section, workdir, rngs), surroundings(section["pretrained"]).embedder(rngs=rngs) if folders else None
         )
 
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    return merge(graphdef, frozen_parameters(section, workdir, abstract_parameters(state)))
+    return nnx.split(nnx.eval_shape(make))
 
 
 def codec(section: Mapping[str, Any], workdir: AnyPath, rngs: nnx.Rngs) -> Codec:
@@ -373,7 +378,12 @@ def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.Shap
         shapes["images"] = ((size, data.images, *data.hw, channels), np.uint8)
     if stage.tokenize:
         shapes["tokens"] = ((size, len(stage.tokenize(""))), np.int32)
-    return encoded_shapes(stage, {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()})
+    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+    if data.latents:
+        graphdef, state = abstract_encoder(section, stage.folder.parent)
+        encode = lambda state, batch: encode_once(made := nnx.merge(graphdef, state), batch, made.text is not None)
+        return jax.eval_shape(encode, state, batch)
+    return encoded_shapes(stage, batch)
 
 
 def read_config(workdir: AnyPath) -> dict[str, Any]:
