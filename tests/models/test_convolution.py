@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from vidjax.models.convolution import Conv, ConvTranspose
-from vidjax.models.kernels.convolution import convolve, convolve_transposed, depthwise
+from vidjax.models.kernels.convolution import convolve, convolve_transposed, depthwise, repeat_borders
 
 
 def normal(seed, *shape):
@@ -33,12 +33,12 @@ CASES = {  # input, kernel, strides, padding
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_folded_equals_plain_in_value_and_gradient(name):
+def test_every_form_equals_plain_in_value_and_gradient(name):
     shape, size, strides, padding = CASES[name]
     x, kernel = normal(0, *shape), normal(1, *size, shape[-1], 64 if shape[-1] == 64 else 4)
     kernel /= np.sqrt(kernel[..., 0].size)
     results = []
-    for implementation in ("plain", "folded"):
+    for implementation in ("plain", "folded", "planes"):
 
         @jax.jit
         def value_and_gradients(x, kernel, implementation=implementation):
@@ -46,8 +46,9 @@ def test_folded_equals_plain_in_value_and_gradient(name):
             return y, *pull(jnp.cos(y))
 
         results.append(value_and_gradients(x, kernel))
-    for a, b in zip(*results):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    for plain, folded, planes in zip(*results):
+        np.testing.assert_allclose(folded, plain, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(planes, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["large map", "large, strided, one-sided"])
@@ -92,6 +93,16 @@ def test_edge_padding_repeats_the_border():
     np.testing.assert_allclose(convolve(x, kernel, mode="edge"), inside, atol=1e-5)
     constant = convolve(jnp.ones_like(x), kernel, mode="edge")
     np.testing.assert_allclose(constant, jnp.broadcast_to(kernel.sum((0, 1, 2, 3)), constant.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("pads", [((1, 1), (2, 1), (0, 3)), ((0, 0), (1, 2), (2, 0))])
+def test_accelerators_repeat_the_same_borders(pads):
+    x = normal(0, 2, 1, 4, 5, 3)  # a single frame is its own first and last
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+        traced = jax.make_jaxpr(lambda x: repeat_borders(x, pads))(x)
+    (got,) = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, x)
+    np.testing.assert_array_equal(got, jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge"))
 
 
 @pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2)])
