@@ -48,7 +48,7 @@ def test_a_loop_turns_as_often_whether_the_compiler_notes_it_or_its_condition_sa
 def test_a_tpu_program_counts_what_a_loop_holds_as_often_as_it_turns():
     """Programs for TPUs note no numbers of turns."""
     x = on("v5e-1", 1024, 1024)
-    spent = [sum(n for _, n in cycles(jax.jit(turning, static_argnums=1).lower(x, steps).compile().as_text()))
+    spent = [sum(n for _, n in cycles(jax.jit(turning, static_argnums=1).lower(x, steps).compile().as_text(), 1))
         for steps in (10, 20)]  # fmt: skip
     assert spent[1] == pytest.approx(2 * spent[0], rel=0.05)
     peak = 20 * 2 * 1024**3 / chips.CHIPS["v5e"].flops  # seconds
@@ -58,19 +58,20 @@ def test_a_tpu_program_counts_what_a_loop_holds_as_often_as_it_turns():
 @pytest.mark.parametrize("name", ["v4-2", "v5e-1", "v5p-2", "v6e-1", "tpu7x-1"])
 def test_by_the_compilers_cycles_a_large_product_comes_close_to_each_chips_peak(name):
     x, chip = on(name, 8192, 8192), chips.named(name)[0]
-    spent = sum(n for _, n in cycles(jax.jit(jnp.matmul).lower(x, x).compile().as_text()))
+    spent = sum(n for _, n in cycles(jax.jit(jnp.matmul).lower(x, x).compile().as_text(), chip.cells))
     assert 0.6 < 2 * 8192**3 / chip.flops / (spent / chip.clock) <= 1
 
 
-def test_flash_attention_counts_as_its_products():
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_flash_attention_counts_as_its_products(head_dim):
     """Forward two of queries x keys x 128, backward five; heads of 64 are padded to a matrix unit's width."""
     from vidjax.models.kernels.attention import splash
 
-    x = on("v5e-1", 2, 1024, 2, 64)
-    loss = lambda q, k, v: splash(q, k, v).astype(jnp.float32).sum()
-    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().as_text()
-    spent = {each.kernel: n for each, n in cycles(text) if each.kernel}
-    one = 2 * 2 * 1024 * 1024 / 128
+    q, k = on("v5e-1", 2, 1024, 2 * head_dim), on("v5e-1", 2, 512, 2 * head_dim)
+    loss = lambda q, k, v: splash(q, k, v, head_dim).astype(jnp.float32).sum()
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k).compile().as_text()
+    spent = {each.kernel: n for each, n in cycles(text, 128**2) if each.kernel}
+    one = 2 * 2 * 1024 * 512 / 128
     assert spent == {"splash_mha_fwd_residuals": 2 * one, "splash_mha_dkv_no_residuals": 5 * one}
     assert {name for name in kernels(text) if "splash" in name} == spent.keys()
 

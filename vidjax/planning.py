@@ -91,7 +91,7 @@ def durations(text: str, chip: Chip, flops: float, real: bool) -> tuple[float, l
     """Seconds of a program's step on one device that has `flops` to do, what travels left out; and its operations,
     the dearest first, with what was counted of each: cycles or, but on TPUs, GiB to and from memory."""
     if real and chip.platform == "tpu":
-        spent = cycles(text)
+        spent = cycles(text, chip.cells)
         whole = sum(count for _, count in spent)
         return whole / chip.clock, [(each, {"share": n / whole, "cycles": n}) for each, n in spent]
     moved = bytes_moved(text)

@@ -97,16 +97,17 @@ def collectives(program: str) -> Iterator[tuple[str, float]]:
         yield from itertools.repeat((kind, bytes_of(each.shape) * times), runs[each.computation])
 
 
-def cycles(program: str) -> list[tuple[Instruction, float]]:
+def cycles(program: str, cells: int) -> list[tuple[Instruction, float]]:
     """(instruction, cycles in all its runs) of a program for a TPU, by the compiler's own estimate, the most first.
 
-    Pallas kernels carry none: flash attention counts as long as its products take at the peak, heads padded to `WIDTH`,
-    which is the least that it can take; other kernels count as nothing. What is copied between HBM and VMEM beside the
+    Pallas kernels carry none: flash attention counts as long as its products take at the peak of a chip with so many
+    `cells` in its matrix units, heads padded to `WIDTH`, which is the least that it can take; other kernels count as
+    nothing. What is copied between HBM and VMEM beside the
     work, and collectives, have none either.
     """
     runs, fused, found = times_run(program), fusions(program), []
     for each in instructions(program):
-        own = each.cycles if each.kernel is None else (each.cycles or flash_products(each) / WIDTH**2)
+        own = each.cycles if each.kernel is None else (each.cycles or flash_products(each) / cells)
         if own and each.computation not in fused:
             found.append((each, float(own * runs[each.computation])))
     return sorted(found, key=lambda pair: -pair[1])
@@ -130,7 +131,9 @@ def flash_products(kernel: Instruction) -> float:
     count = next((count for name, count in FLASH.items() if name in (kernel.kernel or "")), 0)
     if not count or len(large) < 2:
         return 0.0
-    (b, heads, n, width), (*_, m, _) = large[:2]
+    (b, heads, *query), (*_, i, j) = large[:2]
+    last = query[0] % WIDTH != 0  # tokens come in whole rows, and are the last axis where heads do not
+    n, m, width = (query[1], j, query[0]) if last else (query[0], i, query[1])
     return float(count * b * heads * n * m * -(-width // WIDTH) * WIDTH)
 
 

@@ -1,0 +1,101 @@
+"""What one level of a recipe's U-Net costs a TPU, by its compiler's cycles: to compare two ways of writing a layer.
+
+python tests/benchmarks/layer_cycles.py --config=configs/lvdm.py:sky --stage=diffusion --level=0 --clips=8
+python tests/benchmarks/layer_cycles.py ... --only=attention --topology=v5p-8 --json figures.json
+
+Compiled for a chip that need not be here (pip install -e '.[accelerators]'): a residual block and its attention layers,
+forward and backward in bf16 with everything computed again, as in training with train.remat=full. Minutes on two cores.
+"""
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from vidjax import chips, cli, planning, recipe, settings, sharding
+from vidjax.flops import count_flops
+from vidjax.keys import OneKey
+from vidjax.models import unet
+from vidjax.models.layers import Context
+from vidjax.program import cycles
+from vidjax.train_state import abstract_parameters, cast, merge
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
+STAGE = flags.DEFINE_string("stage", "diffusion", "The stage whose U-Net it is.")
+LEVEL = flags.DEFINE_integer("level", 0, "Of the U-Net, 0 the finest.", lower_bound=0)
+CLIPS = flags.DEFINE_integer("clips", 1, "At once.", lower_bound=1)
+ONLY = flags.DEFINE_string("only", None, "One layer of the level: resnet, attention, ...")
+TOPOLOGY = flags.DEFINE_string("topology", "v5e-1", "One TPU chip: v5e-1, v6e-1 or v5p-2.")
+JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
+
+
+def main() -> None:
+    os.environ.update(chips.QUIET)
+    jax.config.update("jax_platforms", "cpu")
+    config = settings.checked(CONFIG.value)
+    stage = recipe.build(config, STAGE.value, Path("nowhere"))
+    model: Any = stage.abstract()
+    video = jax.eval_shape(lambda: jnp.zeros((CLIPS.value, stage.data.frames, *stage.data.hw, 3), jnp.uint8))
+    graphdef, state = nnx.split(model)
+    latents = jax.eval_shape(lambda state, video: nnx.merge(graphdef, state).latents(video), state, video)
+    found = measured(model.unet.config, latents.shape, *chips.named(TOPOLOGY.value))
+    found |= {"command": " ".join(sys.argv[1:])}
+    for key, value in found.items():
+        print(key, value)
+    if JSON.value:
+        settings.write_json(Path(JSON.value), found)
+
+
+def measured(config: unet.UNetConfig, latents: tuple[int, ...], chip: chips.Chip, count: int) -> dict[str, Any]:
+    """Cycles of one level and the operations that take most."""
+    (b, t, h, w, _), level = latents, LEVEL.value
+    features = config.channels[level]
+    attend, after = config.attention_levels[level], config.after_attention
+    over_time = after is not None and after.levels[level]
+    make = lambda: unet.stage(features, features, level, config, attend, over_time, rngs=OneKey())
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    mesh = sharding.make_mesh(devices=chips.devices(TOPOLOGY.value))
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=sharding.replicated(mesh))
+    params = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh))
+        for path, leaf in abstract_parameters(state).items()
+    }
+    x = shape(b, t, h >> level, w >> level, features)
+    emb, tokens = shape(b, t, 4 * config.channels[0]), shape(b, 77, config.tokens_dim or 1)
+
+    def loss(params, x, emb, tokens):
+        def call(x, emb, tokens, params):
+            layers = merge(graphdef, cast(params, jnp.dtype("bfloat16")))
+            layers = getattr(layers, ONLY.value) if ONLY.value else layers
+            return layers(x, Context(emb, tokens if config.tokens_dim else None))
+
+        y = jax.checkpoint(call, policy=unet.REMAT["full"])(x, emb, tokens, params)
+        return jnp.square(y.astype(jnp.float32)).sum()
+
+    gradient, args = jax.grad(loss, (0, 1)), (params, x, emb, tokens)
+    with jax.set_mesh(mesh), chips.lowering_for(chip):
+        lowered = jax.jit(gradient).lower(*args)
+    spent = cycles(lowered.compile().as_text(), chip.cells)
+    kinds: Counter[str] = Counter()
+    for each, number in spent:
+        kinds[planning.operation(each)] += number
+    whole = sum(kinds.values())
+    flops = 3 * count_flops(loss, *args)  # forward, and by the input and the parameters
+    top = {name: f"{number / whole:.1%}" for name, number in kinds.most_common(12)}
+    return {
+        "cycles": whole,
+        "seconds": whole / chip.clock,
+        "mfu": flops / chip.flops / (whole / chip.clock),
+        "top": top,
+    }
+
+
+if __name__ == "__main__":
+    cli.start(main)
