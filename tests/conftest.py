@@ -17,7 +17,7 @@ FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false -
 os.environ["XLA_FLAGS"] = f"{FAST} {os.environ.get('XLA_FLAGS', '')}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers, and for the programs they start
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vidjax-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook  # noqa: E402
@@ -101,6 +101,7 @@ def network_files(tmp_path_factory):
     from flax import nnx
     from safetensors.numpy import save_file
 
+    from vidjax.keys import OneKey
     from vidjax.models.i3d import I3D
     from vidjax.models.inception import InceptionV3
     from vidjax.weights.convert import parameters, unfit
@@ -108,7 +109,7 @@ def network_files(tmp_path_factory):
     rng, files = np.random.default_rng(0), {}
     renamed = [(r"\.conv\.", ".conv3d."), (r"^logits\.", "logits.conv3d.")]
     for name, make, keys in (("i3d", I3D, renamed), ("inception", InceptionV3, [])):
-        model, values = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0))), {}
+        model, values = nnx.eval_shape(lambda make=make: make(rngs=OneKey())), {}
         for path, leaf in parameters(model).items():
             noise = rng.standard_normal(leaf.shape, np.float32)
             fan = math.prod(leaf.shape[:-1])

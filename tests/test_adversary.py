@@ -14,6 +14,7 @@ from vidjax import objectives
 from vidjax.adversary import adaptive_weight, autoencoder, fooled, hinge, judges
 from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
+from vidjax.keys import OneKey
 from vidjax.models.autoencoder import PATCHES, Autoencoder
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
 from vidjax.models.vgg import LPIPS
@@ -147,7 +148,7 @@ def test_a_patch_is_70_pixels_and_frames_are_apart():
 
 
 def test_frames_without_a_whole_patch_are_refused():
-    model = nnx.eval_shape(lambda: Discriminators({"frame": DiscriminatorConfig()}, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Discriminators({"frame": DiscriminatorConfig()}, rngs=OneKey()))
     video = lambda size: jax.ShapeDtypeStruct((1, 1, size, size, 3), jnp.float32)
     assert nnx.eval_shape(lambda m, x: m(x), model, video(24))[0].shape == (1, 1, 1, 1, 1)
     with pytest.raises(InputError, match="at least 24 pixels"):

@@ -4,6 +4,7 @@ import pytest
 
 from vidjax import chips
 from vidjax.errors import InputError
+from vidjax.sharding import make_mesh
 
 
 def test_names_of_topologies():
@@ -51,3 +52,13 @@ def test_gpus_come_in_whole_nodes():
         pytest.skip("the compiler is not installed: pip install vidjax[accelerators]")
     with pytest.raises(InputError, match=r"h100x12: .* a multiple of 8 GPUs"):
         chips.devices("h100x12")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("v6e-16", (2, 2, 2, 2)), ("v5p-128", (2, 8, 2, 2)), ("v5e-8", (1, 8, 1, 1))]
+)
+def test_a_mesh_need_not_follow_the_sides_of_a_slice(name, sizes):
+    found = chips.devices(name)
+    if found is None:
+        pytest.skip("the compiler is not installed: pip install vidjax[accelerators]")
+    assert set(make_mesh(*sizes, devices=found).devices.flat) == set(found)

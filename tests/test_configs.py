@@ -81,9 +81,9 @@ def test_a_small_copy_of_every_recipe_trains_two_steps(name, tmp_path):
     for section, values in SMALL[name].items():
         made[section] = {**made[section], **values}
     made["data"] = {**made["data"], "workers": 0}
-    made["model"] = {**made["model"], "blocks_per_level": 1, "attention_levels": (True,), "heads": 2}
+    made["model"] = {**made["model"], "blocks_per_level": 0, "attention_levels": (True,), "heads": 2}
     for stage in made["stages"].values():
-        stage["train"] = {**stage["train"], "batch_size": 4, "accumulate": 2, "log_every": 1}
+        stage["train"] = {**stage["train"], "batch_size": 4, "accumulate": 2, "log_every": 1, "sample_every": None}
         if "discriminator" in stage:
             stage["discriminator"] = {"frame": dict(channels=4, layers=1, groups=2)}
             stage["loss"] = {**stage["loss"], "start": 1}

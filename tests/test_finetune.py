@@ -12,9 +12,9 @@ from flax import nnx
 
 from vidjax.errors import InputError
 from vidjax.finetune import STRATEGIES, describe, strategy
+from vidjax.keys import OneKey
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.unet import Temporal, UNet, UNetConfig
-from vidjax.stage import OneKey
 from vidjax.train_state import TrainState, abstract_parameters, parameters, split
 from vidjax.train_step import make_train_step
 from vidjax.video_model import Codec, VideoModel

@@ -1,14 +1,13 @@
 """The programs, run as a user runs them."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from starts import start_each
 
 ROOT = Path(__file__).parents[1]
 LATENT, PIXELS = f"--config={ROOT}/tests/tiny.py:latent", f"--config={ROOT}/tests/tiny.py:pixels"
@@ -77,30 +76,40 @@ def test_started_again_a_finished_run_is_left_alone(trained, env):
     assert losses(workdir / "diffusion") == before
 
 
-def test_sample_writes_videos_that_its_seed_decides(trained, env, tmp_path):
-    workdir, _ = trained
-    ask = ("sample", f"--workdir={workdir}", "--prompt=a tower", "--num_steps=4", "--sampler=dpmpp_2m")
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        done = program(*ask, f"--seed={seed}", f"--out={tmp_path / name}", env=env)
+LARGE = ("--num_steps=2", "--height=64", "--width=64")  # enough for a mark
+
+
+@pytest.fixture(scope="module")
+def sampled(trained, env, tmp_path_factory):
+    """Folders of videos that the program wrote: of one seed twice, of another, without a mark, and a longer one."""
+    out = tmp_path_factory.mktemp("sampled")
+    ask = ("sample", f"--workdir={trained[0]}", "--prompt=a tower", "--sampler=dpmpp_2m", *LARGE)
+    flags = dict(
+        a=["--seed=1"], b=["--seed=1"], c=["--seed=2"], bare=["--seed=1", "--nowatermark"], long=["--frames=9"]
+    )
+    for name, more in flags.items():
+        done = program(*ask, *more, f"--out={out / name}", env=env)
         assert done.returncode == 0, done.stderr
-    a, b, c = (next((tmp_path / name).glob("*.png")).read_bytes() for name in "abc")
+    return out
+
+
+def test_sample_writes_videos_that_its_seed_decides(sampled):
+    a, b, c = (next((sampled / name).glob("*.png")).read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_what_sample_writes_is_marked(trained, env, tmp_path):
+def test_what_sample_writes_is_marked(sampled, env):
     """Also a video longer than the clips of the training, which is marked piece by piece."""
-    ask = ("sample", f"--workdir={trained[0]}", "--prompt=a tower", "--num_steps=2", "--height=64", "--width=64")
-    for name, frames, mark in (("clip", 4, ""), ("long", 9, ""), ("bare", 4, "no")):
-        done = program(*ask, f"--frames={frames}", f"--{mark}watermark", f"--out={tmp_path / name}", env=env)
-        assert done.returncode == 0, done.stderr
-        found = program("watermark", f"--video={next((tmp_path / name).glob('*.mp4'))}", env=env)
-        assert found.returncode == 0, found.stderr
-        assert f"{': not' if mark else ':'} marked (score" in found.stdout, (name, found.stdout)
+    videos = [next((sampled / name).glob("*.mp4")) for name in ("a", "long", "bare")]
+    found = program("watermark", *(f"--video={video}" for video in videos), env=env)
+    assert found.returncode == 0, found.stderr
+    for line, mark in zip(found.stdout.splitlines(), (": marked", ": marked", ": not marked"), strict=True):
+        assert f"{mark} (score" in line, found.stdout
 
 
 def test_evaluate_judges_what_a_run_generates(trained, env, network_files, tmp_path):
     """Against windows of its data."""
-    ask = ("--metrics=fid,is", f"--inception={network_files['inception']}", "--frames=1", "--batch=2")
+    ask = ("--metrics=fid,is", f"--inception={network_files['inception']}", "--frames=1")
     env = env | {"XLA_FLAGS": ""}
     run = program("evaluate", f"--workdir={trained[0]}", "--count=3", *ask, f"--json={tmp_path / 'f.json'}", env=env)
     assert run.returncode == 0, run.stderr
@@ -113,17 +122,14 @@ def test_evaluate_judges_what_a_run_generates(trained, env, network_files, tmp_p
     assert bad.returncode == 1 and bad.stderr.count("error: ") == 1 and "Traceback" not in bad.stderr, bad.stderr
 
 
-def test_sample_makes_a_video_longer_than_the_clips_of_the_training(trained, env, tmp_path):
-    workdir, _ = trained
-    ask = ("sample", f"--workdir={workdir}", "--prompt=a tower", "--num_steps=2", "--frames=11")
-    done = program(*ask, f"--out={tmp_path}", env=env)
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00-a-tower.mp4", "00-a-tower.png"]
+def test_sample_makes_a_video_longer_than_the_clips_of_the_training(trained, sampled, env):
+    assert sorted(path.name for path in (sampled / "long").iterdir()) == ["00-a-tower.mp4", "00-a-tower.png"]
     from vidjax.data.video_io import Video
 
-    with Video(tmp_path / "00-a-tower.mp4") as video:
-        assert video.frames == 11
-    done = program(*ask, "--save_latents=z.npy", env=env)
+    with Video(sampled / "long" / "00-a-tower.mp4") as video:
+        assert video.frames == 9
+    ask = ("sample", f"--workdir={trained[0]}", "--prompt=a tower", "--frames=9", "--save_latents=z.npy")
+    done = program(*ask, env=env)
     assert done.returncode == 1 and "--save_latents is for videos made at once" in done.stderr
 
 
@@ -134,71 +140,61 @@ def test_benchmark_counts_and_times(env, tmp_path):
     figures = json.loads((tmp_path / "b.json").read_text())["stages"]["diffusion"]
     assert all(figures[key] > 0 for key in ("step_seconds", "tflop_per_step", "parameters", "peak_memory_gb"))
     rows = figures["layers"]
-    assert "unet.down" in done.stdout and rows["unet.down"]["ms"] > 0
+    assert set(figures["attention"].values()) == {"plain"}  # small maps on a CPU
+    assert "unet.up" in done.stdout and rows["unet.up"]["ms"] > 0
     assert sum(row["gflop"] for row in rows.values()) == pytest.approx(1e3 * figures["tflop_per_step"])
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
-    done = program("benchmark", PIXELS, "--json=s3://bucket/b.json", env=env)
-    assert done.returncode == 1 and "--json=s3://bucket/b.json is no folder of a disk and no gs://" in done.stderr
-    done = program("benchmark", PIXELS, "--steps=0", "--layers=2", env=env)
-    assert done.returncode == 1 and "--steps=0 runs nothing" in done.stderr
-
-
-def test_killed_at_any_moment_the_same_command_gives_the_same_numbers(env, tmp_path):
-    flags = ("main", PIXELS, "--config.stages.diffusion.train.steps=12", "--stage=diffusion")
-    whole = program(*flags, f"--workdir={tmp_path / 'whole'}", env=env)
-    assert whole.returncode == 0, whole.stderr
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "vidjax.main", *flags[1:], f"--workdir={killed}"]
-    metrics = killed / "diffusion" / "metrics.jsonl"
-    for least in (3, 8):  # checkpoints are being written every other step
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            if metrics.exists() and metrics.read_text().count("\n") >= least:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = program(*flags, f"--workdir={killed}", env=env)
-    assert done.returncode == 0, done.stderr
-    assert losses(killed / "diffusion") == losses(tmp_path / "whole" / "diffusion")
+    bucket, nothing = start_each(
+        "benchmark", [[PIXELS, "--json=s3://bucket/b.json"], [PIXELS, "--steps=0", "--layers=2"]], env
+    )
+    assert bucket.returncode == 1 and "--json=s3://bucket/b.json is no folder of a disk and no gs://" in bucket.stderr
+    assert nothing.returncode == 1 and "--steps=0 runs nothing" in nothing.stderr
 
 
 def test_eight_devices_train_as_one_does(env, tmp_path):
     runs = {}
-    for name, flags, mesh in (
+    for name, devices, mesh in (
         ("one", "", ()),
         ("eight", "--xla_force_host_platform_device_count=8", ("--config.mesh.fsdp=2",)),
     ):
-        more = {**env, "XLA_FLAGS": f"{env['XLA_FLAGS']} {flags}"}
-        done = program("main", PIXELS, f"--workdir={tmp_path / name}", "--stage=diffusion", *mesh, env=more)
+        more = {**env, "XLA_FLAGS": f"{env['XLA_FLAGS']} {devices}"}
+        flags = ("--stage=diffusion", "--config.stages.diffusion.train.sample_every=0", *mesh)
+        done = program("main", PIXELS, f"--workdir={tmp_path / name}", *flags, env=more)
         assert done.returncode == 0, done.stderr
         runs[name] = losses(tmp_path / name / "diffusion")
     np.testing.assert_allclose(list(runs["one"].values()), list(runs["eight"].values()), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (("--config.data.sise=3",), "did you mean 'size'"),
-        (("--config.data.size=abc",), "abc"),
-        (("--config.mesh.data=3",), "3 devices"),
-        (("--config.stages.diffusion.train.batch_size=7", "--config.mesh.fsdp=2"), "devices"),
-        (("--stage=difusion",), "did you mean 'diffusion'"),
-        (("--config=configs/nothing.py",), "there is no file"),
-        (("--workdir=/proc/nothing",), "can't be written"),
-        (("--workdir=s3://bucket/run",), "mount it and name the mount"),
-        (("--distributed",), "finds no cluster"),
-        (("--config.data.source=webvid", "--config.data.path=/nowhere"), "/nowhere"),
-    ],
-)
-def test_bad_input_is_one_line_and_a_non_zero_exit(flags, says, env, tmp_path):
-    done = program("main", PIXELS, f"--workdir={tmp_path / 'w'}", *flags, env=env)
+WRONG = {
+    "did you mean 'size'": ["--config.data.sise=3"],
+    "abc": ["--config.data.size=abc"],
+    "3 devices": ["--config.mesh.data=3"],
+    "devices": ["--config.stages.diffusion.train.batch_size=7", "--config.mesh.fsdp=2"],
+    "did you mean 'diffusion'": ["--stage=difusion"],
+    "there is no file": ["--config=configs/nothing.py"],
+    "can't be written": ["--workdir=/proc/nothing"],
+    "mount it and name the mount": ["--workdir=s3://bucket/run"],
+    "finds no cluster": ["--distributed"],
+    "/nowhere": ["--config.data.source=webvid", "--config.data.path=/nowhere"],
+}
+
+
+@pytest.fixture(scope="module")
+def refused(env, tmp_path_factory):
+    """{what should be said: (what became of it, the run's folder)}"""
+    folders = [tmp_path_factory.mktemp("run") / "w" for _ in WRONG]
+    cases = [[PIXELS, f"--workdir={folder}", *flags] for folder, flags in zip(folders, WRONG.values())]
+    return dict(zip(WRONG, zip(start_each("main", cases, env), folders)))
+
+
+@pytest.mark.parametrize("says", WRONG)
+def test_bad_input_is_one_line_and_a_non_zero_exit(says, refused):
+    done, folder = refused[says]
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and says in errors[0], done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "w" / "diffusion").exists()  # nothing was trained or compiled
+    assert not (folder / "diffusion").exists()  # nothing was trained or compiled
 
 
 def test_the_checkpoint_of_another_model_is_refused(trained, env, tmp_path):
@@ -210,8 +206,10 @@ def test_the_checkpoint_of_another_model_is_refused(trained, env, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(env, tmp_path):
-    flags = ("--config.stages.diffusion.optimizer.learning_rate=1e30", "--stage=diffusion")
-    done = program("main", PIXELS, f"--workdir={tmp_path}", *flags, env=env)
+    stage = "--config.stages.diffusion"
+    flags = (f"{stage}.optimizer.learning_rate=1e30", f"{stage}.train.sample_every=0", "--stage=diffusion")
+    small = ("--config.model.attention_levels=(False,)", "--config.model.blocks_per_level=0")
+    done = program("main", PIXELS, f"--workdir={tmp_path}", *flags, *small, env=env)
     assert done.returncode == 1
     assert "is not finite" in done.stderr and "Traceback" not in done.stderr
 

@@ -4,8 +4,14 @@ import json
 import re
 
 import pytest
+import tiny
+from flax import nnx
 from test_main import LATENT, program
 from test_sharding import eight_devices
+
+from vidjax import recipe, settings
+from vidjax.flops import count_flops
+from vidjax.stage import step_flops
 
 
 def test_bytes_a_device_are_those_of_the_compiled_program():
@@ -22,9 +28,8 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         stage = recipe.build(config, "diffusion", Path(tempfile.mkdtemp()))
         batch = recipe.example_batch(config, stage)
         mesh = sharding.make_mesh(**stage.mesh)
-        with jax.set_mesh(mesh):
-            lowered, state = planning.lower_step(stage, mesh, batch)
-            compiled = lowered.compile()
+        lowered, state = planning.lower_step(stage, mesh, batch)
+        compiled = lowered.compile()
         own = sum(map(planning.own_bytes, jax.tree.leaves(state)))
         clips = sum(np.prod(v.shape) * v.dtype.itemsize for v in batch.values()) / 8
         whole = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(state))
@@ -77,13 +82,30 @@ def test_what_a_loop_sends_counts_as_often_as_it_turns():
 
 
 def test_the_program_plans_each_stage_and_refuses_what_cannot_be(env, tmp_path):
-    ask = ("plan", LATENT, "--topology=h100x8", "--stage=diffusion")
+    ask = ("plan", LATENT, "--topology=h100x8", "--stage=diffusion", "--simulate")
     done = program(*ask, f"--json={tmp_path / 'plan.json'}", env=env)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "plan.json").read_text())["stages"]["diffusion"]
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    figures, dear = plan["stages"]["diffusion"], plan["stages"]["diffusion"]["most_expensive"]
+    assert plan["compiler"] == figures["compiler"] == "cpu" and len(dear) == 10
+    assert any(row["layer"].startswith("unet.") for row in dear) and 0 < sum(row["share"] for row in dear) < 1
     assert figures["verdict"] == "fits" and 0 < figures["mfu"] < 0.5 and figures["all-reduce_gib"] > 0
     assert figures["optimizer_gib"] == pytest.approx(2 * figures["parameters_gib"], rel=1e-3)  # Adam
     done = program(*ask, "--config.stages.diffusion.train.batch_size=7", env=env)
     assert done.returncode == 1 and re.fullmatch(r"error: batch size 7 is not divisible by 8.*\n", done.stderr), (
         done.stderr
     )
+
+
+def test_a_step_on_stored_latents_does_all_but_encode_its_clips(tmp_path):
+    """Counted by two routes; in FLOPs, which are the same on any machine."""
+    made = settings.plain(tiny.get_config("latent"))
+    flops = {}
+    for latents in ("", "latents"):
+        made["data"]["latents"] = latents
+        stage = recipe.build(made, "diffusion", tmp_path)
+        flops[latents] = step_flops(stage, recipe.example_batch(made, stage))
+    whole = recipe.build(recipe.uncached(made), "diffusion", tmp_path)
+    batch, (graphdef, state) = recipe.example_batch(recipe.uncached(made), whole), nnx.split(whole.abstract())
+    encode = count_flops(lambda state, video: nnx.merge(graphdef, state).latents(video), state, batch["video"])
+    assert flops[""] == flops["latents"] + encode and encode > 0

@@ -126,7 +126,7 @@ def test_several_processes_evaluate_as_one_does(stopped, env, tmp_path):
 
 
 def test_a_killed_process_ends_the_others_and_one_can_go_on(whole, env, tmp_path):
-    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=1000")
+    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=0")
     two = start(2, "main", *flags, "--config.stages.diffusion.train.steps=100000", env=env)
     until_logged(tmp_path, 6, two)
     two[1].kill()
@@ -149,7 +149,8 @@ coordinator, me, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(coordinator, 2, me)
 from test_checkpoint import Checkpoints, toy
 from vidjax.errors import InputError
-from vidjax.processes import agreed, gathered, shared, spread
+from vidjax.processes import agreed, gathered, run_over, spread
+from vidjax.sharding import make_mesh
 mesh = jax.make_mesh((2,), ("fsdp",))
 start = toy(3)
 state = spread(start, jax.tree.map(lambda x: NamedSharding(mesh, P("fsdp") if x.ndim else P()), start))
@@ -159,8 +160,11 @@ with Checkpoints(folder) as checkpoints:
 whole = gathered(state)
 jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, whole.saved()), toy(3).saved())
 assert agreed(lambda: {"asked": me}) == {"asked": 0}
-made = list(shared(lambda n: np.full(2, 10 * n + me), range(5)))
-np.testing.assert_array_equal(np.stack(made)[:, 0], [0, 11, 20, 31, 40])
+over = make_mesh()
+factor = spread(np.full(2, 10.0), NamedSharding(over, P()))
+assert spread(factor, NamedSharding(over, P())) is factor  # it lies there already
+batch = np.arange(10.0, dtype=np.float32).reshape(5, 2)  # of one more, filled up, each process has a half
+np.testing.assert_array_equal(run_over(over, jax.jit(lambda factor, x: factor * x), factor, batch), 10 * batch)
 def bad():
     raise InputError("bad")
 try:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from starts import start_each
 from tiny_folder import write_folder
 
 from vidjax import editing, pretrained, recipe
@@ -40,11 +41,11 @@ def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("sd") / "folder")
 
 
-def tune(folder, workdir, env, *overrides, prompts="a fox walks;a cat"):
-    flags = (f"data.video={CLIP}", "prompt=the fox", f"pretrained={folder}", f"sample.prompts={prompts}", *SMALL)
-    command = [sys.executable, "-m", "vidjax.main", f"--config={ROOT}/configs/tune_a_video.py", f"--workdir={workdir}"]
-    command += [f"--config.{flag}" for flag in (*flags, *overrides)]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+def asked(folder, workdir, *overrides):
+    """The flags of a small run."""
+    flags = (f"data.video={CLIP}", "prompt=the fox", f"pretrained={folder}", "sample.prompts=a fox walks;a cat", *SMALL)
+    given = [f"--config.{flag}" for flag in (*flags, *overrides)]
+    return [f"--config={ROOT}/configs/tune_a_video.py", f"--workdir={workdir}", *given]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,9 @@ def run(folder, env, tmp_path_factory):
         "stages.tune.train.dtype=float32",
         "stages.tune.train.sample_every=40",
     )
-    done = tune(folder, workdir, env, *more, "stages.tune.train.frozen_dtype=float32", "sample.guidance_scale=3.0")
+    more += ("stages.tune.train.frozen_dtype=float32", "sample.guidance_scale=3.0")
+    command = [sys.executable, "-m", "vidjax.main", *asked(folder, workdir, *more)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -238,21 +241,13 @@ def test_blended_inversions_have_the_deviation_of_their_parts():
 
 
 def test_an_exported_folder_is_the_tuned_model(run, tuned, env, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "vidjax.export",
-        f"--workdir={run}",
-        "--format=diffusers",
-        f"--out={tmp_path / 'sd'}",
-    ]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    flags = [f"--workdir={run}", "--format=diffusers", f"--out={tmp_path / 'sd'}"]
+    done, refused = start_each("export", [flags, flags], env)
     assert done.returncode == 0, done.stderr
+    assert refused.returncode == 1 and "is not empty" in refused.stderr
     again = parameters(pretrained.load(tmp_path / "sd").model)
     assert again.keys() == tuned.params.keys()
     assert all(np.array_equal(again[path], value) for path, value in tuned.params.items())
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and "is not empty" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -315,38 +310,56 @@ def test_the_prior_holds_the_class_where_it_was(folder):
         xt = base.schedule.q_sample(x0, draws.normal(x0.shape[1:]), jnp.full((2, 1), 300.0))
         return model(xt, jnp.full((2, 1), 300.0), embed(model.embedders, probe))
 
+    optimizer = make_optimizer(steps=40, learning_rate=1e-3)
+    start = TrainState.create(stand_in(pretrained.load(folder).model), optimizer)
+
+    def weighed(weight):
+        """`with_prior(loss, weight)`, for one program that takes any weight."""
+
+        def objective(model, batch, draws):
+            _, metrics = with_prior(loss)(model, batch, draws)
+            return metrics["instance"] + weight * metrics["prior"], metrics
+
+        return objective
+
+    step = jax.jit(lambda state, batch, weight: make_train_step(weighed(weight), optimizer, 0)(state, batch))
     drift, ask = {}, jax.jit(lambda state: answer(state.model(state.params)))
     for weight in (0.0, 2.0):
-        optimizer = make_optimizer(steps=40, learning_rate=1e-3)
-        state = TrainState.create(stand_in(pretrained.load(folder).model), optimizer)
-        before = ask(state)
-        step = jax.jit(make_train_step(with_prior(loss, weight), optimizer, 0))
+        state, before = start, ask(start)
         for batch, _ in zip(source.batches(2), range(40)):
             batch.pop("substituted")
-            state, _ = step(state, batch)
+            state, _ = step(state, batch, weight)
         after = ask(state)
         target = draws_at(jax.random.key(1), jnp.zeros((), jnp.int32), 2).normal(before.shape[1:])
         drift[weight] = float(jnp.linalg.norm(after - target) / jnp.linalg.norm(before - target))
     assert drift[2.0] < 0.95 * drift[0.0], drift
 
 
-@pytest.mark.parametrize(
-    "override, says",
-    [
-        ("pretrained=/nowhere", "/nowhere does not exist"),
-        ("data.frames=400", "too short"),
-        ("finetune.strategy=tune_a_vidio", "did you mean 'tune_a_video'"),
-        ("model.key_frames=frst", "attention's keys 'frst' are not known"),
-        ("data.size=(15, 16)", "15"),
-        ("sample.chunk=4", "cannot overlap by 4"),
-        ("sample.blend=(0.5, 0.5)", "2 weights for 1 clips"),
-        ("sample.strength=1.5", "strength=1.5"),
-        ("sample.mask=/nowhere.png", "cannot be read"),
-        ("sample.sampler=dimm", "did you mean 'ddim'"),
-    ],
-)
-def test_bad_input_is_one_line_before_anything_is_compiled(override, says, folder, env, tmp_path):
-    done = tune(folder, tmp_path / "w", env, override)
+WRONG = {
+    "/nowhere does not exist": "pretrained=/nowhere",
+    "too short": "data.frames=400",
+    "did you mean 'tune_a_video'": "finetune.strategy=tune_a_vidio",
+    "attention's keys 'frst' are not known": "model.key_frames=frst",
+    "15": "data.size=(15, 16)",
+    "cannot overlap by 4": "sample.chunk=4",
+    "2 weights for 1 clips": "sample.blend=(0.5, 0.5)",
+    "strength=1.5": "sample.strength=1.5",
+    "cannot be read": "sample.mask=/nowhere.png",
+    "did you mean 'ddim'": "sample.sampler=dimm",
+}
+
+
+@pytest.fixture(scope="module")
+def refused(folder, env, tmp_path_factory):
+    """{what should be said: (what became of it, the run's folder)}"""
+    folders = [tmp_path_factory.mktemp("run") / "w" for _ in WRONG]
+    cases = [asked(folder, workdir, override) for workdir, override in zip(folders, WRONG.values())]
+    return dict(zip(WRONG, zip(start_each("main", cases, env), folders)))
+
+
+@pytest.mark.parametrize("says", WRONG)
+def test_bad_input_is_one_line_before_anything_is_compiled(says, refused):
+    done, folder = refused[says]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(errors) == 1 and says in errors[0], done.stderr
-    assert not (tmp_path / "w" / "tune").exists()
+    assert not (folder / "tune").exists()

@@ -3,8 +3,9 @@
 FLOPs are those of matrix products and convolutions in the loss and its gradient: what is frozen costs no more than it
 must. Work done again under rematerialisation is not counted, so MFU is comparable between policies.
 
-`--layers 3` says which layers (the first three parts of their paths) do how much of it and take how long; `--trace
-FOLDER` keeps the trace from which the times are, to be opened in TensorBoard's profiler or Perfetto.
+`--layers 3` says which layers (the first three parts of their paths) do how much of it, how long they take and by which
+kernel they attend; `--trace FOLDER` keeps the trace from which the times are, to be opened in TensorBoard's profiler or
+Perfetto.
 """
 
 import dataclasses
@@ -124,6 +125,7 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
         paths = [path for path, _ in profiling.layers(stage.abstract())]
         spans = profiling.read_trace(traces)
         figures["layers"] = profiling.table(flops, compiled.as_text(), spans, STEPS.value, paths, LAYERS.value)
+        figures["attention"] = profiling.attention_of(compiled.as_text(), paths, LAYERS.value)
     return figures
 
 
@@ -135,12 +137,13 @@ def without_python() -> jax.profiler.ProfileOptions:
 
 
 def show(name: str, figures: dict[str, Any]) -> None:
-    print(name, *(f"{key} {value:,.6g}" for key, value in figures.items() if key != "layers"), sep="\n  ")
+    print(name, *(f"{key} {value:,.6g}" for key, value in figures.items() if not isinstance(value, dict)), sep="\n  ")
     if rows := figures.get("layers"):
-        width = max(map(len, rows))
-        print(f"  {'layer':{width}}  share      ms   GFLOP      GB")
+        width, attention = max(map(len, rows)), figures["attention"]
+        print(f"  {'layer':{width}}  share      ms   GFLOP      GB  attention")
         for layer, row in ((layer, row) for layer, row in rows.items() if row["share"] >= 5e-4):
-            print(f"  {layer:{width}} {row['share']:6.1%} {row['ms']:7.1f} {row['gflop']:7.1f} {row['gb']:7.2f}")
+            numbers = f"{row['share']:6.1%} {row['ms']:7.1f} {row['gflop']:7.1f} {row['gb']:7.2f}"
+            print(f"  {layer:{width}} {numbers}  {attention.get(layer, '')}".rstrip())
 
 
 def rates(figures: dict[str, float]) -> dict[str, float]:

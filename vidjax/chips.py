@@ -5,6 +5,7 @@ A device made here runs nothing, but programs lower and compile for it as they d
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import re
@@ -118,10 +119,12 @@ def of_device(device: Any) -> Chip | None:
     return next((chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)), None)
 
 
+@functools.cache
 def devices(name: str) -> list[Any] | None:
     """Makes the devices of a topology, to compile for; None where the package with the compiler is not installed.
 
-    They lie as in the slice of that name: `sharding.make_mesh(..., devices=devices(name))`. Raises InputError.
+    The same ones at each call, as arrays on others are not on these. They lie as in the slice of that name:
+    `sharding.make_mesh(..., devices=devices(name))`. Raises InputError.
     """
     from jax.experimental import topologies
 
@@ -184,5 +187,9 @@ def lowering_for(chip: Chip) -> Iterator[None]:
         vars(cudnn).update(before)
 
 
-# For `compile(compiler_options=...)` where there is no hardware: GPU kernels cannot be timed against each other.
-COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_autotune_level": 0}, "tpu": {}}
+# For `compile(compiler_options=...)` where there is no hardware. GPU kernels cannot be timed against each other, so
+# matrix products are cuBLAS's: XLA's own, untuned, do not compile for some shapes (98304 x 64 by 64 x 64 in bf16).
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+    "tpu": {},
+}

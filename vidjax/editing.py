@@ -1,13 +1,12 @@
 """A tuned run's edits: the clip is inverted once, then every prompt leads the same noise to another video."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
 from zipfile import BadZipFile
 from zlib import crc32
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -15,6 +14,8 @@ from vidjax.data.pictures import read_picture
 from vidjax.data.video_io import BrokenClip, contact_sheet, slug, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
+from vidjax.processes import agreed, lead
+from vidjax.sharding import batch_ways
 from vidjax.storage import AnyPath, local_file
 
 Latents = Float[np.ndarray, "b t h w c"]
@@ -50,22 +51,33 @@ def stamp(generator: Generator, latents: Latents) -> str:
     """What an inversion depends on."""
     how = generator.defaults
     steps = f"{how.num_steps}|{how.spacing}|{how.chunk}|{how.overlap}"
-    return f"{steps}|{generator.fingerprint():.12g}|{crc32(np.asarray(latents))}"
+    return f"{steps}|{generator.fingerprint()}|{crc32(np.asarray(latents))}"
 
 
 def kept(file: AnyPath, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """`make()`, or what an earlier call with the same stamp has left whole in `file`."""
-    if file.exists():
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), file.open("rb") as opened:
-            found = np.load(opened, allow_pickle=False)
-            if str(found["stamp"]) == stamp:
-                return found["array"]
+    """`make()`, by all processes, or what an earlier call with the same stamp has left whole in `file`."""
+    if agreed(lambda: left(file, stamp) is not None):
+        array = left(file, stamp)
+        assert array is not None
+        return array
     array = make()
-    part = file.with_suffix(f".{jax.process_index()}.part.npz")
+    agreed(lambda: leave(file, stamp, array))
+    return array
+
+
+def left(file: AnyPath, stamp: str) -> np.ndarray | None:
+    """The array in `file`, if it is whole and has that stamp."""
+    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), file.open("rb") as opened:
+        found = np.load(opened, allow_pickle=False)
+        return found["array"] if str(found["stamp"]) == stamp else None
+
+
+def leave(file: AnyPath, stamp: str, array: np.ndarray) -> None:
+    """All of it, or nothing."""
+    part = file.with_suffix(".part.npz")
     with local_file(part) as whole:
         np.savez(whole, array=array, stamp=stamp)
     part.replace(file)
-    return array
 
 
 def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
@@ -102,7 +114,27 @@ def edits(
         start["noise"] = inverted(generator, latents, workdir / "inversion.npz")
     if how.mask or how.edit_frames:
         start["kept"] = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
-    return [generator([prompt], frames=len(clip), size=size, **start)[0] for prompt in prompts]
+    videos = []
+    for some in groups(generator, prompts):
+        if len(some) > 1 and "noise" not in start:
+            start["noise"] = generator.noise(1, len(clip), size)
+        videos += list(generator(some, frames=len(clip), size=size, **for_each(start, len(some))))
+    return videos
+
+
+def groups(generator: Generator, prompts: Sequence[str]) -> list[list[str]]:
+    """As many prompts at a time as the mesh cuts a batch into; one where the steps draw noise, as each prompt gets that
+    of the first place."""
+    how = generator.defaults
+    many = 1 if how.eta or how.sampler == "ddpm" else batch_ways(generator.mesh)
+    return [list(prompts[i : i + many]) for i in range(0, len(prompts), many)]
+
+
+def for_each(start: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Arguments of `Generator.latents` for one video, for `count` that start alike."""
+    repeat = lambda x, axis=0: np.repeat(np.asarray(x), count, axis)
+    take = {"nulls": lambda x: repeat(x, 1), "kept": lambda pair: (repeat(pair[0]), pair[1])}
+    return {name: take.get(name, repeat)(value) for name, value in start.items()}
 
 
 def blended(generator: Generator, clips: Sequence[np.ndarray], weights: Sequence[float], workdir: AnyPath) -> Latents:
@@ -147,7 +179,10 @@ def latent_mask(
 def write_edits(
     workdir: AnyPath, clip: np.ndarray, prompts: Sequence[str], videos: Sequence[np.ndarray], fps: float
 ) -> Any:
-    """For each prompt an mp4 and a contact sheet, the source beside the edit; entries for summary.json."""
+    """For each prompt an mp4 and a contact sheet, the source beside the edit, by the first process; entries for
+    summary.json."""
+    if not lead():
+        return []
     (workdir / "samples").mkdir(parents=True, exist_ok=True)
     entries = []
     for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):

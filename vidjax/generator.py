@@ -8,17 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
-from vidjax import cascade
+from vidjax import cascade, sharding
 from vidjax.compiler import jit
 from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
-from vidjax.data.transforms import to_uint8
+from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.guidance import (
+    at_once,
     classifier_free,
     from_known,
     in_chunks,
+    in_turn,
     keep,
     known_frames,
     reconstruction,
@@ -29,15 +32,20 @@ from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError, check_range
+from vidjax.processes import batch_over, gathered, run_over, spread
 from vidjax.settings import choose, construct
 from vidjax.tiles import in_tiles
-from vidjax.train_state import Params, merge
+from vidjax.train_state import Params, cast, merge
 from vidjax.video_model import Codec, VideoModel
 
 UNCONDITIONAL = 8  # samples of a model without conditions
 FRAMES = 4  # encoded or decoded at a time, where they are independent
 CAPACITY = 1000  # steps that one compiled sampler serves
-STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told")
+# Places of latents on a device up to which guidance asks the network once, about twice the batch. Processor seconds of
+# one call over those of two (ModelScope's layers, 64 to 256 features; two shared cores with AVX-512, 2026-11-25): 0.95
+# with 2**12 places, 1.00 with 2**14, 1.01 with 2**15: beyond it only the memory would be twice.
+AT_ONCE = 2**15
+STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +114,13 @@ class Subject:
 
 
 class Generator:
-    """A trained model, ready to sample. Compiles once a sampler and size of the result, for any number of steps."""
+    """A trained model, ready to sample. Compiles once a sampler and size of the result, for any number of steps.
+
+    It computes over `mesh` as training does, by default over all devices on the data axis: the batch over data and
+    fsdp, filled up where they do not divide it, frames over context, each parameter where it lies in training. Noise,
+    schedule and guidance are fp32, the networks compute in `dtype`, by default that of the parameters. Over several
+    processes all make the same calls, and each gets the whole result.
+    """
 
     def __init__(
         self,
@@ -118,25 +132,48 @@ class Generator:
         size: tuple[int, int, int],
         channels: int,
         defaults: SampleConfig,
+        mesh: Mesh | None = None,
+        dtype: str | None = None,
     ):
-        self.graphdef, self.params = graphdef, params
+        self.graphdef, self.dtype = graphdef, dtype
+        self.mesh = sharding.make_mesh() if mesh is None else mesh
+        self.params = params
         self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
         self.below: Generator | None = None  # whose videos this one makes larger, see vidjax.cascade
         self._progress: Callable[[int], None] = lambda done: None
         self._jitted = jit(self._sample, static_argnames=STATIC)
-        self._inverted = jit(self._invert, static_argnames="chunk")
+        self._inverted = jit(self._invert, static_argnames=("chunk", "report"))
         self._nulled = jit(self._null_text, static_argnames=("chunk", "updates"))
         self._moved = jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
         self._encode = jit(lambda params, video: self._model(params).latents(video))
         self._decode = jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
+        self._through = jit(self._reconstruct)
+
+    @property
+    def params(self) -> Params:
+        """By path, where they lie in training."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = self.laid(params)
+
+    def laid(self, params: Params) -> Params:
+        """Parameters of this model, where its own lie."""
+        return spread(params, sharding.parameters_sharding(self.mesh, params))
+
+    def _cast(self, params: Params) -> Params:
+        return params if self.dtype is None else cast(params, jnp.dtype(self.dtype))
 
     def _model(self, params: Params) -> VideoModel:
-        return merge(self.graphdef, params)
+        """As it computes."""
+        return merge(self.graphdef, self._cast(params))
 
     @property
     def model(self) -> VideoModel:
-        return self._model(self.params)
+        """With the parameters as they are kept."""
+        return merge(self.graphdef, self.params)
 
     @property
     def codec(self) -> Codec | None:
@@ -151,6 +188,32 @@ class Generator:
         t, h, w = frames or self.size[0], *(size or self.size[1:])
         video = jax.ShapeDtypeStruct((1, t, h, w, self.channels), jnp.uint8)
         return jax.eval_shape(lambda p, v: self._model(p).latents(v), self.params, video).shape[1:]
+
+    def _mesh(self, frames: int, chunk: int | None = None) -> Mesh:
+        """Over which clips of so many latent frames are worked off: context must divide what is seen at once."""
+        seen = chunk + 1 if chunk and chunk < frames else frames  # in_chunks adds the first frame
+        return self.mesh if seen % self.mesh.shape["context"] == 0 else sharding.without_context(self.mesh)
+
+    def _on(self, mesh: Mesh, params: Params) -> Params:
+        return params if mesh == self.mesh else sharding.moved(params, mesh)
+
+    def _guided(self, how: SampleConfig, mesh: Mesh, count: int, shape: tuple[int, ...]) -> tuple[str, int]:
+        """(how guidance asks: "", "apart" or "at once"; to how many videos the batch is filled up).
+
+        At once wherever twice the batch finds devices that have no video yet, and while a device has few latents: a
+        network then waits for its weights and between operations more than for products. Beyond that two calls take as
+        long, and half the memory.
+        """
+        ways = sharding.batch_ways(mesh)
+        filled = -(-count // ways) * ways
+        if how.guidance_scale == 1.0:
+            return "", filled
+        t, h, w = min(how.chunk or shape[0], shape[0]), *shape[1:3]
+        pairs = max(ways // 2, 1)
+        doubled = -(-count // pairs) * pairs
+        if 2 * count <= ways or 2 * doubled * t * h * w <= AT_ONCE * ways * mesh.shape["context"]:
+            return "at once", doubled if 2 * doubled % ways == 0 else filled
+        return "apart", filled
 
     def __call__(self, prompts: Sequence[str | int], **options: Any) -> np.ndarray:
         """uint8 videos `[b, t, h, w, c]`, one a prompt; arguments as in `latents`."""
@@ -195,7 +258,10 @@ class Generator:
                 f"known frames are {known[0].shape}, these videos are {own.shape}, and sample.chunk be None"
             )
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
-        table = None if nulls is None else (jnp.asarray(nulls), times)
+        mesh = self._mesh(shape[0], how.chunk)
+        guided, filled = self._guided(how, mesh, len(prompts), shape)
+        over = lambda tree, axis=0: batch_over(mesh, tree, filled, axis)
+        table = None if nulls is None else (over(nulls, 1), times)
         steps = how.num_steps if begin is None else max(round(how.strength * how.num_steps), 1)
         times = np.pad(times[-1 - steps :], (0, CAPACITY - steps), "edge")
         batch = self.conditions(prompts)
@@ -206,36 +272,48 @@ class Generator:
         before = cascade.steps(self.below, options)
         self._progress = (lambda done: progress(before + done)) if progress else (lambda done: None)
         others = [self._subject(subject, len(prompts), shape) for subject in subjects]
-        return self._jitted(
-            self.params,
-            batch,
-            self.tokens([how.negative_prompt] * len(prompts)),
-            jnp.asarray(noise, jnp.float32),
-            keys[0],
+        with_mask = lambda pair: None if pair is None else (over(pair[0]), np.asarray(pair[1]))
+        found = self._run(
+            self._jitted,
+            mesh,
+            self._on(mesh, self.params),
+            over(batch),
+            over(self.tokens([how.negative_prompt] * len(prompts))),
+            over(jnp.asarray(noise, jnp.float32)),
+            np.asarray(jax.random.key_data(keys[0])),
             times,
             steps,
             how.guidance_scale,
-            kept,
-            begin,
+            with_mask(kept),
+            None if begin is None else over(begin),
             table,
-            others,
-            known,
+            [(self._on(mesh, params), over(batch), mask) for params, batch, mask in others],
+            with_mask(known),
             (how.known_level, how.frame_guidance if self.model.masked else how.reconstruction),
             told=how.frame_guidance != 1.0,
             sampler=how.sampler,
-            guided=how.guidance_scale != 1.0,
+            guided=guided,
             rescale=how.rescale,
             eta=how.eta,
             chunk=how.chunks,
+            report=progress is not None,
         )
+        return found[: len(prompts)]
 
-    def _subject(self, subject: Subject, count: int, shape: tuple[int, ...]) -> tuple[Params, dict[str, Array], Array]:
+    def _run(self, function: Callable[..., Any], mesh: Mesh, *args: Any, **static: Any) -> Any:
+        """A compiled function over a mesh; what it gives, for this process."""
+        with jax.set_mesh(mesh):
+            return gathered(function(*args, **static))
+
+    def _subject(
+        self, subject: Subject, count: int, shape: tuple[int, ...]
+    ) -> tuple[Params, dict[str, Array], np.ndarray]:
         """(parameters, conditions of `count` videos, mask). Raises InputError for a mask of another size."""
         t, h, w, _ = shape
         if subject.mask.shape not in ((t, h, w), (1, h, w)):
             raise InputError(f"the mask of {subject.prompt!r} is {subject.mask.shape}, the latents are {(t, h, w)}")
-        params = self.params if subject.params is None else subject.params
-        return params, self.conditions([subject.prompt] * count), jnp.asarray(subject.mask, jnp.float32)
+        params = self.params if subject.params is None else self.laid(subject.params)
+        return params, self.conditions([subject.prompt] * count), np.asarray(subject.mask, np.float32)
 
     def _how(self, options: Mapping[str, Any]) -> SampleConfig:
         """The defaults with these options. Raises InputError for what cannot be sampled."""
@@ -249,6 +327,10 @@ class Generator:
             )
         return how
 
+    def _reporter(self, wanted: bool) -> Callable[[int], None] | None:
+        """What a compiled sampler calls after each step; none unless wanted: JAX caches no program that calls back."""
+        return (lambda done: self._progress(done)) if wanted else None
+
     def _start(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
         """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list), and in a
         cascade, whose stages must not start from the same numbers, of the size."""
@@ -257,6 +339,10 @@ class Generator:
             key = jax.random.fold_in(key, int(np.prod(shape)))
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
         return keys, jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+    def noise(self, count: int, frames: int | None = None, size: tuple[int, int] | None = None, seed: int = 0) -> Array:
+        """What `latents` starts from."""
+        return self._start(count, self.latent_shape(frames, size), seed)[1]
 
     def in_motion(
         self,
@@ -274,28 +360,35 @@ class Generator:
         """
         how, codec = self._how(options), self.codec
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
-        keys, noise = self._start(len(prompts), self.latent_shape(1, size), seed)
-        return self._moved(
-            self.params,
-            self.conditions(prompts),
-            self.tokens([how.negative_prompt] * len(prompts)),
-            noise,
-            keys[0],
+        shape = self.latent_shape(1, size)
+        keys, noise = self._start(len(prompts), shape, seed)
+        mesh = self._mesh(1)
+        guided, filled = self._guided(how, mesh, len(prompts), (frames, *shape[1:]))
+        over = partial(batch_over, mesh, size=filled)
+        found = self._run(
+            self._moved,
+            mesh,
+            self._on(mesh, self.params),
+            over(self.conditions(prompts)),
+            over(self.tokens([how.negative_prompt] * len(prompts))),
+            over(noise),
+            np.asarray(jax.random.key_data(keys[0])),
             (velocity[0] / strides[0], velocity[1] / strides[1]),
             how.guidance_scale,
             frames=frames,
             steps=(how.num_steps, how.spacing),
             sampler=(how.sampler, how.eta),
-            guided=how.guidance_scale != 1.0,
+            guided=guided,
             rescale=how.rescale,
         )
+        return found[: len(prompts)]
 
     def _in_motion(
         self, params, batch, negative, noise, key, velocity, guidance_scale, *, frames, steps, sampler, guided, rescale
     ):
         denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided)
         times = np.asarray(self.schedule.timesteps(*steps), np.float32)
-        x = noise * self.schedule.std(times[0])
+        x, key = noise * self.schedule.std(times[0]), jax.random.wrap_key_data(key)
         return zero_shot(denoise, self.schedule, x, times, frames, velocity, key, sampler=make_sampler(*sampler))
 
     def invert(
@@ -312,16 +405,20 @@ class Generator:
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
         self._progress = progress or (lambda done: None)
         latents = jnp.asarray(latents, jnp.float32)
-        chunk = self.defaults.chunks
-        return self._inverted(self.params, self.conditions(prompts), latents, times, steps, chunk=chunk)
+        mesh = self._mesh(latents.shape[1], self.defaults.chunk)
+        ways = sharding.batch_ways(mesh)
+        over = partial(batch_over, mesh, size=-(-len(latents) // ways) * ways)
+        args = self._on(mesh, self.params), over(self.conditions(prompts)), over(latents), times, steps
+        static = dict(chunk=self.defaults.chunks, report=progress is not None)
+        return self._run(self._inverted, mesh, *args, **static)[: len(latents)]
 
-    def _invert(self, params, batch, latents, times, num_steps, chunk):
+    def _invert(self, params, batch, latents, times, num_steps, *, chunk, report):
         model = self._model(params)
-        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch))
+        denoise = self._under(params, embed(model.embedders, batch))
         if chunk:
             denoise = in_chunks(denoise, *chunk)
-        report = lambda done: self._progress(done)
-        return sample(denoise, self.schedule, latents, times, num_steps, ddim_inverse(), jax.random.key(0), report)
+        how = (ddim_inverse(), jax.random.key(0), self._reporter(report))
+        return sample(denoise, self.schedule, latents, times, num_steps, *how)
 
     def null_text(
         self, latents: Float[Array | np.ndarray, "b t h w c"], prompts: Sequence[str | int], **options: Any
@@ -333,16 +430,20 @@ class Generator:
             raise InputError(f"null_text={how.null_text} wants a model that reads text, and guidance_scale above 1")
         times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
         negative = self.tokens([how.negative_prompt] * len(prompts))
-        latents = jnp.asarray(latents, jnp.float32)
-        args = self.params, self.conditions(prompts), negative, latents, times, how.guidance_scale
-        return self._nulled(*args, chunk=how.chunks, updates=how.null_text)
+        mesh = self._mesh(latents.shape[1], how.chunk)
+        # the error is a mean over the videos: none is added
+        conditions, negative, latents = batch_over(
+            mesh, (self.conditions(prompts), negative, jnp.asarray(latents, jnp.float32)), len(prompts)
+        )
+        args = self._on(mesh, self.params), conditions, negative, latents, times, how.guidance_scale
+        return self._run(self._nulled, mesh, *args, chunk=how.chunks, updates=how.null_text)
 
     def _null_text(self, params, batch, negative, latents, times, guidance_scale, *, chunk, updates):
         model = self._model(params)
         whole = (lambda denoise: in_chunks(denoise, *chunk)) if chunk else (lambda denoise: denoise)
-        conditional = whole(self._denoiser(params, batch, negative, 1.0, 0.0, guided=False))
+        conditional = whole(self._denoiser(params, batch, negative, 1.0, 0.0, guided=""))
         away = embed(model.embedders, {**nulls(model.embedders, batch), **negative})
-        unconditional = lambda tokens: whole(self._under(model, away, tokens))
+        unconditional = lambda tokens: whole(self._under(params, dataclasses.replace(away, tokens=tokens)))
         path = pivots(conditional, self.schedule, latents, times)
         found, _ = null_text(
             conditional, unconditional, self.schedule, path, times, away.tokens, guidance_scale, steps=updates
@@ -361,18 +462,48 @@ class Generator:
         """Some frames at a time, if that part of the codec takes each by itself: memory does not grow with the clip. Or
         in tiles, where the recipe says so."""
         codec, how = self.codec, self.defaults
+        stride = codec.autoencoder.strides[0] if isinstance(codec, Codec) and part == "encoder" else 1
+
+        def whole(x: Array | np.ndarray) -> np.ndarray:
+            mesh = self._mesh(x.shape[1] // stride)
+            return run_over(mesh, run, self._on(mesh, self.params), x)
+
         if isinstance(codec, Codec) and how.tile:
             pixels = {"encoder": "strides", "decoder": "into"}[part]
-            strides = {pixels: codec.autoencoder.strides}
-            return in_tiles(lambda one: run(self.params, one), x, how.tile, how.tile_overlap, **strides)
-        count = FRAMES if isinstance(codec, Codec) and codec.per_frame(part) else x.shape[1]
-        parts = [np.asarray(run(self.params, x[:, i : i + count])) for i in range(0, x.shape[1], count)]
-        return np.concatenate(parts, 1)
+            return in_tiles(whole, x, how.tile, how.tile_overlap, **{pixels: codec.autoencoder.strides})
+        count = x.shape[1]
+        if isinstance(codec, Codec) and codec.per_frame(part):
+            count = FRAMES * self.mesh.shape["context"]
+        return np.concatenate([whole(x[:, i : i + count]) for i in range(0, x.shape[1], count)], 1)
 
-    def fingerprint(self) -> float:
-        """A number that other parameters do not share: to know what was computed with these."""
-        sums = jit(lambda params: [jnp.abs(params[path]).sum() for path in sorted(params)])(self.params)
-        return float(sum((1 + i % 89) * float(value) for i, value in enumerate(sums)))
+    def reconstruct(
+        self, videos: Sequence[UInt8[np.ndarray, "t h w c"]]
+    ) -> tuple[UInt8[np.ndarray, "b t h w c"], Float[np.ndarray, "b"]]:
+        """What the codec makes of videos, as many at a time as the mesh cuts a batch into, and the KL of each one's
+        posterior to N(0, 1) in nats."""
+        codec, frames = self.codec, len(videos[0])
+        assert codec is not None
+        mesh = self._mesh(frames // codec.autoencoder.strides[0])
+        ways, params = sharding.batch_ways(mesh), self._on(mesh, self.params)
+        parts = [videos[i : i + ways] for i in range(0, len(videos), ways)]
+        decoded, kl = zip(*(run_over(mesh, self._through, params, np.stack(part)) for part in parts))
+        return np.concatenate(decoded), np.concatenate(kl)
+
+    def _reconstruct(self, params, video):
+        codec: Any = self._model(params).codec
+        x = to_unit(video).astype(codec.dtype)
+        return to_uint8(codec.decode(codec.encode(x)).astype(jnp.float32)), codec.autoencoder.encode(x).kl()
+
+    def fingerprint(self) -> int:
+        """A number that other parameters do not share: to know what was computed with these. The same on any mesh, as
+        sums of whole numbers are."""
+
+        def bits(x: Array) -> Array:
+            return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).sum(dtype=jnp.uint32)
+
+        with jax.set_mesh(self.mesh):
+            sums = gathered(jit(lambda params: [bits(params[path]) for path in sorted(params)])(self.params))
+        return sum((1 + i % 89) * int(value) for i, value in enumerate(sums))
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
         """The batch entries that the model's embedders read. Raises InputError if they do not fit the model."""
@@ -395,16 +526,18 @@ class Generator:
 
     def _denoiser(self, params, batch, negative, guidance_scale, rescale, *, guided, table=None, mask=None) -> Denoiser:
         model = self._model(params)
-        denoise = model.denoiser(self.schedule, self.prediction, embed(model.embedders, batch, mask))
+        under = partial(self._under, params)
+        cond = embed(model.embedders, batch, mask)
         if not guided:
-            return denoise
+            return under(cond)
         away = embed(model.embedders, {**nulls(model.embedders, batch), **negative}, mask)
-        null = model.denoiser(self.schedule, self.prediction, away)
-        if table is not None:
-            null = lambda x, t: self._under(model, away, at_time(*table, t))(x, t)
-        return classifier_free(
-            self.schedule, denoise, null, guidance_scale, rescale=rescale, prediction=self.prediction
-        )
+        null = lambda t: away if table is None else dataclasses.replace(away, tokens=at_time(*table, t))
+        how = dict(rescale=rescale, prediction=self.prediction)
+        if guided == "at once":
+            over = sharding.over_batch
+            both = lambda x, t: under(over(in_turn(cond, null(t[::2]))))(*over((x, t)))
+            return at_once(self.schedule, both, guidance_scale, **how)
+        return classifier_free(self.schedule, under(cond), lambda x, t: under(null(t))(x, t), guidance_scale, **how)
 
     def _beside(self, free, own, known, pull, key, told) -> Denoiser:
         """The denoiser `free(*own)` of frames beside known ones; `pull` is (level, strength)."""
@@ -418,9 +551,15 @@ class Generator:
         shown = known_frames(self.schedule, free(*own, mask=mask), latents, mask, level=level, eps=eps)
         return from_known(shown, free(*own), mask, strength) if told else shown
 
-    def _under(self, model: VideoModel, cond: Conditioning, tokens: Array) -> Denoiser:
-        """The denoiser under other tokens."""
-        return model.denoiser(self.schedule, self.prediction, dataclasses.replace(cond, tokens=tokens))
+    def _under(self, params: Params, cond: Conditioning) -> Denoiser:
+        """The denoiser under these conditions."""
+        params = self._cast(params)
+
+        def denoise(x, t):
+            model = self._model(sharding.in_each_turn(params, x))
+            return model.denoiser(self.schedule, self.prediction, cond)(x, t)
+
+        return denoise
 
     def _sample(
         self,
@@ -445,8 +584,9 @@ class Generator:
         eta,
         chunk,
         told,
+        report,
     ):
-        guide = dict(guided=guided, table=table)
+        key, guide = jax.random.wrap_key_data(key), dict(guided=guided, table=table)
         free = lambda *own, mask=None: self._denoiser(*own, negative, guidance_scale, rescale, mask=mask, **guide)
         ask = free if known is None else lambda *own: self._beside(free, own, known, pull, key, told)
         denoise = ask(params, batch)
@@ -466,7 +606,7 @@ class Generator:
             num_steps,
             make_sampler(sampler, eta),
             key,
-            lambda done: self._progress(done),
+            self._reporter(report),
         )
         if known is not None:
             x = jnp.where(known[1][:, None, None, None] > 0.5, known[0], x)

@@ -28,9 +28,9 @@ def in_folder(path: str, flag: str) -> Iterator[Item]:
 
 def generated(workdir: AnyPath, count: int, batch: int) -> Iterator[Item]:
     """`count` videos of a run's model, `batch` at a time; its captions are spread over the data set's, or its classes
-    come in turn. The same count gives the same videos. Raises InputError at once if the run is not trained."""
+    come in turn. The same count gives the same videos; all processes make them together. Raises InputError at once if
+    the run is not trained."""
     from vidjax import recipe
-    from vidjax.processes import shared
 
     generator, dataset = recipe.generator(workdir), recipe.dataset(workdir)
     if "text" in generator.embedder_names:
@@ -41,14 +41,11 @@ def generated(workdir: AnyPath, count: int, batch: int) -> Iterator[Item]:
         known = [-1]
     prompts = [known[i % len(known)] if count > len(known) else known[i * len(known) // count] for i in range(count)]
 
-    def make(start: int) -> np.ndarray:
-        asked = prompts[start : start + batch]
-        return generator(asked + asked[-1:] * (batch - len(asked)), seed=start // batch)
-
     def items() -> Iterator[Item]:
-        starts = range(0, count, batch)
-        for start, videos in zip(starts, shared(make, starts)):
-            for i, (prompt, video) in enumerate(zip(prompts[start : start + batch], videos), start):
+        for start in range(0, count, batch):
+            asked = prompts[start : start + batch]
+            videos = generator(asked + asked[-1:] * (batch - len(asked)), seed=start // batch)
+            for i, (prompt, video) in enumerate(zip(asked, videos), start):
                 yield in_memory(f"sample {i}", video, prompt if isinstance(prompt, str) else "")
 
     return items()

@@ -46,7 +46,7 @@ def main() -> None:
         why = "asked for" if SIMULATE.value else f"no compiler for {chip.kind} here: pip install vidjax[accelerators]"
         print(f"simulated CPU devices ({why})", flush=True)
     compiler = compiler_of(chip, devices)
-    config = recipe.uncached(settings.checked(CONFIG.value))
+    config = settings.checked(CONFIG.value)
     figures: dict[str, Any] = {"topology": TOPOLOGY.value, "chips": count, "compiler": compiler, "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):

@@ -46,16 +46,16 @@ def planned(
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     flops = step_flops(stage, batch)
     say(f"{flops / 1e12:,.4g} TFLOP per step; tracing")
-    with jax.set_mesh(mesh), chips.lowering_for(chip):
+    with chips.lowering_for(chip):
         lowered, state = lower_step(stage, mesh, batch)
-        say(f"compiling for {count} x {chip.kind}, which takes minutes for large models")
-        compiled = lowered.compile(compiler_options=chips.COMPILER_OPTIONS[chip.platform] if devices else None)
+    say(f"compiling for {count} x {chip.kind}, which takes minutes for large models")
+    compiled = lowered.compile(compiler_options=chips.COMPILER_OPTIONS[chip.platform] if devices else None)
     memory, text = compiled.memory_analysis(), compiled.as_text()
     sent = list(collectives(text))
     parts = {"parameters": state.params, "frozen": state.frozen, "average": state.ema, "optimizer": state.opt_state}
     sizes = {name: sum(map(own_bytes, jax.tree.leaves(tree))) / GIB for name, tree in parts.items()}
     kept = sum(sizes.values())
-    total = total_bytes(memory) / GIB if devices else kept + memory.temp_size_in_bytes / GIB
+    total = memory.peak_memory_in_bytes / GIB if devices else kept + memory.temp_size_in_bytes / GIB
     travel = sum(bytes_ for _, bytes_ in sent) / (chip.network if chip.node and count > chip.node else chip.link)
     seconds, dear = durations(text, chip, flops / count, devices is not None)
     found: dict[str, Any] = {"compiler": compiler_of(chip, devices)}
@@ -83,14 +83,8 @@ def lower_step(stage: Stage, mesh: Any, batch: Any) -> tuple[Any, Any]:
     state = jax.tree.map(at, shapes, sharding.tree_sharding(mesh, shapes))
     batch = jax.tree.map(lambda shape: at(shape, sharding.batch_sharding(mesh)), batch)
     stage = dataclasses.replace(stage, objective=profiling.named(stage.objective))
-    return step_of(stage, mesh, state).lower(state, batch), state
-
-
-def total_bytes(memory: Any) -> int:
-    """The most that a compiled program has in memory at once on one device, by the compiler's account: arguments,
-    results that take no argument's place, temporaries and the program itself."""
-    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return arrays + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    with jax.set_mesh(mesh):  # not before: nothing can run on devices that are there to compile for
+        return step_of(stage, mesh, state).lower(state, batch), state
 
 
 def durations(text: str, chip: Chip, flops: float, real: bool) -> tuple[float, list[tuple[Instruction, dict]]]:

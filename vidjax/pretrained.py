@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig
+from vidjax.keys import Keys, OneKey
 from vidjax.models.layers import Over
 from vidjax.models.lora import Tensors
 from vidjax.models.unet import UNetConfig
@@ -73,14 +74,13 @@ def load(
         )
     noise, prediction = schedule(folder.config("scheduler"))
 
-    def make() -> VideoModel:
-        rngs = nnx.Rngs(0)
+    def make(rngs: nnx.Rngs) -> VideoModel:
         codec = around.codec(rngs)
         return VideoModel(unet, {"text": around.embedder(rngs=rngs)}, codec, remat=remat, rngs=rngs)
 
-    model = nnx.eval_shape(make)
+    model = nnx.eval_shape(lambda: make(OneKey()))
     if weights:
-        fill(model, make, folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
+        fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
     return Pretrained(model, noise, prediction, around.tokenize, pixels(folder, model.codec))
 
 

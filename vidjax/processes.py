@@ -1,21 +1,22 @@
-"""What the processes of one run share: decisions, arrays, work. With one process each of these is nothing."""
+"""What the processes of one run share: decisions and arrays. With one process each of these is nothing."""
 
 import contextlib
+import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src.distributed import global_state  # its key-value store, at which a process may wait for long
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidjax.errors import InputError
+from vidjax.sharding import BATCH, batch_ways
 
-T = TypeVar("T")
 PATIENCE = 24 * 3600 * 1000  # milliseconds for what the first process does alone; a lost one is noticed earlier
 FAREWELL = 5  # seconds that the first process gives the others to end by themselves
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination")  # words of JAX when others are gone
@@ -73,30 +74,53 @@ def agreed(make: Callable[[], Any]) -> Any:
 
 
 def gathered(tree: Any) -> Any:
-    """Arrays that lie over the devices of all processes, each whole on one of this process; all call it together."""
+    """Arrays that lie over the devices of all processes, each whole on one of this process; all call it together. For
+    results, not for parameters."""
     if jax.process_count() == 1:
         return tree
-    whole = lambda x: NamedSharding(x.sharding.mesh, PartitionSpec())
-    there = jax.jit(lambda tree: tree, out_shardings=jax.tree.map(whole, tree))(tree)
-    return jax.tree.map(lambda x: x.addressable_data(0), there)
+    return jax.tree.map(lambda x: _whole(x.sharding.mesh)(x).addressable_data(0), tree)
+
+
+@functools.cache
+def _whole(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def spread(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, laid out over the devices of all: the other way round."""
+    """Arrays that every process has whole, laid out over the devices of all: the other way round. What lies there
+    already stays."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
     def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            there = x.sharding.is_equivalent_to(sharding, x.ndim)
+            return x if there else jax.jit(lambda x: x, out_shardings=sharding)(x)
         whole = np.asarray(x)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(put, tree, shardings)
 
 
-def shared(make: Callable[[T], np.ndarray], items: Sequence[T]) -> Iterator[np.ndarray]:
-    """`make` of each item, arrays of one shape, in order and in all processes; each item is worked off in one."""
-    count = jax.process_count()
-    for start in range(0, len(items), count):
-        made = make(items[min(start + jax.process_index(), len(items) - 1)])
-        every = [made] if count == 1 else multihost_utils.process_allgather(made)
-        yield from list(every)[: len(items) - start]
+def batch_over(mesh: Mesh, tree: Any, size: int, axis: int = 0) -> Any:
+    """Arrays that every process has whole, `axis` of each filled up to `size` with its last entry and cut over the data
+    and fsdp axes; or whole on every device, if these do not divide `size`."""
+    cut = PartitionSpec(*(None,) * axis, BATCH) if size % batch_ways(mesh) == 0 else PartitionSpec()
+
+    def put(x: Any) -> jax.Array:
+        missing = [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)]
+        filled = jnp.pad(jnp.asarray(x), missing, "edge") if x.shape[axis] < size else x
+        return spread(filled, NamedSharding(mesh, cut))
+
+    return jax.tree.map(put, tree)
+
+
+def run_over(mesh: Mesh, function: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
+    """`function(params, batch)`, jitted, of a batch that every process has whole and parameters that lie on the mesh;
+    what it gives an example, in every process."""
+    count = len(jax.tree.leaves(batch)[0])
+    ways = batch_ways(mesh)
+    laid = batch_over(mesh, batch, -(-count // ways) * ways)
+    with jax.set_mesh(mesh):
+        found = gathered(function(params, laid))
+    return jax.tree.map(lambda x: np.asarray(x)[:count], found)

@@ -17,6 +17,7 @@ import jax
 from flax import nnx
 
 from vidjax.errors import InputError
+from vidjax.models.kernels.attention import ATTENTION
 from vidjax.program import read_program
 
 REST = "rest"
@@ -92,6 +93,17 @@ def table(
     for row in rows.values():
         row["share"] = row["ms"] / whole
     return dict(sorted(rows.items(), key=lambda row: -row[1]["ms"]))
+
+
+def attention_of(program: str, paths: Collection[str], depth: int) -> dict[str, str]:
+    """{layer: how the compiled `program` attends in it}: names in `kernels.attention.ATTENTION`."""
+    scopes = {scope for scope, _ in read_program(program).values()}
+    found = defaultdict(set)
+    for scope in scopes:
+        for name in re.findall(r"attention_(\w+)", scope):
+            if name in ATTENTION:
+                found[layer_of(scope, paths, depth)].add(name)
+    return {layer: ", ".join(sorted(names)) for layer, names in found.items()}
 
 
 def read_trace(folder: Path) -> list[Span]:

@@ -108,7 +108,7 @@ def cycles(program: str) -> list[tuple[Instruction, float]]:
     for each in instructions(program):
         own = each.cycles if each.kernel is None else (each.cycles or flash_products(each) / WIDTH**2)
         if own and each.computation not in fused:
-            found.append((each, own * runs[each.computation]))
+            found.append((each, float(own * runs[each.computation])))
     return sorted(found, key=lambda pair: -pair[1])
 
 

@@ -21,6 +21,7 @@ from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.encoded import Encoder, StoredMoments, encode_once
 from vidjax.errors import InputError
 from vidjax.generator import Generator, SampleConfig, what_to_ask
+from vidjax.keys import OneKey
 from vidjax.lowres import LowresEmbedder
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
@@ -29,7 +30,8 @@ from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
-from vidjax.stage import PREVIEWED, OneKey, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.processes import agreed, run_over
+from vidjax.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
 from vidjax.storage import AnyPath
 from vidjax.surroundings import AUTOENCODER, EMPTY, surroundings
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
@@ -147,11 +149,10 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
         )
         return {path: value for path, value in parameters(model).items() if not adversary.judges(path)}
 
-    def finish(model: Any, dataset: Dataset) -> None:
-        settings.write_json(
-            common["folder"] / "latents.json",
-            latent_statistics(model, dataset.windows("train", clips=dataset.sample_of(MEASURED))),
-        )
+    def finish(state: TrainState, dataset: Dataset) -> None:
+        windows = dataset.windows("train", clips=dataset.sample_of(MEASURED))
+        found = latent_statistics(state.model(), windows, sharding.make_mesh(**common["mesh"]))
+        agreed(lambda: settings.write_json(common["folder"] / "latents.json", found))
 
     @jit
     def beside(state: TrainState, video: jax.Array) -> jax.Array:
@@ -161,7 +162,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         """Some clips, each above its reconstruction."""
         clips = dataset.windows("train", per_clip=1, clips=range(min(PREVIEWED, len(dataset))))
-        return np.asarray(beside(state, np.concatenate(clips)))
+        return run_over(sharding.make_mesh(**common["mesh"]), beside, state, np.concatenate(clips))
 
     return Stage(
         init=init,
@@ -177,7 +178,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
 
 def perceptual_parameters(files: str) -> Params:
     """LPIPS's parameters, mapped from its files, under their paths in an autoencoder's stage. Raises InputError."""
-    model = nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: LPIPS(rngs=OneKey()))
     shapes = {path: value.shape for path, value in abstract_parameters(model).items()}
     return {f"perceptual.{path}": value for path, value in read_lpips(files, shapes).items()}
 
@@ -211,7 +212,7 @@ def _diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> S
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
         objective=objective,
-        validate=by_noise_level(objective, schedule),
+        validate=by_noise_level(objective, schedule, common["train"].dtype),
         tokenize=tokenizer(section),
         trainable=lambda path: not path.startswith(frozen),
         loaded=loaded,
@@ -228,6 +229,12 @@ def in_latents(section: Mapping[str, Any]) -> bool:
 
 def encoder(section: Mapping[str, Any], workdir: AnyPath) -> Encoder:
     """What encodes the data of a diffusion stage. Raises InputError if its autoencoder was not trained yet."""
+    graphdef, state = abstract_encoder(section, workdir)
+    return merge(graphdef, frozen_parameters(section, workdir, abstract_parameters(state)))
+
+
+def abstract_encoder(section: Mapping[str, Any], workdir: AnyPath) -> tuple[nnx.GraphDef, nnx.State]:
+    """Its definition and the shapes of its parameters."""
     folders = "pretrained" in section and "text" in section.get("conditioning", {})
 
     def make() -> Encoder:
@@ -236,8 +243,7 @@ def encoder(section: Mapping[str, Any], workdir: AnyPath) -> Encoder:
             codec(section, workdir, rngs), surroundings(section["pretrained"]).embedder(rngs=rngs) if folders else None
         )
 
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    return merge(graphdef, frozen_parameters(section, workdir, abstract_parameters(state)))
+    return nnx.split(nnx.eval_shape(make))
 
 
 def codec(section: Mapping[str, Any], workdir: AnyPath, rngs: nnx.Rngs) -> Codec:
@@ -372,7 +378,12 @@ def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.Shap
         shapes["images"] = ((size, data.images, *data.hw, channels), np.uint8)
     if stage.tokenize:
         shapes["tokens"] = ((size, len(stage.tokenize(""))), np.int32)
-    return encoded_shapes(stage, {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()})
+    batch = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+    if data.latents:
+        graphdef, state = abstract_encoder(section, stage.folder.parent)
+        encode = lambda state, batch: encode_once(made := nnx.merge(graphdef, state), batch, made.text is not None)
+        return jax.eval_shape(encode, state, batch)
+    return encoded_shapes(stage, batch)
 
 
 def read_config(workdir: AnyPath) -> dict[str, Any]:
@@ -414,7 +425,8 @@ def trained(config: Mapping[str, Any], name: str, workdir: AnyPath) -> Generator
     if stage.pretrained is not None:
         return tuned_generator(section, stage, source_of(section, config, workdir))
     model = stage.abstract()
-    params, frozen = split(abstract_parameters(model), stage.trainable)
+    mesh = sharding.fitting_mesh(**stage.mesh)
+    params, frozen = split(sharding.laid_out(mesh, abstract_parameters(model)), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
         params = checkpoints.restore_ema({path: value for path, value in params.items() if stage.averaged(path)})
     params = {**params, **frozen_parameters(section, workdir, frozen)}
@@ -433,4 +445,6 @@ def _generator(section: Mapping[str, Any], data: DataConfig, graphdef: nnx.Graph
         (-(-data.frames // every), *data.hw),
         3 if in_latents(section) else section["model"].get("in_channels", 3),
         settings.construct(SampleConfig, section.get("sample"), "sample"),
+        sharding.fitting_mesh(**section.get("mesh", {})),
+        section["train"].get("dtype"),
     )

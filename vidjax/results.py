@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from vidjax import __version__, editing, recipe, settings
-from vidjax.compiler import jit
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_io import contact_sheet, slug, write_mp4
@@ -21,8 +20,9 @@ from vidjax.generator import Generator, what_to_ask
 from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
-from vidjax.processes import lead, shared
+from vidjax.processes import lead
 from vidjax.storage import AnyPath
+from vidjax.video_model import Codec
 
 SMALL = 64  # clips of a data set that is evaluated whole
 EVERY = 1000  # windows a clip: all there are, for small data sets
@@ -31,7 +31,7 @@ EVERY = 1000  # windows a clip: all there are, for small data sets
 def show(workdir: AnyPath) -> dict[str, Any]:
     """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table.
 
-    All processes sample, the first one does the rest.
+    All processes compute, the first one writes and compares.
     """
     from vidjax.report import write_report
 
@@ -42,7 +42,7 @@ def show(workdir: AnyPath) -> dict[str, Any]:
     began = time.perf_counter()
     if not recipe.tuned(workdir):
         summary |= samples_of(workdir, generator, dataset)
-    elif lead():
+    else:
         clips, texts = first_windows(dataset)
         summary |= editing.show(workdir, generator, clips, texts)
     if not lead():
@@ -61,16 +61,18 @@ def show(workdir: AnyPath) -> dict[str, Any]:
 
 
 def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict[str, Any]:
-    """Samples of what the model learned, by all processes, and by the first one how good they and the reconstructions
-    of held-out windows are."""
+    """Samples of what the model learned, and how good they and the reconstructions of held-out windows are."""
     prompts, names = what_to_ask(generator, dataset)
     per_caption = list(np.stack(repeated(generator, prompts), axis=1))
+    heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
+    whole = heldout and all(map(len, heldout))
+    through = [generator.reconstruct(list(clip)) for clip in heldout] if whole and generator.codec else []
     if not lead():
         return {}
     found: dict[str, Any] = {"samples": write_samples(workdir, names, per_caption, generator.defaults.fps)}
-    heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
-    if heldout and all(map(len, heldout)):
-        found |= reconstruction(workdir, generator, dataset, heldout)
+    if whole:
+        if generator.codec:
+            found |= reconstruction(workdir, generator.codec, dataset, heldout, *zip(*through))
         if generator.tokenize and len(per_caption) == len(heldout):
             found |= likeness(per_caption, heldout, dataset.windows("train", per_clip=EVERY))
             beside_real(workdir, found["samples"], per_caption, heldout, generator.defaults.fps)
@@ -78,7 +80,7 @@ def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict
 
 
 def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
-    return list(shared(lambda seed: generator(prompts, seed=seed), range(generator.defaults.per_caption)))
+    return [generator(prompts, seed=seed) for seed in range(generator.defaults.per_caption)]
 
 
 def write_samples(
@@ -101,15 +103,15 @@ def write_samples(
 
 
 def reconstruction(
-    workdir: AnyPath, generator: Generator, dataset: Dataset, heldout: Sequence[np.ndarray]
+    workdir: AnyPath,
+    codec: Codec,
+    dataset: Dataset,
+    heldout: Sequence[np.ndarray],
+    decoded: Sequence[np.ndarray],
+    kl: Sequence[np.ndarray],
 ) -> dict[str, Any]:
     """How much the autoencoder says of windows that nothing trained on and how well, beside the PSNR of a patch PCA
-    with as many latents; pictures."""
-    codec = generator.codec
-    if codec is None:
-        return {}
-    through = jit(lambda x: to_uint8(codec.decode(codec.encode(to_unit(x)))))
-    decoded = [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in heldout]
+    with as many latents; pictures. `decoded` and `kl` are a clip's windows as `Generator.reconstruct` has them."""
     train = np.concatenate([clip for clip in dataset.windows("train")])
     pca = patch_pca(train, codec.autoencoder.strides, codec.autoencoder.latent_channels)
     linear = [np.asarray(to_uint8(pca.reconstruct(to_unit(clip)))) for clip in heldout]
@@ -122,14 +124,15 @@ def reconstruction(
         contact_sheet(workdir / entries[-1]["png"], [original[:1], ours[:1]], labels=["held out", "reconstruction"])
     mean = lambda videos: float(np.mean([psnr(a, b).mean() for a, b in zip(videos, heldout)]))
     figures = {"autoencoder_psnr": mean(decoded), "pca_psnr": mean(linear)}
-    return {**figures, **rate_distortion(codec.autoencoder, heldout, decoded), "reconstructions": entries}
+    return {**figures, **rate_distortion(heldout, decoded, kl), "reconstructions": entries}
 
 
-def rate_distortion(autoencoder: Any, videos: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> dict[str, float]:
+def rate_distortion(
+    videos: Sequence[np.ndarray], decoded: Sequence[np.ndarray], kl: Sequence[np.ndarray]
+) -> dict[str, float]:
     """Of an autoencoder on windows: the KL of its posterior to N(0, 1) in bits a pixel, which is what its latents
     would cost beside that prior; SSIM and sharpness of what was decoded."""
-    kl = jit(lambda x: autoencoder.encode(to_unit(x)).kl())
-    bits = np.mean([float(kl(w[None])[0]) / np.prod(w.shape[:3]) for clip in videos for w in clip]) / np.log(2)
+    bits = np.mean(np.concatenate(kl).astype(float) / np.prod(videos[0].shape[1:4])) / np.log(2)
     figures = {"autoencoder_bits_per_pixel": float(bits)}
     for name, measure in (("ssim", ssim), ("sharpness", sharpness)):
         if min(videos[0].shape[2:4]) >= 11:  # the window of SSIM

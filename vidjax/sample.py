@@ -131,7 +131,7 @@ def main() -> None:
                 noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
                 lowres=lowres,
                 subjects=subjects,
-                progress=lambda n: bar.update(int(n) - bar.n),
+                progress=None if bar.disable else lambda n: bar.update(int(n) - bar.n),
                 **options,
             )
         latents.block_until_ready()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -46,10 +47,43 @@ def make_mesh(
         sizes[free[0]] = count // fixed
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = dict(allow_split_physical_axes=True)  # an axis of the torus may serve several of ours: 2x2x2x2 on 4x4 chips
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
-    within, between = over_slices(sizes, slices)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), AXES, axis_types=types)
+        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(*over_slices(sizes, slices), devices, **split)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def fitting_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
+    """The mesh that a run was trained on, or where the devices are others the one nearest to it: tensor, context and
+    fsdp as far as they divide the number of devices, data the rest. A trained model samples on any machine."""
+    count = left = jax.device_count()
+    asked = {"tensor": tensor, "context": context, "fsdp": fsdp}
+    fixed = math.prod(size for size in (*asked.values(), data) if size > 0)
+    sizes = {}
+    for axis, size in asked.items():
+        size = count // fixed if size == -1 and count % fixed == 0 else abs(size)
+        sizes[axis] = math.gcd(size, left)
+        left //= sizes[axis]
+    return make_mesh(left, **sizes)
+
+
+def without_context(mesh: Mesh) -> Mesh:
+    """The same devices with the context axis made part of the data axis: for clips that it does not divide. Parameters
+    lie alike on both, see `moved`."""
+    devices = np.moveaxis(mesh.devices, -1, 1)
+    return Mesh(devices.reshape(-1, *devices.shape[2:], 1), AXES, axis_types=mesh.axis_types)
+
+
+def moved(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of another mesh of the same devices, on each of which the same part is wanted: nothing is copied."""
+
+    def same(x: jax.Array) -> jax.Array:
+        sharding = NamedSharding(mesh, x.sharding.spec)
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [s.data for s in x.addressable_shards])
+
+    return jax.tree.map(same, tree)
 
 
 def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -68,9 +102,14 @@ def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...],
     return tuple(sizes[axis] // between[axis] for axis in AXES), tuple(between.values())
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises InputError if the mesh, times the micro-batches, does not divide the batch."""
-    ways = math.prod(mesh.shape[axis] for axis in BATCH)
+    ways = batch_ways(mesh)
     if batch_size % (ways * accumulate):
         raise InputError(
             f"batch size {batch_size} is not divisible by {ways} (mesh data x fsdp) x {accumulate} (accumulated micro-"
@@ -104,6 +143,17 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], min_size: 
     return NamedSharding(mesh, P(*spec))
 
 
+def parameters_sharding(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Where parameters by path lie, in training and in sampling."""
+    return {path: parameter_sharding(mesh, path, value.shape) for path, value in params.items()}
+
+
+def laid_out(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of parameters by path, with where they lie."""
+    where = parameters_sharding(mesh, shapes)
+    return {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[path]) for path, x in shapes.items()}
+
+
 def tree_sharding(mesh: Mesh, tree: Any) -> Any:
     """A sharding for each leaf by its parameter's path, the last key that leads to it: parameters, moments and averages
     lie alike. Raises InputError if the mesh has a tensor axis and there is nothing for it to split."""
@@ -115,6 +165,18 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
             "of this stage: set config.mesh.tensor=1"
         )
     return found
+
+
+def over_batch(tree: Any) -> Any:
+    """Traced arrays, axis 0 over the data and fsdp axes of the mesh that `jax.set_mesh` names."""
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(BATCH)), tree)
+
+
+def in_each_turn(params: Any, x: jax.Array) -> Any:
+    """Traced parameters in the body of a loop that makes `x` anew in each turn. What fsdp has cut is gathered layer by
+    layer in each turn, as in training; without this XLA gathers all of it before the first one."""
+    cut = dict(jax.sharding.get_abstract_mesh().shape).get("fsdp", 1) > 1
+    return jax.lax.optimization_barrier((params, x))[0] if cut else params
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,21 +16,12 @@ from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.encoded import Encoded, Encoder
 from vidjax.errors import InputError, check_range
 from vidjax.flops import count_flops
+from vidjax.keys import OneKey
 from vidjax.storage import AnyPath
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
 from vidjax.train_step import Objective, draws_at
 
 PREVIEWED = 4  # videos that training shows
-
-
-class OneKey(nnx.Rngs):
-    """The same key for every parameter: where only shapes matter, counting keys is most of the time of a trace."""
-
-    def __init__(self):
-        pass
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +58,7 @@ class TrainConfig:
 class Stage:
     """What the training loop needs to know of one stage of a recipe.
 
+    What is called between steps or after the last is called in all processes, with the state as it lies over them.
     A stage that tunes has `pretrained(weights) -> (encoder, model)` in place of `init`: the model with the weights it
     starts from (`weights` false: shapes alone), and what encodes its data once, by `encode(encoder, batch) -> batch`.
     """
@@ -84,7 +76,7 @@ class Stage:
     trainable: Callable[[str], bool] = lambda path: True
     averaged: Callable[[str], bool] = lambda path: True  # of what trains: what later stages and other programs get
     loaded: Callable[[TrainState, Dataset], Params] = lambda state, dataset: {}  # what does not start at random
-    finish: Callable[[Any, Dataset], None] = lambda model, dataset: None  # after the last step, with the averaged model
+    finish: Callable[[TrainState, Dataset], None] = lambda state, dataset: None  # after the last step
     preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at
     validate: Callable[[TrainState, Any], dict[str, Any]] | None = None  # figures of a batch that nothing trains on
     fps: float = 15.0

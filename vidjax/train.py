@@ -1,13 +1,11 @@
 """Train one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
 
 import contextlib
-import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +22,15 @@ from vidjax.data.pipeline import Dataset
 from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.finetune import describe
+from vidjax.keys import Keys
 from vidjax.preemption import STATUS, Notice
-from vidjax.processes import agreed, gathered, lead, say, spread
+from vidjax.processes import agreed, batch_over, lead, say, spread
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
 from vidjax.validation import CLIPS
-
-T = TypeVar("T")
 
 
 def prepare(
@@ -70,7 +67,7 @@ def fresh(stage: Stage) -> TrainState:
     """The state at step 0 of a stage that starts at random: to be traced, not run as it is."""
     assert stage.init is not None
     # numbers of the kind "rbg" compile in half the time of the default ones
-    return at_step_0(stage, stage.init(nnx.Rngs(jax.random.key(stage.seed, impl="rbg"))))
+    return at_step_0(stage, stage.init(Keys(jax.random.key(stage.seed, impl="rbg"))))
 
 
 def abstract_state(stage: Stage) -> TrainState:
@@ -145,12 +142,14 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)
         ending.callback(telemetry.close)
         heldout = held_out(stage, dataset)
+        heldout = heldout and batch_over(mesh, on_device(heldout), len(heldout["label"]))
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
 
         def validate(state: TrainState) -> dict[str, float]:
             assert stage.validate is not None
-            return {key: float(value) for key, value in stage.validate(state, heldout).items()}
+            with jax.set_mesh(mesh):
+                return {key: float(value) for key, value in stage.validate(state, heldout).items()}
 
         def show(step: int, state: TrainState) -> None:
             assert stage.preview is not None
@@ -166,7 +165,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                 last, stops = step == options.steps, notice.stops_at(step)
                 validated = options.validate_every and (step % options.validate_every == 0 or last)
                 if validated and stage.validate:
-                    metrics |= alone(state, validate)
+                    metrics |= validate(state)
                 if step % every == 0 or last or step == 1 or validated:
                     telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
                 if step % options.save_every == 0 or last or stops:
@@ -177,11 +176,11 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                     stopped = step
                     break
                 if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
-                    alone(state, partial(show, step))
+                    show(step, state)
         if not options.steps and not start:
             checkpoints.save(state)
         if stopped is None:
-            alone(state, lambda state: stage.finish(state.model(), dataset))
+            stage.finish(state, dataset)
     if stopped is not None:
         say(f"{stage.name}: stopped at step {stopped} on SIGTERM, saved; the same command goes on")
         sys.exit(STATUS)
@@ -190,12 +189,6 @@ def train(stage: Stage, log_every: int | None = None) -> None:
     figures = {"steps": options.steps, "parameters": count(state.params), "peak_memory_gb": memory}
     figures |= {"seconds": seconds, "compile_seconds": round((so_far() - compiled).seconds, 1)}
     agreed(lambda: write_json(done, figures))
-
-
-def alone(state: TrainState, work: Callable[[TrainState], T]) -> T:
-    """`work` on the model's part of the state by the first process, without the others; all get its plain data."""
-    whole = gathered(dataclasses.replace(state, opt_state=()))
-    return agreed(lambda: work(whole))
 
 
 def overview(stage: Stage, state: TrainState) -> None:

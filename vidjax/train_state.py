@@ -85,10 +85,10 @@ class TrainState:
             graphdef=nnx.graphdef(model),
         )
 
-    def model(self, params: Params | None = None) -> Any:
-        """The model with the averaged parameters where there are, or with those given in their place, all in fp32."""
+    def model(self, params: Params | None = None, dtype: str = "float32") -> Any:
+        """The model with the averaged parameters where there are, or with those given in their place, in `dtype`."""
         params = {**self.params, **self.ema} if params is None else params
-        return merge(self.graphdef, params, cast(self.frozen, jnp.dtype("float32")))
+        return merge(self.graphdef, cast(params, jnp.dtype(dtype)), cast(self.frozen, jnp.dtype(dtype)))
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint holds: everything but the frozen part, which lives elsewhere."""

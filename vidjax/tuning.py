@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from vidjax import editing, objectives, pretrained, settings
+from vidjax import editing, objectives, pretrained, settings, sharding
 from vidjax.checkpoint import Checkpoints
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.editing import kept
@@ -19,10 +19,11 @@ from vidjax.encoded import Encoded, encode_clips, encode_once, first_windows, st
 from vidjax.errors import InputError
 from vidjax.finetune import strategy
 from vidjax.generator import Generator, SampleConfig
+from vidjax.keys import Keys
 from vidjax.models.layers import Over
 from vidjax.stage import PREVIEWED, Stage
 from vidjax.storage import AnyPath
-from vidjax.train_state import Params, TrainState, abstract_parameters, cast, parameters, split
+from vidjax.train_state import Params, TrainState, abstract_parameters, parameters, split
 from vidjax.video_model import VideoModel
 from vidjax.weights import convert
 
@@ -73,9 +74,7 @@ class Prior:
 def class_videos(generator: Generator, prior: Prior, file: AnyPath) -> UInt8[np.ndarray, "n t h w c"]:
     """The class as the untuned model sees it: made once and kept in `file`, made again for another prompt, number or
     model."""
-    stamp = (
-        f"{dataclasses.replace(prior, weight=1.0)}|{generator.size}|{generator.defaults}|{generator.fingerprint():.12g}"
-    )
+    stamp = f"{dataclasses.replace(prior, weight=1.0)}|{generator.size}|{generator.defaults}|{generator.fingerprint()}"
     make = lambda seed: generator([prior.prompt], seed=seed, num_steps=prior.num_steps)
     return kept(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
 
@@ -105,7 +104,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     known = load(weights=False)
 
     def models(weights: bool) -> tuple[VideoModel, VideoModel]:
-        rngs = nnx.Rngs(seed)
+        rngs = Keys(seed)
         if source is not None:
             loaded = tuned_model(source, weights)
         else:
@@ -141,14 +140,15 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     def whole() -> tuple[Generator, Params]:
         """The model that samples, and the part of its parameters that training does not see."""
         full, model = models(True)
-        rest = {path: value for path, value in parameters(full).items() if path not in parameters(model)}
-        return _generator(section, known, data, nnx.graphdef(full), {}), rest
+        trains = parameters(model)
+        rest = {path: value for path, value in parameters(full).items() if path not in trains}
+        generator = _generator(section, known, data, nnx.graphdef(full), {})
+        return generator, generator.laid(rest)
 
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         """What the run would end with now: the edits of its first prompts."""
         generator, rest = whole()
-        own = cast({**state.frozen, **state.ema}, jnp.dtype(jnp.float32))
-        generator.params = weighed(section, source, {**rest, **own})
+        generator.params = weighed(section, source, {**rest, **state.frozen, **state.ema})
         clips, texts = first_windows(dataset)
         prompts = (editing.split_prompts(generator.defaults.prompts) or texts)[:PREVIEWED]
         return np.stack(editing.edits(generator, clips, prompts, texts[0], common["folder"] / "preview"))
@@ -227,4 +227,5 @@ def _generator(
 ) -> Generator:
     size = (data.frames, *data.hw)
     sample = settings.construct(SampleConfig, section.get("sample"), "sample")
-    return Generator(graphdef, params, known.schedule, known.prediction, known.tokenize, size, 3, sample)
+    mesh, dtype = sharding.fitting_mesh(**section.get("mesh", {})), section["train"].get("dtype")
+    return Generator(graphdef, params, known.schedule, known.prediction, known.tokenize, size, 3, sample, mesh, dtype)

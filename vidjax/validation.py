@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vidjax.compiler import jit
 from vidjax.diffusion.schedule import Schedule
+from vidjax.processes import gathered
 from vidjax.train_state import TrainState
 from vidjax.train_step import Batch, Objective, draws_at
 
@@ -16,13 +18,16 @@ LEVELS = 8  # bins, each with as large a share of the training times
 CLIPS = 32  # at most, evenly spread over the data set
 
 
-def by_noise_level(objective: Objective, schedule: Schedule) -> Callable[[TrainState, Batch], dict[str, Any]]:
+def by_noise_level(
+    objective: Objective, schedule: Schedule, dtype: str = "float32"
+) -> Callable[[TrainState, Batch], dict[str, Any]]:
     """`losses(state, batch)`: the averaged parameters' loss at each of `LEVELS` noise levels, by the log-SNR in the
-    middle of the bin, and the mean of all; with the same noise, masks and dropped captions whenever it is called."""
+    middle of the bin, and the mean of all; with the same noise, masks and dropped captions whenever it is called. The
+    model computes in `dtype`, on the mesh that `jax.set_mesh` names, and all processes call together."""
 
     @jit
     def losses(state: TrainState, batch: Batch) -> jax.Array:
-        model, count = state.model(), len(batch["label"])
+        model, count = state.model(dtype=dtype), len(batch["label"])
         draws = draws_at(jax.random.key(0), state.step * 0, count)
 
         def at(level: jax.Array) -> jax.Array:
@@ -35,7 +40,7 @@ def by_noise_level(objective: Objective, schedule: Schedule) -> Callable[[TrainS
     names = [f"validation/logsnr_{float(value):+.1f}" for value in middle]
 
     def named(state: TrainState, batch: Batch) -> dict[str, Any]:
-        found = losses(state, batch)
+        found = np.asarray(gathered(losses(state, batch)))
         return {"validation/loss": found.mean(), **dict(zip(names, found))}
 
     return named

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Num, UInt8
 
 from vidjax.compiler import jit
@@ -14,6 +15,8 @@ from vidjax.data.transforms import to_unit
 from vidjax.diffusion.schedule import Schedule
 from vidjax.models.convolution import Conv
 from vidjax.models.unet import UNet, UNetConfig
+from vidjax.processes import run_over
+from vidjax.sharding import batch_ways
 
 Normal = Callable[[tuple[int, ...]], Array]  # shape an example -> standard normal [b, *shape]
 
@@ -48,10 +51,21 @@ class Codec(nnx.Module):
         return self.autoencoder.decode(z / self.scale - self.shift)
 
 
-def latent_statistics(autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "_ t h w c"]]) -> dict[str, float]:
-    """`{"shift", "scale"}` for a Codec, measured: over all latents of the videos, mean 0 and variance 1."""
-    encode = jit(lambda x: autoencoder.encode(to_unit(x)).mean)
-    z = np.concatenate([np.asarray(encode(clip[None])).ravel() for clips in videos for clip in clips])
+def latent_statistics(
+    autoencoder: Any, videos: Sequence[UInt8[np.ndarray, "_ t h w c"]], mesh: Mesh | None = None
+) -> dict[str, float]:
+    """`{"shift", "scale"}` for a Codec, measured: over all latents of the videos, mean 0 and variance 1. With a mesh,
+    over which the parameters lie, as many videos at a time as it has parts of a batch."""
+    graphdef, state = nnx.split(autoencoder)
+    encode = jit(lambda state, x: nnx.merge(graphdef, state).encode(to_unit(x)).mean)
+    clips = [clip for each in videos for clip in each]
+    if mesh is None:
+        parts = [np.asarray(encode(state, clip[None])) for clip in clips]
+    else:
+        ways = batch_ways(mesh)
+        groups = [np.stack(clips[i : i + ways]) for i in range(0, len(clips), ways)]
+        parts = [run_over(mesh, encode, state, group) for group in groups]
+    z = np.concatenate([part.ravel() for part in parts])
     return {"shift": -float(z.mean()), "scale": 1 / float(z.std())}
 
 

@@ -47,9 +47,15 @@ def trained(workdir: Path, variant: str, steps: int, weight: float, overrides: S
     return merge(nnx.graphdef(model), recipe.generator(workdir, "autoencoder").params)
 
 
-def reconstructed(model: Autoencoder, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
-    through = jit(lambda x: to_uint8(model.decode(model.encode(to_unit(x)).mode)))
-    return [np.concatenate([np.asarray(through(w[None])) for w in clip]) for clip in videos]
+def reconstructed(model: Autoencoder, videos: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+    """Of each clip's windows the reconstructions, and the KL of their posteriors."""
+
+    @jit
+    def through(x):
+        posterior = model.encode(to_unit(x))
+        return to_uint8(model.decode(posterior.mode)), posterior.kl()
+
+    return [tuple(map(np.concatenate, zip(*(through(w[None]) for w in clip)))) for clip in videos]
 
 
 def main() -> None:
@@ -65,11 +71,11 @@ def main() -> None:
         workdir = args.out / name
         model = trained(workdir, variant, args.steps, args.weight, overrides)
         heldout = recipe.dataset(workdir).windows("heldout")
-        decoded = reconstructed(model, heldout)
+        decoded, kl = zip(*reconstructed(model, heldout))
         done = json.loads((workdir / "autoencoder" / "done.json").read_text())
         table[name] = {
             "psnr": float(np.mean([psnr(a, b).mean() for a, b in zip(decoded, heldout)])),
-            **rate_distortion(model, heldout, decoded),
+            **rate_distortion(heldout, decoded, kl),
             "seconds": done["seconds"],
         }
         columns = columns or [np.concatenate([clip[0, 0] for clip in heldout[:SHOWN]])]

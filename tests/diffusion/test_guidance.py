@@ -7,9 +7,11 @@ import pytest
 
 from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.guidance import (
+    at_once,
     classifier_free,
     from_known,
     in_chunks,
+    in_turn,
     keep,
     known_frames,
     reconstruction,
@@ -60,6 +62,38 @@ def test_interval():
     for level, expected in [(100.0, constant(0.5)), (500.0, free), (700.0, constant(0.5))]:
         t = jnp.full((2, 3), level)
         np.testing.assert_array_equal(guided(X, t), expected(X, t))
+
+
+def under(offsets):
+    """The answer under conditions [b, 1], one an example."""
+    return lambda xt, t: constant(offsets.reshape(-1, 1, 1, 1, 1))(xt, t)
+
+
+YES, NO = jnp.array([[0.5], [0.2]]), jnp.array([[0.1], [-0.3]])
+
+
+@pytest.mark.parametrize("how", [{}, {"rescale": 0.7}, {"interval": (200.0, 600.0)}])
+@pytest.mark.parametrize("scale", [3.0, jnp.array([1.0, 2.0, 3.0])])
+def test_one_call_of_twice_the_batch_is_two_calls(scale, how):
+    calls = []
+
+    def both(xt, t):
+        calls.append(xt.shape[0])
+        return under(in_turn(YES, NO))(xt, t)
+
+    for level in (500.0, 700.0):
+        t = jnp.full((2, 3), level)
+        once = at_once(VP, both, scale, conditional=under(YES), **how)(X, t)
+        np.testing.assert_allclose(once, classifier_free(VP, under(YES), under(NO), scale, **how)(X, t), atol=1e-5)
+    assert set(calls) == {4}
+
+
+def test_one_call_is_none_where_nothing_is_guided():
+    never = lambda xt, t: (jnp.full_like(xt, jnp.nan),) * 2
+    exact = lambda xt, t: (0.5 * xt, -xt)  # however it is compiled
+    for scale, interval in ((1.0, None), (3.0, (600.0, 700.0))):
+        guided = at_once(VP, never, scale, conditional=exact, interval=interval)
+        np.testing.assert_array_equal(guided(X, T), exact(X, T))
 
 
 @pytest.mark.parametrize("prediction", schedules.PREDICTIONS)

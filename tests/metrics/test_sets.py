@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
+from vidjax.keys import OneKey
 from vidjax.metrics import feature_networks
 from vidjax.metrics.distances import Statistics, frechet, inception_score
 from vidjax.metrics.feature_networks import KINDS, FeatureNetwork, Stream
@@ -69,7 +70,7 @@ def test_videos_of_other_lengths_are_refused(monkeypatch):
 
 
 def test_frames_too_few_for_i3d_are_refused_before_it_is_compiled():
-    model = nnx.eval_shape(lambda: I3D(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: I3D(rngs=OneKey()))
     with pytest.raises(InputError, match="9 frames or more, these have 8"):
         model(jnp.zeros((1, 8, 32, 32, 3)))
 

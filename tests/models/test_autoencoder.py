@@ -10,6 +10,7 @@ from flax import nnx
 from scipy.stats import norm
 
 from vidjax.errors import InputError
+from vidjax.keys import OneKey
 from vidjax.models.autoencoder import (
     LVDM,
     PATCHES,
@@ -34,14 +35,14 @@ def videos(*shape):
 
 def filled(config):
     """A model whose every parameter is random, the zero starts too."""
-    model, numbers = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0))), np.random.default_rng(1)
+    model, numbers = nnx.eval_shape(lambda: Autoencoder(config, rngs=OneKey())), np.random.default_rng(1)
     for leaf in parameters(model).values():
         leaf.set_value(jnp.asarray(numbers.normal(0, 0.2, leaf.shape), jnp.float32))
     return model
 
 
 def parameter_count(config):
-    model = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Autoencoder(config, rngs=OneKey()))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
@@ -51,7 +52,7 @@ def test_parameter_counts_of_the_published_autoencoders():
 
 
 def test_lvdm_scales_time_first_on_both_ways():
-    model = nnx.eval_shape(lambda: Autoencoder(LVDM, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Autoencoder(LVDM, rngs=OneKey()))
     published = [(2, 2, 2), (2, 2, 2), (1, 2, 2)]
     assert [stage.downsample.conv.strides for stage in model.encoder.down[:3]] == published
     assert [stage.upsample.conv.strides for stage in model.decoder.up[:3]] == published
@@ -102,7 +103,7 @@ def test_the_wrapper_starts_as_the_pca_and_then_learns():
 
 @pytest.mark.parametrize("config", [SMALL, TINY_LVDM], ids=["patches", "lvdm"])
 def test_frames_come_back_in_size(config):
-    model = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Autoencoder(config, rngs=OneKey()))
     x = jax.ShapeDtypeStruct((2, 8, 24, 16, 3), jnp.float32)
     z = nnx.eval_shape(lambda m, x: m.encode(x).mean, model, x)
     assert z.shape == (2, *(n // s for n, s in zip(x.shape[1:4], config.strides)), config.latent_channels)
@@ -138,7 +139,7 @@ def test_sizes_that_do_not_divide_name_those_that_do():
     check_size((4, 64, 96), (2, 8, 8))
     with pytest.raises(InputError, match=r"5 frames of 60x64.*take 4 frames of 56x64 or 6 of 64x64"):
         check_size((5, 60, 64), (2, 8, 8))
-    model = nnx.eval_shape(lambda: Autoencoder(SMALL, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Autoencoder(SMALL, rngs=OneKey()))
     with pytest.raises(InputError, match="do not divide"):
         nnx.eval_shape(lambda m, x: m.encode(x).mean, model, jax.ShapeDtypeStruct((1, 3, 4, 4, 3), jnp.float32))
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from vidjax.errors import InputError
+from vidjax.keys import OneKey
 from vidjax.models.unet import REMAT, Temporal, UNet, UNetConfig
 
 SKY = dict(
@@ -31,16 +32,6 @@ TWO_LEVELS = TINY | dict(channels=(8, 16), attention_levels=(False, True))
 
 def build(**config):
     return UNet(UNetConfig(**config), rngs=nnx.Rngs(0))
-
-
-class OneKey(nnx.Rngs):
-    """The same key for all parameters: where only shapes matter it spares the counting, most of the time of a trace."""
-
-    def __init__(self):
-        pass
-
-    def params(self):
-        return jax.random.key(0)
 
 
 def shapes(**config):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vidjax.keys import OneKey
 from vidjax.models.autoencoder import STABLE_DIFFUSION, Autoencoder
 from vidjax.models.autoencoder_layers import Shrink, Stretch
 from vidjax.models.layers import Context
@@ -44,7 +45,7 @@ def test_encode_and_decode_are_those_of_diffusers(size):
         steps=((1, 2, 2),) * 2,
         groups=4,
     )
-    ours = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
+    ours = nnx.eval_shape(lambda: Autoencoder(config, rngs=OneKey()))
     load(ours, {k: v.numpy() for k, v in theirs.state_dict().items()}, DIFFUSERS_AUTOENCODER)
     x = torch.rand(2, 3, *size) * 2 - 1
     with torch.no_grad():
@@ -63,7 +64,7 @@ def test_every_key_of_the_full_size_checkpoint_has_its_parameter():
     with torch.device("meta"):
         theirs = reference((128, 256, 512, 512), 2, 32)
     keys = {k: np.broadcast_to(np.float32(0), tuple(v.shape)) for k, v in theirs.state_dict().items()}
-    model = nnx.eval_shape(lambda: Autoencoder(STABLE_DIFFUSION, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Autoencoder(STABLE_DIFFUSION, rngs=OneKey()))
     shapes = {path: leaf.shape for path, leaf in parameters(model).items()}
     assert fit(shapes, keys, DIFFUSERS_AUTOENCODER).keys() == shapes.keys()
     for new, old in dict(to_q="query", to_k="key", to_v="value").items():

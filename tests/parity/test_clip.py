@@ -9,6 +9,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.clip import ClipImage, ClipImageConfig, ClipText, ClipTextConfig  # noqa: E402
 from vidjax.weights.clip import BUFFERS, IMAGE, TEXT  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
@@ -30,7 +31,7 @@ def refilled(model):
 
 
 def loaded(make, reference, rules):
-    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: make(rngs=OneKey()))
     load(model, {key: value.numpy() for key, value in reference.state_dict().items()}, rules, ignore=BUFFERS)
     return model
 

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.efficientnet import EfficientNetLite0  # noqa: E402
 from vidjax.weights import efficientnet  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
@@ -23,7 +24,7 @@ def reference(**options):
 
 
 def filled(file):
-    model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=OneKey()))
     load(model, efficientnet.read_efficientnet(file), efficientnet.RULES, efficientnet.UNUSED)
     return model
 

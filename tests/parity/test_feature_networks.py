@@ -17,6 +17,7 @@ if importlib.util.find_spec("torch_fidelity") is None:
 
 from safetensors.torch import save_file  # noqa: E402
 
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.metrics.resizing import bilinear  # noqa: E402
 from vidjax.models.i3d import I3D  # noqa: E402
 from vidjax.models.inception import InceptionV3  # noqa: E402
@@ -97,7 +98,7 @@ def test_inception(tmp_path):
     stated["fc.bias"] = draw(1008)
     reference.load_state_dict(stated)
 
-    model = nnx.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: InceptionV3(rngs=OneKey()))
     load(model, saved_and_read(stated, tmp_path), inception.RULES, inception.UNUSED)
     x = draw(2, 3, 107, 123).clamp(-1, 1)
     got = stages(model, jnp.asarray(x.permute(0, 2, 3, 1).numpy()))
@@ -198,7 +199,7 @@ def i3d_by_torch(tensors, x):
 def read_i3d(tmp_path_factory):
     tensors = i3d_tensors(generator())
     assert len(tensors) == 344
-    model = nnx.eval_shape(lambda: I3D(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: I3D(rngs=OneKey()))
     load(model, saved_and_read(tensors, tmp_path_factory.mktemp("i3d")), i3d.RULES, i3d.BUFFERS)
     return model, tensors
 

@@ -10,6 +10,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
 from vidjax.weights.configs import unet_config  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
@@ -44,7 +45,7 @@ def test_equals_diffusers(size):
         out = reference(torch.from_numpy(x).permute(0, 3, 1, 2), torch.tensor([501]), torch.from_numpy(tokens)).sample
     expected = out.permute(0, 2, 3, 1).numpy()
     config, rules = unet_config(json.loads(reference.to_json_string()))
-    model = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: UNet(config, rngs=OneKey()))
     load(model, {key: value.numpy() for key, value in reference.state_dict().items()}, [*rules, *unet(2)])
     del reference
     graph, params = nnx.split(model)

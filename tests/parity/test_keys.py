@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.autoencoder import Autoencoder  # noqa: E402
 from vidjax.models.clip import ClipText, ClipTextConfig  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
@@ -119,7 +120,7 @@ def test_stable_diffusion_at_full_size():
                 cross_attention_dim=tokens, attention_head_dim=heads, use_linear_projection=tokens == 1024
             )
         config, _ = configs.unet_config(written(reference))
-        model = nnx.eval_shape(lambda config=config: UNet(config, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda config=config: UNet(config, rngs=OneKey()))
         leaves = {path: leaf.shape for path, leaf in parameters(model).items()}
         tensors = {key: np.broadcast_to(np.uint8(0), shape) for key, shape in shapes(reference).items()}
         assert fit(leaves, tensors, unet(2)).keys() == leaves.keys()

@@ -13,6 +13,7 @@ peft = pytest.importorskip("peft")
 from safetensors.numpy import save_file  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.lora import add_lora, layers_of, lora_tensors, merge_loras  # noqa: E402
 from vidjax.models.unet import UNet, UNetConfig  # noqa: E402
 from vidjax.train_state import merge, parameters  # noqa: E402
@@ -44,7 +45,7 @@ def reference():
 
 
 def ours(model):
-    mine = nnx.eval_shape(lambda: UNet(OURS, rngs=nnx.Rngs(0)))
+    mine = nnx.eval_shape(lambda: UNet(OURS, rngs=OneKey()))
     convert.load(mine, {k: v.numpy() for k, v in model.state_dict().items()}, rules.unet(1))
     return mine
 
@@ -63,7 +64,7 @@ def whole(params):
 
 @jax.jit
 def our_output(params):
-    graph = nnx.graphdef(nnx.eval_shape(lambda: UNet(OURS, rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: UNet(OURS, rngs=OneKey())))
     return merge(graph, {path.removeprefix("unet."): value for path, value in params.items()})(
         jnp.asarray(X), jnp.asarray(T)[:, None], jnp.asarray(TOKENS)
     )

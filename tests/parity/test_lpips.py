@@ -8,6 +8,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
+from vidjax.keys import OneKey
 from vidjax.models.vgg import CHANNELS, LPIPS
 from vidjax.train_state import abstract_parameters, merge
 from vidjax.weights.lpips import read_lpips
@@ -34,7 +35,7 @@ def weights(tmp_path_factory):
 
 
 def abstract():
-    model = nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: LPIPS(rngs=OneKey()))
     return model, {path: value.shape for path, value in abstract_parameters(model).items()}
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.unet import Temporal, UNet, UNetConfig  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
 from vidjax.weights.diffusers import ANIMATEDIFF, MODELSCOPE, unet  # noqa: E402
@@ -71,7 +72,7 @@ def test_equals_diffusers(family):
     image = kind == "UNet2DConditionModel"
     reference = refill(getattr(diffusers, kind)(**theirs))
     config = UNetConfig(**ours)
-    model = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: UNet(config, rngs=OneKey()))
     tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
     load(model, tensors, [*rules, *unet(config.blocks_per_level)], ignore=r"pos_embed\.pe$")
     graph, params = nnx.split(model)

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from vidjax.errors import InputError
+from vidjax.keys import OneKey
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.weights.convert import fit, load, parameters, rename, to_jax
 from vidjax.weights.diffusers import MODELSCOPE, TUNE_A_VIDEO, unet
@@ -67,7 +68,7 @@ def test_names_of_diffusers(rules, key, path):
 
 def test_an_abstract_model_is_filled():
     config = UNetConfig(channels=(4,), attention_levels=False, blocks_per_level=1, groups=2, heads=2, tokens_dim=3)
-    model = nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: UNet(config, rngs=OneKey()))
     theirs = {path.replace(".scale", ".weight"): leaf for path, leaf in parameters(model).items()}
     tensors = {
         path.replace(".kernel", ".weight"): np.zeros(

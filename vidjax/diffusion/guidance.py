@@ -1,6 +1,7 @@
 """Wrappers: each takes a denoiser `(xt, t [b, t]) -> (x0, eps)` and returns one, so that they compose."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +31,68 @@ def classifier_free(
     """
 
     def denoise(xt, t):
-        low, high = interval or (-jnp.inf, jnp.inf)
-        w = jnp.where((t >= low) & (t <= high), jnp.broadcast_to(jnp.asarray(scale, jnp.float32), t.shape), 1)
+        w = _weights(scale, t, interval)
         cond = conditional(xt, t)
         uncond = jax.lax.cond(jnp.any(w != 1), lambda: unconditional(xt, t), lambda: cond)
-        w = _like(w, xt)
-        x0, eps = (c + (w - 1) * (c - u) for c, u in zip(cond, uncond))
-        if not rescale:
-            return x0, eps
-        positive = schedule.target(*cond, t, prediction)
-        guided = schedule.target(x0, eps, t, prediction)
-        rescaled = guided * _std(positive) / _std(guided)
-        return schedule.x0_eps(rescale * rescaled + (1 - rescale) * guided, xt, t, prediction)
+        return _guided(schedule, cond, uncond, w, xt, t, rescale, prediction)
 
     return denoise
+
+
+def at_once(
+    schedule: Schedule,
+    both: Denoiser,
+    scale: ArrayLike,
+    *,
+    conditional: Denoiser | None = None,
+    rescale: float = 0.0,
+    interval: tuple[float, float] | None = None,
+    prediction: str = "v",
+) -> Denoiser:
+    """`classifier_free` as one call of the network. `both` answers twice the batch, each example under its conditions
+    and then under none: so its conditions are `in_turn(conditions, null conditions)`.
+
+    A step in which nothing is guided asks `conditional` alone; without one, every step asks `both`.
+    """
+
+    def pair(xt, t):
+        answer = both(*in_turn((xt, t), (xt, t)))
+        return tuple(tuple(part.reshape(-1, 2, *part.shape[1:])[:, i] for part in answer) for i in range(2))
+
+    def denoise(xt, t):
+        w = _weights(scale, t, interval)
+        ask = lambda: pair(xt, t)
+        if conditional is None:
+            cond, uncond = ask()
+        else:
+            alone = conditional
+            cond, uncond = jax.lax.cond(jnp.any(w != 1), ask, lambda: (alone(xt, t),) * 2)
+        return _guided(schedule, cond, uncond, w, xt, t, rescale, prediction)
+
+    return denoise
+
+
+def in_turn(first: Any, second: Any) -> Any:
+    """Two batches as one, an example of each in turn: cut over devices, an example's pair stays where it was."""
+    join = lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+    return jax.tree.map(join, first, second)
+
+
+def _weights(scale, t, interval):
+    """[b, t]; 1 where nothing is guided."""
+    low, high = interval or (-jnp.inf, jnp.inf)
+    return jnp.where((t >= low) & (t <= high), jnp.broadcast_to(jnp.asarray(scale, jnp.float32), t.shape), 1)
+
+
+def _guided(schedule, cond, uncond, w, xt, t, rescale, prediction):
+    w = _like(w, xt)
+    x0, eps = (c + (w - 1) * (c - u) for c, u in zip(cond, uncond))
+    if not rescale:
+        return x0, eps
+    positive = schedule.target(*cond, t, prediction)
+    guided = schedule.target(x0, eps, t, prediction)
+    rescaled = guided * _std(positive) / _std(guided)
+    return schedule.x0_eps(rescale * rescaled + (1 - rescale) * guided, xt, t, prediction)
 
 
 def threshold(schedule: Schedule, denoise: Denoiser, limit: float = 1.0, percentile: float | None = None) -> Denoiser:

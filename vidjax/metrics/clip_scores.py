@@ -13,6 +13,7 @@ from vidjax.compiler import jit
 from vidjax.data.transforms import to_unit
 from vidjax.data.video_io import resize
 from vidjax.errors import InputError
+from vidjax.keys import OneKey
 from vidjax.models.clip import ClipImage, ClipText
 from vidjax.weights import clip
 from vidjax.weights.configs import clip_configs
@@ -40,8 +41,8 @@ class ClipScorer:
         self.name, self.size, self.batch = folder.resolve().name, image.size, batch
         self.tokenize = clip_tokenizer(folder, text.length)
         tensors = read_weights(folder)
-        self._text = _tower(lambda: ClipText(text, rngs=nnx.Rngs(0)), tensors, clip.TEXT_HALF, clip.TEXT)
-        self._image = _tower(lambda: ClipImage(image, rngs=nnx.Rngs(0)), tensors, clip.IMAGE_HALF, clip.IMAGE)
+        self._text = _tower(lambda: ClipText(text, rngs=OneKey()), tensors, clip.TEXT_HALF, clip.TEXT)
+        self._image = _tower(lambda: ClipImage(image, rngs=OneKey()), tensors, clip.IMAGE_HALF, clip.IMAGE)
 
     def embed_frames(self, video: Video) -> Float[np.ndarray, "t d"]:
         """Embeddings of length 1."""

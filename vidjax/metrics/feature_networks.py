@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vidjax.compiler import jit
 from vidjax.errors import InputError
+from vidjax.keys import Keys, OneKey
 from vidjax.metrics.resizing import bilinear
 from vidjax.models.efficientnet import EfficientNetLite0
 from vidjax.models.i3d import I3D
@@ -103,10 +104,9 @@ class FeatureNetwork:
         here = jax.local_devices()
         self.mesh = jax.make_mesh((len(here),), ("data",), (AxisType.Auto,), devices=here)
         self.batch = -(-batch // self.mesh.size) * self.mesh.size
-        make = lambda: self.kind.model(rngs=nnx.Rngs(0))
-        model = nnx.eval_shape(make)
+        model = nnx.eval_shape(lambda: self.kind.model(rngs=OneKey()))
         if file is None:
-            start(model, make)
+            start(model, lambda: self.kind.model(rngs=Keys(0)))
             self.weights = {"weights": "random, seed 0"}
         else:
             load(model, self.kind.read(file), self.kind.rules, self.kind.ignore)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidjax.errors import InputError
 from vidjax.models.kernels.attention import attend
 from vidjax.models.kernels.products import gelu
-from vidjax.models.layers import LayerNorm, linear
+from vidjax.models.layers import LayerNorm, linear, look_up
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's weights
@@ -129,7 +129,7 @@ class ClipText(nnx.Module):
         visible = jnp.tril(jnp.ones((n, n), bool))[None, None]
         if mask is not None:
             visible = visible & mask[:, None, None]
-        x = self.token_embedding(ids) + self.position_embedding(jnp.arange(n))
+        x = look_up(self.token_embedding, ids) + look_up(self.position_embedding, jnp.arange(n))
         for layer in self.layers:
             x = layer(x, visible)
         x = self.final_layer_norm(x)

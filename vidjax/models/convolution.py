@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
 from vidjax.models.kernels.convolution import convolve, convolve_transposed
+from vidjax.models.kernels.sums import spread
 
 
 class Conv(nnx.Module):
@@ -36,7 +37,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
         y = convolve(x, self.kernel[...], self.strides, self.padding, self.mode)
-        return y + self.bias[...].astype(x.dtype)
+        return y + spread(self.bias[...].astype(x.dtype), y.shape, tuple(range(y.ndim - 1)))
 
     def look_over_time(self, reach: int = 1) -> None:
         """Makes a (k, k) kernel one of (2 reach + 1, k, k) that starts as it was, each frame by itself. Raises
@@ -59,7 +60,7 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
         y = convolve_transposed(x, self.kernel[...], self.strides, self.mode)
-        return y + self.bias[...].astype(x.dtype)
+        return y + spread(self.bias[...].astype(x.dtype), y.shape, tuple(range(y.ndim - 1)))
 
 
 def _parameters(cin: int, cout: int, size: Sequence[int], zero: bool, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.moments import mean_of_groups, moments
 from vidjax.models.kernels.placement import to_frames, to_pixels, ways
 from vidjax.models.kernels.products import product
+from vidjax.models.kernels.sums import spread
 
 Over = Literal["frame", "clip", "pixel"]
 STATISTICS = "statistics"  # what of a norm is kept between the passes, by this name in `jax.checkpoint`
@@ -90,11 +91,13 @@ class GroupNorm(nnx.Module):
         if ctx.images and self.over != "frame":
             return apart(self, x, ctx)
         axes = {"frame": tuple(range(2, x.ndim - 1)), "clip": tuple(range(1, x.ndim - 1)), "pixel": (1,)}[self.over]
-        mean, variance = moments(x, lambda y: mean_of_groups(y, axes, self.groups))
-        mean = checkpoint_name(mean, STATISTICS)
-        slope = checkpoint_name(jax.lax.rsqrt(variance + self.eps), STATISTICS)
-        y = x.astype(jnp.float32) - mean
-        return (y * (slope * self.scale[...]) + self.bias[...]).astype(x.dtype)
+        statistics = moments(x, lambda y: mean_of_groups(y, axes, self.groups))
+        mean, variance = (checkpoint_name(number, STATISTICS) for number in statistics)
+        near = jax.lax.stop_gradient(mean)  # whatever it is, what follows is the same, and the gradient has a sum less
+        slope = jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+        shift = self.bias[...] - (mean - near) * slope
+        over = lambda numbers: spread(numbers, x.shape, axes)
+        return ((x.astype(jnp.float32) - near) * over(slope) + over(shift)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -118,6 +121,11 @@ def activated(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Flo
 
 
 # Embeddings.
+
+
+def look_up(table: nnx.Embed, ids: Int[Array, "*s"]) -> Float[Array, "*s d"]:
+    """Rows of the table, in the dtype of its parameters now: called, nnx.Embed gives the one it was built with."""
+    return jnp.take(table.embedding[...], ids, axis=0)
 
 
 def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> nnx.Linear:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import check_range
 from vidjax.models.attention import Attention, FeedForward
-from vidjax.models.layers import Context, LayerNorm, Stage
+from vidjax.models.layers import Context, LayerNorm, Stage, look_up
 
 PAD = 0
 GRAMS, ROWS = (3, 5), 1024  # lengths of the hashed byte groups, and how many embeddings they share
@@ -47,9 +47,9 @@ class ByteTextEncoder(nnx.Module):
     def __call__(self, ids: Int[Array, "b n"]) -> tuple[Float[Array, "b n d"], Float[Array, "b d"], Bool[Array, "b n"]]:
         """(tokens, their normalised mean over the real ones, which are real)."""
         mask = (ids != PAD).at[:, 0].set(True)
-        x = self.tokens(ids) + self.places(jnp.arange(ids.shape[1]))
+        x = look_up(self.tokens, ids) + look_up(self.places, jnp.arange(ids.shape[1]))
         for gram, table in zip(GRAMS, self.grams):
-            x = x + table(hashes(ids, gram))
+            x = x + look_up(table, hashes(ids, gram))
         x = x[:, None]  # one frame of n tokens
         ctx = Context(emb=jnp.zeros((*x.shape[:2], 0), x.dtype))
         for block in self.blocks:

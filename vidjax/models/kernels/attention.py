@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from vidjax.models import kernels
 from vidjax.models.kernels.products import product
+from vidjax.models.kernels.sums import largest
 
 CHUNK = 128  # queries at a time
 WIDTH = 128  # numbers in a row of a TPU's memory and of its matrix units
@@ -57,7 +58,7 @@ def _weigh(
     w = product(q * q.shape[-1] ** -0.5, keys).astype(jnp.float32)
     if mask is not None:
         w = jnp.where(mask, w, -1e30)
-    w = jnp.exp(w - jax.lax.stop_gradient(w.max(-1, keepdims=True)))
+    w = jnp.exp(w - largest(jax.lax.stop_gradient(w)))
     return (product(w.astype(values.dtype), values) / w.sum(-1, keepdims=True)).astype(values.dtype)
 
 

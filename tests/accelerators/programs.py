@@ -1,0 +1,193 @@
+"""Programs of shipped recipes for accelerators that are not there: widths and depths shrunk, so that they compile in
+seconds; frames, pixels and so tokens as the recipe has them, so that the same kernels are chosen."""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from test_configs import config
+from tiny_folder import CONFIGS, write_configs
+
+from vidjax import chips, planning, pretrained, profiling, recipe, sharding
+from vidjax.compiler import jit
+from vidjax.conditioning import embed, nulls
+from vidjax.data.transforms import to_uint8
+from vidjax.diffusion.guidance import classifier_free
+from vidjax.diffusion.samplers import SAMPLERS, ddim_inverse, sample
+from vidjax.settings import stage_settings
+from vidjax.stage import Stage
+from vidjax.train_state import abstract_parameters, cast, merge
+
+WIDTH, HEADS = 64, 2
+# Of the compilers: a quarter of the time, the same kernels, collectives and dtypes. Processor seconds of the step of a
+# one-level U-Net for a v5e: 82 with the defaults, 22 so.
+QUICK = {
+    "tpu": {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0},
+    "gpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+}
+FOLDER = {  # of the first Stable Diffusion, one level of it: 64x64 latents of 512x512 pixels, 77 words
+    **CONFIGS,
+    "unet": dict(
+        CONFIGS["unet"],
+        sample_size=64,
+        block_out_channels=[WIDTH],
+        cross_attention_dim=WIDTH,
+        attention_head_dim=HEADS,
+    ),
+    "vae": dict(
+        CONFIGS["vae"],
+        block_out_channels=[8] * 4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+    ),
+    "text_encoder": dict(CONFIGS["text_encoder"], hidden_size=WIDTH, max_position_embeddings=77),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: its text and the dtype that its networks compute in; of a training step how many arguments it
+    may keep, the bytes of one device's arguments by their shapes, and the compiler's account of its memory."""
+
+    text: str
+    dtype: str
+    state: int = 0
+    given: int = 0
+    memory: Any = None
+
+
+@functools.cache
+def mesh_of(topology: str, axes: tuple[int, ...]) -> jax.sharding.Mesh:
+    return sharding.make_mesh(*axes, devices=chips.devices(topology))
+
+
+def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
+    """The config of a recipe with one block in each level down to the first with attention, `WIDTH` features, one clip
+    for each of `ways` devices, two where it accumulates."""
+    made = config(name)
+    if "pretrained" in made:
+        made["pretrained"] = _folder()
+        made["prompt"] = "th"
+        if made.get("finetune", {}).get("prior"):
+            made["finetune"]["prior"]["prompt"] = "th"
+    if "rank" in made.get("finetune", {}):
+        made["finetune"]["rank"] = 4
+    common = made["model"]
+    for section in (made, *made["stages"].values()):
+        model = {**common, **section.get("model", {})}
+        if "model" in section and "channels" in model:
+            section["model"] = _narrow(model)
+        train = section.get("train", {})
+        if "batch_size" in train:
+            train["accumulate"] = min(train.get("accumulate", 1), 2)
+            train["batch_size"] = ways * train["accumulate"]
+        for part in section.get("discriminator", {}).values():
+            part |= dict(channels=16, layers=1, groups=4)
+    text = made.get("conditioning", {}).get("text", {})
+    if "dim" in text:
+        text |= dict(dim=WIDTH, layers=1, heads=HEADS)
+    if "autoencoder" in made:
+        auto = made["autoencoder"]
+        auto |= dict(channels=[8] * len(auto["channels"]), groups=4, blocks=[min(n, 1) for n in auto["blocks"]])
+        auto["decoder_blocks"] = [min(n, 1) for n in auto["decoder_blocks"]]
+        if auto.get("decoder_channels"):
+            auto["decoder_channels"] = [8] * (len(auto["channels"]) - 1) + [auto["latent_channels"]]
+    return made
+
+
+def _narrow(model: dict[str, Any]) -> dict[str, Any]:
+    levels, attend = len(model["channels"]), model.get("attention_levels", True)
+    attend = [attend] * levels if isinstance(attend, bool) else list(attend)
+    depth = attend.index(True) + 1 if True in attend else levels
+    blocks = min(model.get("blocks_per_level", 1), 1)
+    narrow = dict(channels=[WIDTH] * depth, attention_levels=attend[:depth], heads=HEADS, blocks_per_level=blocks)
+    return {**model, **narrow}
+
+
+@functools.cache
+def _folder() -> str:
+    return str(write_configs(Path(tempfile.mkdtemp()) / "folder", FOLDER))
+
+
+def built(name: str, stage: str, topology: str, axes: tuple[int, ...]) -> tuple[dict[str, Any], Stage, Any, chips.Chip]:
+    """(config, stage, mesh, chip) of a shrunk recipe."""
+    chip, _ = chips.named(topology)
+    mesh = mesh_of(topology, axes)
+    made = shrunk(name, stage, axes[0] * axes[1])
+    made["mesh"] = dict(zip(sharding.AXES, axes))
+    return made, recipe.build(made, stage, Path(tempfile.gettempdir()) / "nowhere"), mesh, chip
+
+
+def compiled(lowered: Any, chip: chips.Chip) -> Any:
+    return lowered.compile(compiler_options={**chips.COMPILER_OPTIONS[chip.platform], **QUICK[chip.platform]})
+
+
+def training(name: str, stage_name: str, topology: str, axes: tuple[int, ...] = (1, 1, 1, 1)) -> Program:
+    """The training step of a stage."""
+    made, stage, mesh, chip = built(name, stage_name, topology, axes)
+    batch = recipe.example_batch(made, stage)
+    with chips.lowering_for(chip):
+        lowered, state = planning.lower_step(stage, mesh, batch)
+    program = compiled(lowered, chip)
+    kept = len(jax.tree.leaves((state.params, state.opt_state, state.ema)))
+    clips = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // (axes[0] * axes[1])
+    given = sum(map(planning.own_bytes, jax.tree.leaves(state))) + clips
+    return Program(program.as_text(), stage.train.dtype, kept, given, program.memory_analysis())
+
+
+def using(what: str, name: str, stage_name: str, topology: str, axes: tuple[int, ...] = (1, 1, 1, 1)) -> Program:
+    """A program that uses the model of a stage, in the dtype that it trains in: "sampling" by two steps with guidance,
+    "inversion" by two, "encoding" or "decoding" a batch of clips."""
+    made, stage, mesh, chip = built(name, stage_name, topology, axes)
+    dtype, size = stage.train.dtype, stage.train.batch_size
+    if stage.pretrained is not None:
+        known = pretrained.load(made["pretrained"], weights=False)
+        model, schedule, prediction = stage.pretrained(False)[0], known.schedule, known.prediction
+    else:
+        model, (schedule, prediction) = stage.abstract(), recipe.process(stage_settings(made, stage_name))
+    graphdef = nnx.graphdef(model)
+    network = lambda params: merge(graphdef, cast(params, jnp.dtype(dtype)))
+    whole = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh))
+    params = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.parameter_sharding(mesh, path, leaf.shape))
+        for path, leaf in abstract_parameters(model).items()
+    }
+    batch = {"label": whole((size,), jnp.int32)}
+    if stage.tokenize:
+        batch["tokens"] = whole((size, len(stage.tokenize(""))), jnp.int32)
+    video = whole((size, stage.data.frames, *stage.data.hw, made["model"].get("in_channels", 3)), jnp.uint8)
+    latents = jax.eval_shape(lambda params, video: network(params).latents(video), params, video)
+    x, times = whole(latents.shape), np.asarray(schedule.timesteps(2), np.float32)
+
+    def sampling(net, batch, x):
+        ask = lambda batch: net.denoiser(schedule, prediction, embed(net.embedders, batch))
+        denoise = classifier_free(schedule, ask(batch), ask(nulls(net.embedders, batch)), 2.0, prediction=prediction)
+        return sample(denoise, schedule, x, times, 2, SAMPLERS["ddim"](), jax.random.key(0))
+
+    def inversion(net, batch, x):
+        denoise = net.denoiser(schedule, prediction, embed(net.embedders, batch))
+        return sample(denoise, schedule, x, times[::-1], 2, ddim_inverse(), jax.random.key(0))
+
+    programs: dict[str, tuple[Callable, tuple]] = {
+        "sampling": (sampling, (params, batch, x)),
+        "inversion": (inversion, (params, batch, x)),
+        "encoding": (lambda net, video: net.latents(video), (params, video)),
+        "decoding": (lambda net, x: to_uint8(net.pixels(x)), (params, x)),
+    }
+    function, arguments = programs[what]
+
+    def program(params, *rest):
+        net = network(params)
+        with profiling.layer_names(net):
+            return function(net, *rest)
+
+    with jax.set_mesh(mesh), chips.lowering_for(chip):
+        lowered = jit(program).lower(*arguments)
+    return Program(compiled(lowered, chip).as_text(), dtype)

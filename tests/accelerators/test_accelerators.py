@@ -1,0 +1,97 @@
+"""Every recipe and stage compiles for TPUs and GPUs as it is meant to, by XLA's own compilers for them.
+
+Each program stands at least once for each platform, each mesh once; the kernels, collectives and dtypes that are looked
+for are those of the design, whatever the model's width.
+"""
+
+import pytest
+from accelerators.programs import Program, training, using
+
+from vidjax import chips
+from vidjax.program import aliased, collectives, kernels, products
+
+TPU, GPU = "v5e-1", "h100x1"
+FLASH = {"tpu": ("splash_mha_fwd", "splash_mha_dkv"), "gpu": ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")}
+pytestmark = pytest.mark.skipif(
+    any(chips.devices(name) is None for name in (TPU, GPU)), reason="wants pip install -e '.[accelerators]'"
+)
+# (recipe, stage, whether it has attention over 128 tokens or more, which a flash kernel does; platforms).
+TRAINED = [
+    ("lvdm:sky", "autoencoder", False, (TPU, GPU)),
+    ("lvdm:sky", "diffusion", True, (TPU, GPU)),
+    ("lvdm_text:paper", "diffusion", True, (TPU, GPU)),
+    ("imagen_video:paper", "base", True, (TPU, GPU)),
+    ("imagen_video:paper", "temporal", True, (TPU, GPU)),
+    ("imagen_video:paper", "spatial", True, (TPU, GPU)),
+    ("vdm:ucf101", "diffusion", True, (TPU, GPU)),
+    ("tune_a_video:default", "tune", True, (TPU, GPU)),
+    ("tune_a_video:released", "tune", True, (GPU,)),
+    ("tune_a_video:dreamix", "tune", True, (GPU,)),
+    ("dreambooth:full", "tune", True, (TPU, GPU)),
+    ("dreambooth:text", "tune", True, (GPU,)),
+    ("dreambooth:lora", "tune", True, (GPU,)),
+    ("dreambooth:video", "tune", True, (GPU,)),
+    ("align_latents:default", "temporal", True, (TPU, GPU)),
+    ("align_latents:default", "decoder", True, (TPU, GPU)),
+    ("motion_director:default", "appearance", True, (TPU, GPU)),
+    ("motion_director:default", "motion", True, (TPU, GPU)),
+    ("lvdm:webvid", "diffusion", True, (GPU,)),
+    ("lvdm:sky_interpolation", "diffusion", True, (GPU,)),
+    ("ddpm:cifar10", "diffusion", True, (TPU, GPU)),
+    ("lvdm:clips", "autoencoder", False, (GPU,)),
+    ("lvdm:clips", "diffusion", False, (GPU,)),
+    ("lvdm:adversary", "autoencoder", False, (GPU,)),
+    ("lvdm:long", "diffusion", False, (GPU,)),
+    ("vdm:clips", "diffusion", False, (GPU,)),
+]
+USED = [
+    ("sampling", "tune_a_video:default", "tune", True),
+    ("inversion", "tune_a_video:default", "tune", True),
+    ("encoding", "lvdm:sky", "diffusion", False),
+    ("decoding", "lvdm:sky", "diffusion", False),
+]
+# (recipe, stage, topology, data x fsdp x tensor x context, collectives that there must be, and may be none but).
+CUT = [
+    ("vdm:ucf101", "diffusion", "v5e-4", (4, 1, 1, 1), {"all-reduce"}, {"all-reduce"}),
+    ("tune_a_video:default", "tune", "v6e-16", (2, 2, 2, 2), {"all-reduce", "all-gather", "all-to-all"}, ANY := {
+        "all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"}),
+    ("lvdm:sky", "diffusion", "h100x4", (4, 1, 1, 1), {"all-reduce"}, {"all-reduce"}),
+    ("tune_a_video:default", "tune", "h100x4", (1, 1, 2, 2), {"all-reduce", "all-to-all"}, ANY),
+]  # fmt: skip
+
+
+def check(program: Program, platform: str, flash: bool, backward: bool) -> None:
+    """What holds of each program, whatever it is of."""
+    found = kernels(program.text)
+    for name in FLASH[platform][: 1 + backward]:
+        wanted = flash and (platform == "tpu" or program.dtype == "bfloat16")
+        assert any(kernel.startswith(name) for kernel in found) == wanted, found
+    if program.dtype == "bfloat16":
+        assert not {each.scope for each, factors in products(program.text) if "f32" in factors}
+    assert len(aliased(program.text)) >= program.state
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "flash", "topology"),
+    [(name, stage, flash, topology) for name, stage, flash, where in TRAINED for topology in where],
+)
+def test_a_training_step(name, stage, flash, topology):
+    program = training(name, stage, topology)
+    check(program, chips.named(topology)[0].platform, flash, backward=True)
+    assert not list(collectives(program.text))
+    if topology == GPU:  # TPUs fill up narrow arrays to their tiles
+        assert program.memory.argument_size_in_bytes == pytest.approx(program.given, rel=0.01)
+
+
+@pytest.mark.parametrize("topology", [TPU, GPU])
+@pytest.mark.parametrize(("what", "name", "stage", "flash"), USED)
+def test_what_a_model_is_used_for(what, name, stage, flash, topology):
+    check(using(what, name, stage, topology), chips.named(topology)[0].platform, flash, backward=False)
+
+
+@pytest.mark.parametrize(("name", "stage", "topology", "axes", "some", "none_but"), CUT)
+def test_a_step_over_a_mesh(name, stage, topology, axes, some, none_but):
+    program = training(name, stage, topology, axes)
+    check(program, chips.named(topology)[0].platform, True, backward=True)
+    kinds = {kind for kind, _ in collectives(program.text)}
+    assert some <= kinds <= none_but
