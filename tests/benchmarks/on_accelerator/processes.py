@@ -1,0 +1,34 @@
+"""Programs that are started, watched and, if they take too long, stopped."""
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def run_process(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> tuple[int | None, str]:
+    """(exit status, end of what it wrote to stderr); None: it was stopped after so many seconds."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=dict(environment), stderr=errors, start_new_session=True)
+        try:
+            status: Any = process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        errors.seek(0)
+        return status, errors.read()[-2000:].strip()
+
+
+def describe_end(status: int | None, tail: str) -> str:
+    if status is None:
+        return f"stopped: it took longer than it may; {tail}"
+    return f"the process ended with {signal.Signals(-status).name if status < 0 else f'status {status}'}; {tail}"

@@ -1,0 +1,84 @@
+"""The program for the first hour on an accelerator, from end to end at toy size on a CPU; and that it sees errors."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def program(platform, file, env, *flags):
+    command = [sys.executable, str(BENCHMARKS / f"on_{platform}"), f"--json={file}", *flags]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_every_part_runs_and_passes_at_toy_size(env, tmp_path):
+    done = program("gpu", tmp_path / "found.json", env, "--small")
+    assert done.returncode == 0 and "all passed" in done.stdout, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == ["facts", "correctness", "timing", "training"]
+    # Two routes: the chunked form and the TPU's kernel are not the plain one, but near it.
+    (case,) = (value for value in found["correctness"]["attention"].values() if isinstance(value, dict))
+    for name in ("chunked", "splash"):
+        assert case["float32"][name]["gradient"] < 1e-5 < case["bfloat16"][name]["gradient"]
+    losses = [line["loss"] for line in found["training"]["diffusion"]["metrics"]]
+    assert len(losses) == found["training"]["diffusion"]["done"]["steps"] and np.isfinite(losses).all()
+    assert found["training"]["summary"]["device"] == f"{jax.device_count()} x cpu"
+
+
+def test_without_its_device_it_says_so_at_once(env, tmp_path):
+    done = program("tpu", tmp_path / "found.json", {**env, "JAX_PLATFORMS": "cpu"}, "--parts=timing")
+    assert done.returncode == 1 and "error: there is no TPU" in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "on_accelerator"))
+
+
+def test_a_number_that_is_off_does_not_pass_and_a_failure_is_found(beside):
+    from correctness import judge, relative_error
+    from items import attempt, failures
+
+    wanted = {"a": np.ones((2, 3)), "b": np.full(2, 4.0)}
+    assert relative_error(wanted, wanted) == 0
+    off = {**wanted, "b": np.array([4.0, 4.3])}
+    assert relative_error(off, wanted) == pytest.approx(0.3 / 38**0.5)
+    figures = {
+        "good": judge({"forward": 0.0}, 1e-3),
+        "off": judge({"forward": relative_error(off, wanted)}, 1e-3),
+        "nan": judge({"forward": float("nan")}, 1e-3),
+        "died": {"inside": attempt(lambda: 1 / 0)},
+    }
+    assert [*failures(figures)] == ["off", "nan", "died/inside"]
+
+
+def test_one_that_dies_or_hangs_is_recorded_and_the_next_one_starts(beside, tmp_path, monkeypatch, env):
+    import items
+    import program
+    from record import Record
+
+    fake = tmp_path / "fake.py"
+    fake.write_text(
+        "import json, os, sys, time\n"
+        "file, name = sys.argv[1].removeprefix('--json='), sys.argv[3]\n"
+        "if name == 'timing/tune': os.abort()\n"
+        "if name == 'timing/vdm': time.sleep(600)\n"
+        "found = json.load(open(file))\n"
+        "found['timing'][name.split('/')[1]]['seconds'] = 1.0\n"
+        "json.dump(found, open(file, 'w'))\n"
+    )
+    monkeypatch.setattr(items, "__file__", str(fake))
+    record = Record(tmp_path / "found.json")
+    run = lambda names, until: program.run_items(record, names, "gpu", False, 8.0, until, env)
+    run(["timing/tune", "timing/vdm", "timing/attention"], math.inf)
+    run(["timing/lvdm_text"], 0.0)  # no time is left
+    found = record.get("timing")
+    assert "SIGABRT" in found["tune"]["error"] and "longer" in found["vdm"]["error"]
+    assert found["attention"]["seconds"] == 1.0 and "skipped" in found["lvdm_text"]["error"]
