@@ -1,4 +1,4 @@
-"""The program for the first hour on an accelerator, from end to end at toy size on a CPU; and that it sees errors."""
+"""The program for the first hour on an accelerator, at toy size on a CPU; and that it sees errors."""
 
 import json
 import math
@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,18 +17,15 @@ def program(platform, file, env, *flags):
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
-def test_every_part_runs_and_passes_at_toy_size(env, tmp_path):
-    done = program("gpu", tmp_path / "found.json", env, "--small")
+def test_what_checks_a_chip_passes_on_a_cpu_at_toy_size(env, tmp_path):
+    """Its timing and training take minutes, and are the user's programs, which have tests of their own."""
+    done = program("gpu", tmp_path / "found.json", env, "--small", "--parts=facts,correctness")
     assert done.returncode == 0 and "all passed" in done.stdout, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert list(found) == ["facts", "correctness", "timing", "training"]
     # Two routes: the chunked form and the TPU's kernel are not the plain one, but near it.
     (case,) = (value for value in found["correctness"]["attention"].values() if isinstance(value, dict))
     for name in ("chunked", "splash"):
         assert case["float32"][name]["gradient"] < 1e-5 < case["bfloat16"][name]["gradient"]
-    losses = [line["loss"] for line in found["training"]["diffusion"]["metrics"]]
-    assert len(losses) == found["training"]["diffusion"]["done"]["steps"] and np.isfinite(losses).all()
-    assert found["training"]["summary"]["device"] == f"{jax.device_count()} x cpu"
 
 
 def test_without_its_device_it_says_so_at_once(env, tmp_path):
