@@ -58,6 +58,8 @@ CUT = [
     ("lvdm:sky", "diffusion", "h100x4", (4, 1, 1, 1), {"all-reduce"}, {"all-reduce"}),
     ("tune_a_video:default", "tune", "h100x4", (1, 1, 2, 2), {"all-reduce", "all-to-all"}, ANY),
 ]  # fmt: skip
+# Products that are fp32 whatever the dtype of training, and why.
+WIDE = {"_resize": "a cascade's stage makes the video below of pixels, by a product with weights between them"}
 
 
 def check(program: Program, platform: str, flash: bool, backward: bool) -> None:
@@ -67,7 +69,8 @@ def check(program: Program, platform: str, flash: bool, backward: bool) -> None:
         wanted = flash and (platform == "tpu" or program.dtype == "bfloat16")
         assert any(kernel.startswith(name) for kernel in found) == wanted, found
     if program.dtype == "bfloat16":
-        assert not {each.scope for each, factors in products(program.text) if "f32" in factors}
+        wide = {each.scope for each, factors in products(program.text) if "f32" in factors}
+        assert not {scope for scope in wide if not any(name in scope for name in WIDE)}
     assert len(aliased(program.text)) >= program.state
 
 
