@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from test_configs import config
-from tiny_folder import CONFIGS, write_configs
+from tiny_folder import CONFIGS, VIDEO, write_configs
 
 from vidjax import chips, planning, pretrained, profiling, recipe, sharding
 from vidjax.compiler import jit
@@ -73,7 +73,7 @@ def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
     for each of `ways` devices, two where it accumulates."""
     made = config(name)
     if "pretrained" in made:
-        made["pretrained"] = _folder()
+        made["pretrained"] = _folder(name.startswith("motion_director"))
         made["prompt"] = "th"
         if made.get("finetune", {}).get("prior"):
             made["finetune"]["prior"]["prompt"] = "th"
@@ -112,8 +112,11 @@ def _narrow(model: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _folder() -> str:
-    return str(write_configs(Path(tempfile.mkdtemp()) / "folder", FOLDER))
+def _folder(video: bool) -> str:
+    """Of an image model, or of a video model of ModelScope's kind."""
+    kinds = {key: VIDEO[key] for key in ("_class_name", "down_block_types", "up_block_types")}
+    unet = {**FOLDER["unet"], **kinds, "attention_head_dim": WIDTH // HEADS} if video else FOLDER["unet"]
+    return str(write_configs(Path(tempfile.mkdtemp()) / "folder", {**FOLDER, "unet": unet}))
 
 
 def built(name: str, stage: str, topology: str, axes: tuple[int, ...]) -> tuple[dict[str, Any], Stage, Any, chips.Chip]:
