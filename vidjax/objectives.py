@@ -143,12 +143,10 @@ def with_prior(objective: Objective, weight: float = 1.0) -> Objective:
 def autoencoder(
     model: Any, batch: Batch, draws: Draws, *, distance: str = "l2", kl_weight: float = 1e-6
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Reconstruction + kl_weight KL(q(z|x) || N(0, 1)), both a mean over elements (Kingma & Welling 2014). The networks
-    compute in the dtype of their parameters."""
-    x, dtype = to_unit(batch["video"]), model.decoder.conv_out.kernel.dtype
-    posterior = model.encode(x.astype(dtype))
-    noise = draws.normal(posterior.mean.shape[1:])
-    decoded = model.decode(posterior.sample(noise.astype(dtype))).astype(jnp.float32)
+    """Reconstruction + kl_weight KL(q(z|x) || N(0, 1)), both a mean over elements (Kingma & Welling 2014)."""
+    x = to_unit(batch["video"])
+    posterior = model.encode(x)
+    decoded = model.decode(posterior.sample(draws.normal(posterior.mean.shape[1:]))).astype(jnp.float32)
     error = choose(distance, DISTANCES, "distance")(decoded - x).mean()
     kl = posterior.kl().mean() / posterior.mean[0].size
     return error + kl_weight * kl, {"reconstruction": error, "kl": kl, "psnr": decoded_psnr(decoded, x)}

@@ -39,7 +39,7 @@ class Codec(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
-        return self.autoencoder.decoder.conv_out.kernel.dtype
+        return self.autoencoder.dtype
 
     def per_frame(self, part: str) -> bool:
         """Whether the "encoder" or the "decoder" takes every frame by itself."""

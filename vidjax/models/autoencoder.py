@@ -162,9 +162,15 @@ class Autoencoder(nnx.Module):
     def latent_channels(self) -> int:
         return self.config.latent_channels
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """That of the parameters, in which it computes whatever it is given."""
+        return self.decoder.conv_out.kernel.dtype
+
     def encode(self, x: Float[Array, "b t h w c"]) -> Posterior:
         """Raises InputError if the strides do not divide (t, h, w)."""
         check_size(x.shape[1:4], self.strides)
+        x = x.astype(self.dtype)
         moments = self.encoder(x)
         if not self.config.linear:
             moments = self.quant_conv(moments)
@@ -178,6 +184,7 @@ class Autoencoder(nnx.Module):
 
     def decode_features(self, z: Float[Array, "b s i j z"]) -> tuple[Float[Array, "b t h w c"], Array]:
         """The video, and what the decoder's last convolution saw of it."""
+        z = z.astype(self.dtype)
         h = self.decoder.features(z if self.config.linear else self.post_quant_conv(z))
         x = self.decoder.last(h)
         return (x + from_patches(self.linear_out(z), self.strides) if self.config.linear else x), h
