@@ -1,6 +1,7 @@
 """The programs, run as a user runs them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,21 +198,40 @@ def test_bad_input_is_one_line_and_a_non_zero_exit(says, refused):
     assert not (folder / "diffusion").exists()  # nothing was trained or compiled
 
 
-def test_the_checkpoint_of_another_model_is_refused(trained, env, tmp_path):
-    workdir, _ = trained
-    flags = ("--config.stages.diffusion.train.steps=8", "--config.model.channels=(32,)", "--stage=diffusion")
-    done = program("main", LATENT, f"--workdir={workdir}", *flags, env=env)
-    assert done.returncode == 1
-    assert "is of another model" in done.stderr and "Traceback" not in done.stderr
+OTHER = {  # what a finished run is not started again with
+    "config.seed=3, not 9": ["--config.seed=9"],
+    "config.model.channels=[16], not [32]": ["--config.model.channels=(32,)", "--allow_changes"],
+    "config.autoencoder.groups=4, not 2": ["--config.autoencoder.groups=2", "--stage=autoencoder"],
+    "the first one 'bunny.mp4', not the 48 clips": ["--config.data.source=shapes"],
+    "stage autoencoder at step 6": ["--stage=diffusion"],
+}
+
+
+def test_a_finished_run_is_not_taken_for_another_one(trained, env, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir)
+    config = (workdir / "config.json").read_bytes()
+    latents = workdir / "autoencoder" / "latents.json"
+    cases = [[LATENT, f"--workdir={workdir}", *flags] for flags in OTHER.values()]
+    refused = start_each("main", cases[:-1], env)
+    latents.write_text(json.dumps(json.loads(latents.read_text()) | {"scale": 2.0}))
+    refused += start_each("main", cases[-1:], env)
+    for says, done in zip(OTHER, refused):
+        assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert "allow_changes" not in done.stderr  # it is finished
+    assert (workdir / "config.json").read_bytes() == config
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(env, tmp_path):
     stage = "--config.stages.diffusion"
-    flags = (f"{stage}.optimizer.learning_rate=1e30", f"{stage}.train.sample_every=0", "--stage=diffusion")
+    flags = (f"{stage}.optimizer.learning_rate=1e30", f"{stage}.optimizer.warmup=0", "--stage=diffusion")
+    flags += (f"{stage}.train.sample_every=0", f"{stage}.train.save_every=1")
     small = ("--config.model.attention_levels=(False,)", "--config.model.blocks_per_level=0")
     done = program("main", PIXELS, f"--workdir={tmp_path}", *flags, *small, env=env)
     assert done.returncode == 1
     assert "is not finite" in done.stderr and "Traceback" not in done.stderr
+    kept = [path.name for path in (tmp_path / "diffusion" / "checkpoints").iterdir()]
+    assert kept == ["1.broken"]  # its own loss was finite: that of the parameters before
 
 
 def test_help_imports_no_library_that_it_does_not_use(env):

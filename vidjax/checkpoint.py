@@ -81,9 +81,12 @@ class Checkpoints:
             damage = checksums.damage(whole, contents=True)
             if not damage:
                 return
-            names = (whole.with_name(f"{step}.broken{n or ''}") for n in range(1000))
-            aside = whole.rename(next(name for name in names if not name.exists()))
-            print(f"warning: the checkpoint {whole} is broken ({damage}): set aside as {aside.name}", flush=True)
+            self._rename(whole, damage)
+
+    def _rename(self, whole: AnyPath, damage: str) -> None:
+        names = (whole.with_name(f"{whole.name}.broken{n or ''}") for n in range(1000))
+        aside = whole.rename(next(name for name in names if not name.exists()))
+        print(f"warning: the checkpoint {whole} is broken ({damage}): set aside as {aside.name}", flush=True)
 
     def _seal(self) -> None:
         """The checksums into a checkpoint that is written but not yet finished."""
@@ -123,6 +126,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._saving = int(state.step)
             self._manager.save(self._saving, args=ocp.args.Composite(**items))
+
+    def discard(self, step: int) -> None:
+        """Set a checkpoint aside whose parameters give no finite loss, if it is there."""
+        with self._explained():
+            self._manager.wait_until_finished()
+        whole = self.folder / str(step)
+        agreed(lambda: self._rename(whole, "its parameters give no finite loss") if whole.exists() else None)
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest checkpoint, laid out like `state` (arrays, or shapes with shardings).

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ def start(program: Callable[[], None]) -> None:
             if error.errno not in UNWRITABLE:
                 raise
             fail(f"{error.filename or 'a file'} can't be written ({error.strerror}): make room, and start again")
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(128 + signal.SIGINT)
 
     app.run(checked, flags_parser=parse)
 

@@ -16,6 +16,9 @@ WORKDIR = flags.DEFINE_string(
 )
 STAGE = flags.DEFINE_string("stage", None, "Train only this stage.")
 MAX_STEPS = flags.DEFINE_integer("max_steps", None, "At most this many steps in every stage.", lower_bound=1)
+ALLOW_CHANGES = flags.DEFINE_bool(
+    "allow_changes", False, "Let an unfinished stage go on with other settings, data or weights than it was begun with."
+)
 LOG_EVERY = flags.DEFINE_integer("log_every", None, "Log every that many steps.", lower_bound=1)
 
 
@@ -40,14 +43,15 @@ def run() -> None:
     agreed(lambda: open_workdir(workdir))
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir) / "compilation_cache"))
+    recipe.check_unchanged(config, workdir, ALLOW_CHANGES.value)
     names = [STAGE.value] if STAGE.value else recipe.stage_names(config)
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
-        recipe.check(stage)
+        recipe.check(stage, ALLOW_CHANGES.value)
     agreed(lambda: settings.write_json(workdir / "config.json", config))
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
-        train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value)
+        train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value, ALLOW_CHANGES.value)
     if not STAGE.value:
         results.show(workdir)
 

@@ -1,40 +1,62 @@
-"""A notice to stop: SIGTERM, from a scheduler, a user, or a platform that takes its machine back."""
+"""A notice to stop: SIGTERM, from a scheduler or a platform that takes its machine back, or SIGINT, from a keyboard."""
 
+import os
 import signal
 import threading
 from types import TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-STATUS = 128 + signal.SIGTERM  # the exit status of a run that was stopped: not 0, so that launchers start it again
+STATUS = 128  # plus the signal's number: not 0, so that launchers start it again
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Notice:
-    """While this context is open SIGTERM only makes a note, and the loop asks for it after every step.
+    """While this context is open a signal only makes a note, and the loop asks for it after every step; the second one
+    of the keyboard ends the program at once. A signal that nobody has asked for is sent again at the end.
 
     Over processes a notice to any of them counts for all, and JAX finds the step, one or two ahead, that all can reach.
+    JAX listens to SIGTERM; SIGINT is handed on as one.
     """
 
     def __init__(self):
-        self._received, self._before = False, None
+        self.signal = signal.SIGTERM  # the one that came
+        self._received = self._answered = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Notice":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            alone = jax.process_count() == 1
+            handlers = {number: self._receive for number in SIGNALS} if alone else {signal.SIGINT: self._hand_on}
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._received and not self._answered and error is None:
+            os.kill(os.getpid(), self.signal)
+
+    @property
+    def status(self) -> int:
+        """The exit status of a run that was stopped."""
+        return STATUS + self.signal
 
     def _receive(self, number: int, frame: object) -> None:
-        self._received = True
+        self._received, self.signal = True, signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _hand_on(self, number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def stops_at(self, step: int) -> bool:
         """Whether this step is the last one; all processes get the same answer."""
         if jax.process_count() == 1:
+            self._answered = self._received
             return self._received
         return multihost_utils.reached_preemption_sync_point(step)

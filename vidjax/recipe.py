@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidjax import adversary, cascade, objectives, settings, sharding
+from vidjax import adversary, cascade, objectives, provenance, settings, sharding
 from vidjax.checkpoint import Checkpoints, read_json
 from vidjax.compiler import jit
 from vidjax.conditioning import EMBEDDERS
@@ -93,6 +93,8 @@ def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int
         data=settings.construct(DataConfig, section["data"], "data"),
         optimizer=optimizer,
         fps=settings.construct(SampleConfig, section.get("sample"), "sample").fps,
+        settings=provenance.settings_of(section),
+        parent=workdir / section["source"] if section.get("source") else None,
     )
 
 
@@ -348,15 +350,23 @@ def frozen_parameters(section: Mapping[str, Any], workdir: AnyPath, params: Para
     wanted = {path.removeprefix(AUTOENCODER): value for path, value in params.items() if path.startswith(AUTOENCODER)}
     if not wanted:
         return {}
+    folder = workdir / section["source"]
+    if (folder / "done.json").exists() and not (folder / "latents.json").exists():
+        raise InputError(
+            f"{folder / 'latents.json'}, the statistics of its latents, is gone: remove {folder / 'done.json'}, and "
+            "start the training again, which measures them"
+        )
     with Checkpoints(workdir / section["source"] / "checkpoints", read_only=True) as checkpoints:
         return {AUTOENCODER + path: value for path, value in checkpoints.restore_ema(wanted).items()}
 
 
-def check(stage: Stage) -> None:
+def check(stage: Stage, allow_changes: bool = False) -> None:
     """All that can be wrong before a stage runs: devices, batch, data, sizes. Raises InputError; compiles nothing."""
     mesh = sharding.make_mesh(**stage.mesh)
+    dataset = stage.dataset()
+    provenance.check_data(stage.folder, dataset, allow_changes)
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
-    batch = abstract_batch(stage, stage.dataset())
+    batch = abstract_batch(stage, dataset)
     loss, state = abstract_loss(stage)
     with jax.set_mesh(mesh):
         jax.eval_shape(loss, state, batch)
@@ -366,6 +376,13 @@ def check(stage: Stage) -> None:
         with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
             if checkpoints.latest() is not None:
                 checkpoints.check(params)
+
+
+def check_unchanged(config: Mapping[str, Any], workdir: AnyPath, allow_changes: bool = False) -> None:
+    """Raises InputError if a stage of the run, also one that is not to be trained now, has other settings there."""
+    for name in stage_names(config):
+        made = provenance.settings_of(settings.stage_settings(config, name))
+        provenance.check_settings(workdir / name, made, allow_changes)
 
 
 def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:

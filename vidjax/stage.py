@@ -80,6 +80,8 @@ class Stage:
     preview: Callable[[TrainState, Dataset], np.ndarray] | None = None  # uint8 videos [b, t, h, w, c], to look at
     validate: Callable[[TrainState, Any], dict[str, Any]] | None = None  # figures of a batch that nothing trains on
     fps: float = 15.0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what its numbers depend on, to be recorded
+    parent: AnyPath | None = None  # the folder of the stage whose weights it reads
 
     pretrained: Callable[[bool], tuple[Any, Any]] | None = None
     encode: Callable[[Any, Any], Any] | None = None

@@ -124,13 +124,18 @@ class Telemetry:
                 self._bar.close()
 
 
+def not_finite(metrics: Mapping[str, Any]) -> list[str]:
+    """Which of a step's loss and gradient norm are no finite number."""
+    return [key for key in ("loss", "grad_norm") if key in metrics and not math.isfinite(float(metrics[key]))]
+
+
 def check_finite(stage: str, step: int, metrics: Mapping[str, Any]) -> None:
     """Raises InputError if the loss or the gradient of a step is not a finite number."""
-    bad = [key for key in ("loss", "grad_norm") if key in metrics and not math.isfinite(float(metrics[key]))]
-    if bad:
+    if bad := not_finite(metrics):
         raise InputError(
-            f"stage {stage}: the {' and the '.join(bad)} of step {step} is not finite; the last checkpoint is intact: "
-            f"lower config.optimizer.learning_rate or set config.train.dtype=float32, and start again to go on"
+            f"stage {stage}: the {' and the '.join(bad)} of step {step} is not finite; the newest checkpoint gave a "
+            "finite loss: lower config.optimizer.learning_rate or set config.train.dtype=float32, and start again with "
+            "--allow_changes to go on from there"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from clu.parameter_overview import get_parameter_overview
 from flax import nnx
 
-from vidjax import sharding
+from vidjax import provenance, sharding
 from vidjax.checkpoint import Checkpoints
 from vidjax.compilation import so_far
 from vidjax.compiler import jit
@@ -23,11 +23,11 @@ from vidjax.encoded import Beside, Encoded, encode_clips, first_windows
 from vidjax.errors import InputError
 from vidjax.finetune import describe
 from vidjax.keys import Keys
-from vidjax.preemption import STATUS, Notice
+from vidjax.preemption import Notice
 from vidjax.processes import agreed, batch_over, lead, say, spread
 from vidjax.settings import write_json
 from vidjax.stage import Stage, abstract_batch, on_device, step_flops
-from vidjax.telemetry import Telemetry, check_finite
+from vidjax.telemetry import Telemetry, check_finite, not_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
 from vidjax.validation import CLIPS
@@ -112,26 +112,30 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Laten
     return state
 
 
-def train(stage: Stage, log_every: int | None = None) -> None:
+def train(stage: Stage, log_every: int | None = None, allow_changes: bool = False) -> None:
     """Run a stage to its last step, from its newest checkpoint if there is one; a finished stage is left alone.
 
     Ends with done.json: steps, parameters, peak memory of this process, its seconds and those that compiling took.
-    SIGTERM ends the program after the step in hand (over processes: one or two later) and a checkpoint of it, with exit
-    status 143. Raises InputError on bad input and on a loss that is not finite.
+    SIGTERM and SIGINT end the program after the step in hand (over processes: one or two later) and a checkpoint of it,
+    with exit status 143 or 130. Raises InputError on bad input, on a loss that is not finite, and where a checkpoint is
+    of other settings, data or weights than these, unless `allow_changes`.
     """
     began, compiled, options = time.perf_counter(), so_far(), stage.train
     mesh = sharding.make_mesh(**stage.mesh)
     sharding.check_batch(mesh, options.batch_size, options.accumulate)
+    if stage.parent is not None:
+        agreed(lambda: provenance.check_source(stage.folder, stage.parent, allow_changes))
     stage.folder.mkdir(parents=True, exist_ok=True)
     stopped = None
     saved = Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every)
-    with saved as checkpoints, contextlib.ExitStack() as ending:
+    with Notice() as notice, saved as checkpoints, contextlib.ExitStack() as ending:
         start = checkpoints.latest() or 0
         done = stage.folder / "done.json"
         if start >= options.steps and done.exists():
             say(f"{stage.name}: finished, {start} steps")
             return
         dataset = stage.dataset()
+        agreed(lambda: provenance.write(stage.folder, stage.settings, dataset, stage.parent))
         state, source = prepare(stage, mesh, dataset)
         if start:
             state = checkpoints.restore(state)
@@ -145,6 +149,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         heldout = heldout and batch_over(mesh, on_device(heldout), len(heldout["label"]))
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every, unreadable = log_every or options.log_every, 0
+        unproven = start  # the step of the newest checkpoint until the next step's loss, the first of its parameters
 
         def validate(state: TrainState) -> dict[str, float]:
             assert stage.validate is not None
@@ -155,35 +160,37 @@ def train(stage: Stage, log_every: int | None = None) -> None:
             assert stage.preview is not None
             telemetry.videos("samples", step, stage.preview(state, dataset), stage.fps)
 
-        with Notice() as notice:
-            for step in range(start + 1, options.steps + 1):
-                with telemetry.waiting():
-                    batch = next(batches)
-                unreadable += int(batch["substituted"].sum())
-                with jax.set_mesh(mesh):
-                    state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
-                last, stops = step == options.steps, notice.stops_at(step)
-                validated = options.validate_every and (step % options.validate_every == 0 or last)
-                if validated and stage.validate:
-                    metrics |= validate(state)
-                if step % every == 0 or last or step == 1 or validated:
-                    telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
-                if step % options.save_every == 0 or last or stops:
-                    check_finite(stage.name, step, metrics)
-                    telemetry.flush()
-                    checkpoints.save(state)
-                if stops:
-                    stopped = step
-                    break
-                if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
-                    show(step, state)
+        for step in range(start + 1, options.steps + 1):
+            with telemetry.waiting():
+                batch = next(batches)
+            unreadable += int(batch["substituted"].sum())
+            with jax.set_mesh(mesh):
+                state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
+            if step == unproven + 1 and not_finite(metrics):
+                checkpoints.discard(unproven)
+            last, stops = step == options.steps, notice.stops_at(step)
+            validated = options.validate_every and (step % options.validate_every == 0 or last)
+            if validated and stage.validate:
+                metrics |= validate(state)
+            if step % every == 0 or last or step == 1 or validated:
+                telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
+            if step % options.save_every == 0 or last or stops:
+                check_finite(stage.name, step, metrics)
+                telemetry.flush()
+                checkpoints.save(state)
+                unproven = step
+            if stops:
+                stopped = step
+                break
+            if stage.preview and options.sample_every and (step % options.sample_every == 0 or last):
+                show(step, state)
         if not options.steps and not start:
             checkpoints.save(state)
         if stopped is None:
             stage.finish(state, dataset)
     if stopped is not None:
-        say(f"{stage.name}: stopped at step {stopped} on SIGTERM, saved; the same command goes on")
-        sys.exit(STATUS)
+        say(f"{stage.name}: stopped at step {stopped} on {notice.signal.name}, saved; the same command goes on")
+        sys.exit(notice.status)
     seconds = round(time.perf_counter() - began, 1)
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     figures = {"steps": options.steps, "parameters": count(state.params), "peak_memory_gb": memory}

@@ -99,6 +99,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._source)
 
+    def item(self, index: int) -> Item:
+        """A clip that need not be opened: its name, caption and class."""
+        return self._source[index]
+
     @property
     def heldout(self) -> int:
         """Frames at the end of every clip that are not trained on."""
