@@ -30,8 +30,8 @@ from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
-from vidjax.processes import agreed, run_over
-from vidjax.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes
+from vidjax.processes import agreed, run_over, say
+from vidjax.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes, fit
 from vidjax.storage import AnyPath
 from vidjax.surroundings import AUTOENCODER, EMPTY, surroundings
 from vidjax.train_state import Params, TrainState, abstract_parameters, merge, parameters, split
@@ -365,6 +365,14 @@ def check(stage: Stage, allow_changes: bool = False) -> None:
     mesh = sharding.make_mesh(**stage.mesh)
     dataset = stage.dataset()
     provenance.check_data(stage.folder, dataset, allow_changes)
+    stage = fit(stage, dataset)
+    for note in stage.notes:
+        say(f"{stage.name}: {note}")
+    if stage.train.validate_every and stage.validate is None:
+        raise InputError(
+            f"train.validate_every={stage.train.validate_every}: stage {stage.name} is not validated, only diffusion "
+            "stages that train all their data are; leave it out"
+        )
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
     batch = abstract_batch(stage, dataset)
     loss, state = abstract_loss(stage)

@@ -81,6 +81,7 @@ class Stage:
     validate: Callable[[TrainState, Any], dict[str, Any]] | None = None  # figures of a batch that nothing trains on
     fps: float = 15.0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what its numbers depend on, to be recorded
+    notes: tuple[str, ...] = ()  # what of the config was changed to fit the data, for people
     parent: AnyPath | None = None  # the folder of the stage whose weights it reads
 
     pretrained: Callable[[bool], tuple[Any, Any]] | None = None
@@ -136,6 +137,22 @@ def step_flops(stage: Stage, batch: Mapping[str, Any], count: Callable[..., Any]
     trained, frozen = split(abstract_parameters(nnx.state(model)), stage.trainable)
     loss = lambda trained, frozen, batch: stage.objective(merge(graphdef, trained, frozen), batch, draws)[0]
     return count(jax.grad(loss), trained, frozen, batch)
+
+
+def fit(stage: Stage, dataset: Dataset | Latents) -> Stage:
+    """The stage with a batch that a small data set fills, and a note if that is smaller than the config's."""
+    train, clips = stage.train, len(dataset)
+    if stage.encode is not None or isinstance(dataset, Latents) or clips >= train.batch_size:
+        return stage
+    ways = sharding.batch_ways(sharding.make_mesh(**stage.mesh))
+    size = clips // ways * ways
+    if not size:
+        raise InputError(f"{clips} clips for {ways} devices that share a batch: add clips, or take fewer devices")
+    parts = max(n for n in range(1, train.accumulate + 1) if size // ways % n == 0)
+    note = f"data.path has {clips} clips: train.batch_size={size} in place of {train.batch_size}"
+    note += f", accumulate={parts} in place of {train.accumulate}" if parts != train.accumulate else ""
+    fitted = dataclasses.replace(train, batch_size=size, accumulate=parts)
+    return dataclasses.replace(stage, train=fitted, notes=(*stage.notes, note))
 
 
 def abstract_batch(stage: Stage, dataset: Dataset | Latents) -> dict[str, jax.ShapeDtypeStruct]:

@@ -26,7 +26,7 @@ from vidjax.keys import Keys
 from vidjax.preemption import Notice
 from vidjax.processes import agreed, batch_over, lead, say, spread
 from vidjax.settings import write_json
-from vidjax.stage import Stage, abstract_batch, on_device, step_flops
+from vidjax.stage import Stage, abstract_batch, fit, on_device, step_flops
 from vidjax.telemetry import Telemetry, check_finite, not_finite
 from vidjax.train_state import TrainState
 from vidjax.train_step import make_train_step
@@ -51,15 +51,12 @@ def prepare(
 
 
 def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
-    """The batch that the stage is validated on, {} if it does not ask for that. Raises InputError if it cannot be."""
-    if not stage.train.validate_every:
+    """The batch that the stage is validated on; {} if it does not ask for that, or no clip has a window for it."""
+    if not (stage.train.validate_every and stage.validate):
         return {}
-    batch = dataset.held_out(CLIPS) if stage.validate else {}
+    batch = dataset.held_out(CLIPS)
     if not batch:
-        raise InputError(
-            f"train.validate_every={stage.train.validate_every} wants a diffusion stage, and clips with data.heldout "
-            f"frames for a window; stage {stage.name} has none: leave it out"
-        )
+        say(f"{stage.name}: not validated, no clip has a window in its last data.heldout={stage.data.heldout} frames")
     return batch
 
 
@@ -120,21 +117,23 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
     with exit status 143 or 130. Raises InputError on bad input, on a loss that is not finite, and where a checkpoint is
     of other settings, data or weights than these, unless `allow_changes`.
     """
-    began, compiled, options = time.perf_counter(), so_far(), stage.train
+    began, compiled = time.perf_counter(), so_far()
     mesh = sharding.make_mesh(**stage.mesh)
-    sharding.check_batch(mesh, options.batch_size, options.accumulate)
     if stage.parent is not None:
         agreed(lambda: provenance.check_source(stage.folder, stage.parent, allow_changes))
     stage.folder.mkdir(parents=True, exist_ok=True)
     stopped = None
-    saved = Checkpoints(stage.folder / "checkpoints", options.keep, options.keep_every)
+    saved = Checkpoints(stage.folder / "checkpoints", stage.train.keep, stage.train.keep_every)
     with Notice() as notice, saved as checkpoints, contextlib.ExitStack() as ending:
         start = checkpoints.latest() or 0
         done = stage.folder / "done.json"
-        if start >= options.steps and done.exists():
+        if start >= stage.train.steps and done.exists():
             say(f"{stage.name}: finished, {start} steps")
             return
         dataset = stage.dataset()
+        stage = fit(stage, dataset)
+        options = stage.train
+        sharding.check_batch(mesh, options.batch_size, options.accumulate)
         agreed(lambda: provenance.write(stage.folder, stage.settings, dataset, stage.parent))
         state, source = prepare(stage, mesh, dataset)
         if start:
@@ -169,8 +168,8 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
             if step == unproven + 1 and not_finite(metrics):
                 checkpoints.discard(unproven)
             last, stops = step == options.steps, notice.stops_at(step)
-            validated = options.validate_every and (step % options.validate_every == 0 or last)
-            if validated and stage.validate:
+            validated = bool(heldout) and (step % options.validate_every == 0 or last)
+            if validated:
                 metrics |= validate(state)
             if step % every == 0 or last or step == 1 or validated:
                 telemetry.log(step, {**metrics, "unreadable_clips": unreadable})

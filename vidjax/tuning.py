@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 
 from vidjax import editing, objectives, pretrained, settings, sharding
 from vidjax.checkpoint import Checkpoints
-from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
+from vidjax.data.fitting import fit_window
+from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, source_of
 from vidjax.editing import kept
 from vidjax.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
 from vidjax.errors import InputError
@@ -116,6 +117,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
 
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
+    common["data"], note = fit_window(common["data"], source_of(common["data"]))
+    common["notes"] = (note,) if note else ()
     check_samples(section, common["data"], known.model, once)
     if section.get("objective") == "autoencoder":
         return Stage(

@@ -300,10 +300,14 @@ def make_dataset(config: DataConfig, *, seed: int, tokenize: Callable[[str], np.
 
     Raises InputError at once for a missing path or column, and when none of the clips can be read.
     """
-    source = make_source(config.source, config.path, config.split)
-    if config.caption:
-        item = source.item
-        source = dataclasses.replace(source, item=lambda i: dataclasses.replace(item(i), text=config.caption))
-    dataset = Dataset(source, config, seed, tokenize)
+    dataset = Dataset(source_of(config), config, seed, tokenize)
     dataset.check()
     return dataset
+
+
+def source_of(config: DataConfig) -> Source:
+    """The clips of `config`, with its caption if it has one."""
+    source = make_source(config.source, config.path, config.split)
+    if not config.caption:
+        return source
+    return dataclasses.replace(source, item=lambda i: dataclasses.replace(source.item(i), text=config.caption))
