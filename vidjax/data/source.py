@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidjax.data.pictures import Pictures
+from vidjax.data.pictures import Picture, Pictures, is_picture
 from vidjax.data.video_io import ArrayVideo, Video
 from vidjax.errors import InputError
 from vidjax.limits import MAX_TEXT
@@ -46,9 +46,11 @@ class Source:
         return self.item(int(index))
 
 
-def open_path(path: Path) -> OpenClip:
-    """A video file, or a folder of numbered pictures."""
-    return Pictures(path) if os.path.isdir(path) else Video(path)
+def open_clip(file: str | Path | bytes) -> OpenClip:
+    """A video or a picture, in a file or in memory, whatever it is called; or a folder of numbered pictures."""
+    if not isinstance(file, bytes) and os.path.isdir(file):
+        return Pictures(file)
+    return Picture(file) if is_picture(file) else Video(file)
 
 
 def of_paths(
@@ -57,7 +59,7 @@ def of_paths(
     """A clip a path; what a path holds shows when it is opened."""
 
     def item(i: int) -> Item:
-        return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: open_path(paths[i]))
+        return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: open_clip(paths[i]))
 
     return Source(len(paths), item, num_classes)
 

@@ -18,15 +18,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidjax.data.layouts import frames, pattern, ucf101
+from vidjax.data.pictures import SUFFIXES
 from vidjax.data.shapes import shapes_source
-from vidjax.data.source import VIDEO_SUFFIXES, Item, Source, must_exist, of_paths, sidecar
-from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
+from vidjax.data.source import VIDEO_SUFFIXES, Item, OpenClip, Source, must_exist, of_paths, open_clip, sidecar
+from vidjax.data.video_io import ArrayVideo, BrokenClip
 from vidjax.errors import InputError
 from vidjax.limits import MAX_DECODED, from_json
 
 SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"
 WEBVID_COLUMNS = ("videoid", "page_dir", "name")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def webvid(path: str = "", split: str = "train") -> Source:
@@ -97,7 +97,7 @@ def _captions_file(path: Path) -> dict[str, str]:
 
 def images(path: str, split: str = "") -> Source:
     """All pictures under a folder, each a clip of one frame; captions and classes as of `folder`."""
-    return folder(path, split, IMAGE_SUFFIXES)
+    return folder(path, split, SUFFIXES)
 
 
 def clip(path: str, split: str = "") -> Source:
@@ -212,12 +212,12 @@ def _text(value) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _open_value(value) -> Video | ArrayVideo:
+def _open_value(value) -> OpenClip:
     """Encoded bytes, frames [t, h, w, c], or an image [h, w, c]."""
     if isinstance(value, (bytes, np.bytes_)):
-        return Video(bytes(value))
+        return open_clip(bytes(value))
     if isinstance(value, np.ndarray) and value.dtype == object:
-        return Video(bytes(value.item()))
+        return open_clip(bytes(value.item()))
     array = np.asarray(value)
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise BrokenClip(f"neither encoded bytes nor uint8 frames ({array.dtype}, {array.ndim} axes)")
@@ -251,7 +251,7 @@ def array_record(path: str, split: str = "train") -> Source:
             name, text, label = (kind(entry[key]) for kind, key in ((str, "name"), (str, "text"), (int, "label")))
         except (ValueError, TypeError, OverflowError):
             name, text, label, data = "", "", -1, b""
-        return Item(name or f"{path}#{i}", text, label, lambda: Video(data))
+        return Item(name or f"{path}#{i}", text, label, lambda: open_clip(data))
 
     return Source(size, item, _count_classes(item, size))
 
