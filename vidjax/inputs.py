@@ -1,5 +1,6 @@
 """Opens files that users name: regular files only, so that none is waited for, and none without an end is read."""
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -48,6 +49,31 @@ def read_bytes(path: str | AnyPath, most: int = MAX_FILE, remedy: str = NAME_ANO
     if size > most:
         raise InputError(f"{path} has {size} bytes, {most} are the most: {remedy}")
     return content
+
+
+def encoding_of(beginning: bytes) -> str:
+    """The encoding that a text's first bytes name, UTF-8 if they name none."""
+    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def decode(content: bytes, name: object, whole: bool = True) -> str:
+    """A text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, which is left out; if it is not the `whole` one,
+    it may end inside a character.
+
+    Raises InputError, with the file's `name` and the line, for another encoding: it is not guessed.
+    """
+    encoding = encoding_of(content[:4])
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(content, final=whole)
+        place = text.find("\0")  # UTF-16 without its mark
+        line = text.count("\n", 0, place) + 1
+    except UnicodeDecodeError as error:
+        place, line = error.start, content.count(b"\n", 0, error.start) + 1
+    if place >= 0:
+        raise InputError(f"{name}, line {line} is not {encoding[:6].upper().rstrip('-')}: save the file as UTF-8")
+    return text
 
 
 def read_json(path: str | AnyPath, most: int = MAX_FILE, remedy: str = NAME_ANOTHER) -> Any:

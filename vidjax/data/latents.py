@@ -99,7 +99,9 @@ class Latents:
     ) -> Iterator[dict[str, np.ndarray]]:
         """As `Dataset.batches`, encoded (see `encoded.encode_once`)."""
         if batch_size < 1 or batch_size % process_count:
-            raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
+            raise InputError(
+                f"train.batch_size={batch_size} does not divide over {process_count} processes: make it a multiple"
+            )
         own = batch_size // process_count
         return (self._batch(step * batch_size + process_index * own, own) for step in itertools.count(start_step))
 

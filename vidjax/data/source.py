@@ -8,6 +8,7 @@ from pathlib import Path
 from vidjax.data.pictures import Picture, Pictures, is_picture
 from vidjax.data.video_io import ArrayVideo, Video
 from vidjax.errors import InputError
+from vidjax.inputs import decode, open_regular
 from vidjax.limits import MAX_TEXT
 
 # A context manager with frames, fps, height, width, channels and read(indices, size).
@@ -74,12 +75,12 @@ def must_exist(path: str, what: str) -> Path:
 
 
 def sidecar(path: Path, otherwise: str) -> str:
-    """The caption in NAME.txt beside a clip, which may be a folder; at most its first `MAX_TEXT` characters."""
+    """The caption in NAME.txt beside a clip, which may be a folder; at most its first `MAX_TEXT` characters.
+
+    Raises InputError for one that is no text (see `decode`)."""
     file = path.with_name((path.name if os.path.isdir(path) else path.stem) + ".txt")
     if not os.path.isfile(file):
         return otherwise
-    try:
-        with open(file, encoding="utf-8", errors="replace") as opened:
-            return opened.read(MAX_TEXT).strip()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}): make it readable, or move it away") from None
+    with open_regular(file, "make it readable, or move it away") as opened:
+        content = opened.read(4 * MAX_TEXT + 4)
+    return decode(content, file, whole=len(content) < 4 * MAX_TEXT)[:MAX_TEXT].strip()
