@@ -57,10 +57,11 @@ def measure(source: str, path: str) -> dict[str, float]:
     from vidjax.data.pipeline import DataConfig, make_dataset
 
     memory = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
-    before, start = memory(), time.perf_counter()
+    before, start, cpu = memory(), time.perf_counter(), time.process_time()
     dataset = make_dataset(DataConfig(source=source, path=path, frames=8, size=64), seed=0)
     batches = dataset.batches(BATCH)
     found = {"clips": len(dataset), "start_seconds": time.perf_counter() - start}
+    found["start_cpu_seconds"] = time.process_time() - cpu
     seconds = []
     for _ in range(BATCHES):
         start = time.perf_counter()

@@ -386,5 +386,24 @@ def test_records_whose_header_is_wrong_are_broken_clips(tmp_path, mp4):
     writer.close()
     source = SOURCES["array_record"](str(tmp_path))
     for i in range(len(source)):
-        with pytest.raises(BrokenClip, match="zero bytes"):
+        with pytest.raises(BrokenClip, match="its record has no readable header"):
             source[i].open()
+
+
+def test_a_damaged_record_is_a_broken_clip_and_the_others_are_read(tmp_path, mp4, damage):
+    """One bit; also in the first record, which would tell whether there are classes."""
+    for damaged in (0, 2):
+        entries = [({"name": f"{i}", "label": i}, mp4.read_bytes()) for i in range(4)]
+        write_array_record(tmp_path / "a.array_record", entries)
+        damage(tmp_path / "a.array_record", damaged)
+        source = SOURCES["array_record"](str(tmp_path / "a.array_record"))
+        assert len(source) == source.num_classes == 4
+        with pytest.raises(BrokenClip, match="its record is damaged"):
+            source[damaged].open()
+        for i in {0, 1, 2, 3} - {damaged}:
+            assert (source[i].name, source[i].label) == (str(i), i)
+            np.testing.assert_array_equal(first_frames(source[i]), read_frames(mp4, [0, 39]))
+        config = DataConfig(source="array_record", path=str(tmp_path / "a.array_record"), frames=8, size=32)
+        batch = next(make_dataset(config, seed=0).batches(4))
+        assert sorted(batch["index"]) == sorted(i + (i == damaged) for i in range(4))
+        assert batch["substituted"].sum() == 1

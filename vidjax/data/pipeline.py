@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from vidjax.data import transforms
-from vidjax.data.source import Item, OpenClip, Source
+from vidjax.data.source import Item, OpenClip, Source, next_readable
 from vidjax.data.sources import SOURCES, make_source
 from vidjax.data.video_io import ArrayVideo, BrokenClip
 from vidjax.errors import InputError, check_range
@@ -239,16 +239,10 @@ class Dataset:
 
     def _readable(self, index: int, read: Callable[..., np.ndarray], u: np.ndarray) -> tuple[int, Item, np.ndarray]:
         """`read` of the clip, or of the next one that can be read: (its number, its item, the frames)."""
-        for candidate in itertools.chain(range(index, len(self)), range(index)):
-            if candidate in self.broken:
-                continue
-            item = self._source[candidate]
-            try:
-                return candidate, item, read(candidate, item, u)
-            except BrokenClip as reason:
-                self._warn(candidate, item.name, str(reason))
-                self.broken[candidate] = str(reason)
-        raise InputError(f"none of the {len(self)} clips can be read: check data.path={self._config.path!r}")
+        reads = lambda i: (item := self._source[i], read(i, item, u))
+        warn = lambda i, why: self._warn(i, self._source[i].name, why)
+        used, (item, frames) = next_readable(index, len(self), reads, self.broken, warn)
+        return used, item, frames
 
     def _warn(self, index: int, name: str, reason: str) -> None:
         with self._lock:

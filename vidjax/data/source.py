@@ -1,18 +1,21 @@
 """What a data set is: a sequence of named, captioned, labelled clips that open when they are needed."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vidjax.data.pictures import Picture, Pictures, is_picture
-from vidjax.data.video_io import ArrayVideo, Video
+from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
 from vidjax.errors import InputError
 from vidjax.inputs import decode, open_regular
 from vidjax.limits import MAX_TEXT
 
 # A context manager with frames, fps, height, width, channels and read(indices, size).
 OpenClip = Video | ArrayVideo | Pictures
+T = TypeVar("T")
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif"}
 
 
@@ -45,6 +48,33 @@ class Source:
 
     def __getitem__(self, index: int) -> Item:
         return self.item(int(index))
+
+
+def broken_item(name: str, why: str) -> Item:
+    """An item that raises BrokenClip when it is opened."""
+
+    def refuse() -> OpenClip:
+        raise BrokenClip(why)
+
+    return Item(name, "", -1, refuse)
+
+
+def next_readable(
+    index: int, size: int, read: Callable[[int], T], broken: dict[int, str], warn: Callable[[int, str], None]
+) -> tuple[int, T]:
+    """Reads clip `index`, or the next one that can be read, the first behind the last: (its number, what was read).
+
+    Clips that raise BrokenClip are warned of, go to `broken` and are not tried again. Raises InputError if all do.
+    """
+    for candidate in itertools.chain(range(index, size), range(index)):
+        if candidate in broken:
+            continue
+        try:
+            return candidate, read(candidate)
+        except BrokenClip as why:
+            warn(candidate, str(why))
+            broken[candidate] = str(why)
+    raise InputError(f"none of the {size} clips can be read: check config.data")
 
 
 def open_clip(file: str | Path | bytes) -> OpenClip:

@@ -6,6 +6,7 @@ of one frame. The readers of file formats are imported by the source that needs 
 
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,17 @@ from jaxtyping import UInt8
 from vidjax.data.layouts import frames, pattern, ucf101
 from vidjax.data.pictures import SUFFIXES
 from vidjax.data.shapes import shapes_source
-from vidjax.data.source import VIDEO_SUFFIXES, Item, OpenClip, Source, must_exist, of_paths, open_clip, sidecar
+from vidjax.data.source import (
+    VIDEO_SUFFIXES,
+    Item,
+    OpenClip,
+    Source,
+    broken_item,
+    must_exist,
+    of_paths,
+    open_clip,
+    sidecar,
+)
 from vidjax.data.video_io import ArrayVideo, BrokenClip
 from vidjax.data.webvid import SHIPPED as SHIPPED
 from vidjax.data.webvid import webvid
@@ -164,7 +175,10 @@ def tfds(path: str, split: str = "train") -> Source:
     text_key = next((key for key in ("caption", "text") if key in features), None)
 
     def item(i: int) -> Item:
-        record = records[i]
+        try:
+            record = records[i]
+        except Exception as error:  # of the reader's and the decoders' many kinds
+            return broken_item(f"{path}/{split}#{i}", f"its record is damaged ({reason(error)})")
         label = int(record["label"]) if "label" in features else -1
         text = _text(record[text_key]) if text_key else names[label] if names and label >= 0 else ""
         name = _text(record["name"]) if "name" in features else f"{path}/{split}#{i}"
@@ -228,22 +242,26 @@ def array_record(path: str, split: str = "train") -> Source:
         raise InputError(f"{path} is not ArrayRecord: {' '.join(str(error).split())[:200]}") from error
 
     def item(i: int) -> Item:
-        header, _, data = records[i].partition(b"\n")
+        try:
+            header, _, data = records[i].partition(b"\n")
+        except Exception as error:  # RuntimeError, by version others
+            return broken_item(f"{path}#{i}", f"its record is damaged ({reason(error)})")
         try:
             entry = {"name": "", "text": "", "label": -1} | dict(from_json(header))
             name, text, label = (kind(entry[key]) for kind, key in ((str, "name"), (str, "text"), (int, "label")))
-        except (ValueError, TypeError, OverflowError):
-            name, text, label, data = "", "", -1, b""
+        except (ValueError, TypeError, OverflowError) as error:
+            return broken_item(f"{path}#{i}", f"its record has no readable header ({reason(error)})")
         return Item(name or f"{path}#{i}", text, label, lambda: open_clip(data))
 
     return Source(size, item, _count_classes(item, size))
 
 
 def _count_classes(item: Callable[[int], Item], size: int, most: int = 10_000) -> int:
-    """One more than the greatest label among the first `most` records; 0 without labels."""
-    if item(0).label < 0:
-        return 0
-    return 1 + max(item(i).label for i in range(min(size, most)))
+    """One more than the greatest label among the first `most` records; 0 if the first eight that can be read have
+    none."""
+    labels = (item(i).label for i in range(min(size, most)))
+    first = list(itertools.islice(labels, 8))
+    return 1 + max(itertools.chain(first, labels)) if max(first, default=-1) >= 0 else 0
 
 
 def write_array_record(path: str | Path, items: Sequence[tuple[dict, bytes]]) -> None:
