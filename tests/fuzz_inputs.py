@@ -7,6 +7,7 @@ by that exception; by a signal after `LIMIT` seconds; or for memory. The number 
 import contextlib
 import io
 import json
+import logging
 import os
 import resource
 import signal
@@ -149,6 +150,7 @@ def tables(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
     from vidjax.data.sources import SHIPPED, folder, webvid
     from vidjax.data.video_io import BrokenClip
 
+    logging.disable(logging.WARNING)  # of rows of several lines
     clip = (SHIPPED.parent / "real" / "box.mp4").read_bytes()
     for name in ("page/1.mp4", "1.mp4"):
         Path("videos", name).parent.mkdir(parents=True, exist_ok=True)

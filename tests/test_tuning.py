@@ -255,7 +255,7 @@ def dreambooth(folder, env, tmp_path_factory):
     pictures, workdir = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("dreambooth")
     with Video(CLIP) as video:
         for i, frame in enumerate(video.read([0, 20, 40])):
-            Image.fromarray(frame).save(pictures / f"{i}.png")
+            Image.fromarray(frame).save(pictures / f"{i}.jpg")
     flags = (f"data.path={pictures}", "prompt=sks fox", f"pretrained={folder}", "sample.prompts=sks fox;a fox")
     flags += (
         "finetune.prior.prompt=a fox",

@@ -38,6 +38,7 @@ from vidjax.tiles import in_tiles
 from vidjax.train_state import Params, cast, merge
 from vidjax.video_model import Codec, VideoModel
 
+LOOKED_AT = 10_000  # captions of a large data set
 UNCONDITIONAL = 8  # samples of a model without conditions
 FRAMES = 4  # encoded or decoded at a time, where they are independent
 CAPACITY = 1000  # steps that one compiled sampler serves
@@ -620,7 +621,7 @@ def what_to_ask(generator: Generator, dataset: Dataset) -> tuple[list[str | int]
     """Every caption of a small data set, every class, or a few unconditional samples; with a name each."""
     conditions = generator.embedder_names
     if "text" in conditions:
-        texts = list(dict.fromkeys(dataset.texts))[:16]
+        texts = list(dict.fromkeys(dataset.texts[:LOOKED_AT]))[:16]
         return list(texts), texts
     if "label" in conditions:
         return list(range(dataset.num_classes)), [f"class {i}" for i in range(dataset.num_classes)]

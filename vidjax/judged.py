@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vidjax.data.source import Item, OpenClip
+from vidjax.data.source import Item, OpenClip, open_clip
 from vidjax.data.transforms import cover_size, crop_at
-from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
+from vidjax.data.video_io import ArrayVideo, BrokenClip
 from vidjax.errors import InputError
 from vidjax.storage import AnyPath
 
@@ -94,7 +94,7 @@ def decoded(video: OpenClip, frames: int, size: tuple[int, int] | None) -> np.nd
 def source_frames(flag: str, path: str, frames: int, height: int, width: int) -> np.ndarray:
     """As many frames of a video, from its beginning, in the size of the video that they are compared to."""
     try:
-        with Video(path) as video:
+        with open_clip(path) as video:
             if video.frames < frames:
                 raise InputError(f"it has {frames} frames, --{flag}={path} has {video.frames}: set --frames")
             return decoded(video, frames, (height, width))

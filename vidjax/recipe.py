@@ -272,7 +272,7 @@ def to_encode(workdir: AnyPath, name: str | None) -> tuple[Dataset, Callable[...
     heldout = dataset.held_out(CLIPS)
     null = encode({"tokens": np.asarray(stage.tokenize(""))[None]}) if reads and stage.tokenize else {}
     beside = {"heldout": heldout and encode(heldout), "null": {key: value[0] for key, value in null.items()}}
-    return dataset, encode, {**about, "texts": dataset.texts, "num_classes": dataset.num_classes}, beside
+    return dataset, encode, {**about, "texts": list(dataset.texts), "num_classes": dataset.num_classes}, beside
 
 
 def uncached(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,6 @@ count waves a picture, not a pixel, so it survives resizing; it stands still, so
 Whoever wants to can remove it.
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 from jaxtyping import Float, UInt8
@@ -60,13 +58,14 @@ def detect(video: UInt8[np.ndarray, "t h w c"]) -> float:
 
 
 def main() -> None:
-    from vidjax.data.video_io import BrokenClip, Video
+    from vidjax.data.source import open_clip
+    from vidjax.data.video_io import BrokenClip
 
     if not VIDEO.value:
         raise InputError("--video is missing: name a video file")
     for name in VIDEO.value:
         try:
-            with Video(Path(name)) as video:
+            with open_clip(name) as video:
                 score = detect(video.read(range(video.frames)))
         except BrokenClip as reason:
             raise InputError(f"{name}: {reason}") from None

@@ -42,11 +42,39 @@ def test_a_folder_that_was_made_otherwise_is_refused(tmp_path):
     with pytest.raises(InputError, match="seed 3, this run has 4"):
         Latents(tmp_path, {"seed": 4})
     (tmp_path / "cache.json").write_text('{"examples": 2')
-    with pytest.raises(InputError, match=r"cache\.json is damaged"):
+    with pytest.raises(InputError, match=r"cache\.json is not JSON"):
         Latents(tmp_path, {})
     (tmp_path / "cache.json").unlink()
     with pytest.raises(InputError, match="has no cache"):
         Latents(tmp_path, {"seed": 3})
+
+
+def test_a_damaged_example_gives_way_to_the_next(tmp_path, caplog, damage):
+    random = np.random.default_rng(0)
+    write_latents(tmp_path, [{**example, "video": random.random(200)} for example in examples(5)], ABOUT)
+    damage(tmp_path / "latents-00000.array_record", 3)
+    latents = Latents(tmp_path, {})
+    for _ in range(2):
+        first, second = itertools.islice(latents.batches(4), 2)
+        assert first["index"].tolist() == [0, 1, 2, 4] and first["substituted"].tolist() == [False] * 3 + [True]
+        assert second["index"].tolist() == [4, 0, 1, 2] and not second["substituted"].any()
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert f"example 3 of {tmp_path} is left out: its record is damaged" in warning and list(latents.broken) == [3]
+
+
+def test_a_folder_with_damaged_files_is_refused_in_a_line(tmp_path):
+    for name in ("latents-00000.array_record", "heldout.safetensors", "null.safetensors"):
+        write_latents(tmp_path, examples(2), ABOUT)
+        for content in (b"", b"nothing of the sort" * 99):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(InputError, match=r"is damaged|0 of 2 examples") as caught:
+                Latents(tmp_path, {})
+            assert "\n" not in str(caught.value)
+    write_latents(tmp_path, examples(2), ABOUT)
+    for content in ("[]", '{"examples": "x", "texts": [], "num_classes": 0}'):
+        (tmp_path / "cache.json").write_text(content)
+        with pytest.raises(InputError, match=r"cache\.json is damaged"):
+            Latents(tmp_path, {})
 
 
 def test_a_fingerprint_is_of_names_and_numbers():

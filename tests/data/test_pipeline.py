@@ -197,12 +197,30 @@ def test_nothing_readable_is_said_at_once(tmp_path):
 
 
 def test_batches_that_cannot_be_are_refused():
-    with pytest.raises(InputError, match="8 clips are too few for one batch of 9"):
+    with pytest.raises(InputError, match=r"8 clips are too few for one batch of 9: set train\.batch_size=8"):
         dataset().batches(9)
-    with pytest.raises(InputError, match="batch size 4 does not divide over 3 processes"):
+    with pytest.raises(InputError, match=r"train\.batch_size=4 does not divide over 3 processes"):
         dataset().batches(4, process_count=3)
-    with pytest.raises(InputError, match=r"none of the 8 clips can be used .*too short"):
-        dataset(DataConfig(frames=100))
+
+
+@pytest.mark.parametrize(
+    "wanted, says",
+    [
+        (
+            dict(frames=24, stride=2, heldout=12),
+            ["12 frames, 0 of them", "needs 47", "frames=24", "stride=2", "heldout=12"],
+        ),
+        (dict(frames=8, heldout=5), ["12 frames, 7 of them", "needs 8", "frames=8", "stride=1", "heldout=5"]),
+        (dict(frames=8, fps=2), ["12 frames; a window needs 29", "data.frames=8", "data.fps=2 from 8"]),
+        (dict(frames=1, heldout=12, images=1), ["12 frames, 0 of them", "heldout=12"]),
+    ],
+)
+def test_a_clip_that_is_too_short_names_every_key_that_makes_it_so(tmp_path, wanted, says):
+    write_mp4(tmp_path / "a.mp4", draw("square", "red", "left", frames=12), 8)
+    with pytest.raises(InputError) as caught:
+        make_dataset(DataConfig(video=str(tmp_path / "a.mp4"), size=32, **wanted), seed=0)
+    for part in (*says, "none of the 1 clips", "lower data.frames", "data.heldout"):
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -224,3 +242,11 @@ def test_importing_the_pipeline_imports_no_reader():
     code = "import sys, vidjax.data.pipeline; print({'av', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_names_and_captions_are_looked_up_when_they_are_asked_for():
+    data = dataset()
+    assert list(data.texts) == data.texts[:] == [data.texts[i] for i in range(8)] and len(set(data.texts)) == 8
+    assert data.texts[-1] == data.texts[7] and data.clips[2:4] == [data.clips[2], data.clips[3]]
+    with pytest.raises(IndexError):
+        data.texts[8]

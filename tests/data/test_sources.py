@@ -10,6 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.shapes import COLOURS, MOVES, SPEED, draw
 from vidjax.data.sources import SHIPPED, SOURCES, read_idx, write_array_record
 from vidjax.data.video_io import BrokenClip, read_frames
@@ -241,7 +242,14 @@ def test_no_code_of_a_data_set_runs(tmp_path, monkeypatch, features):
 HEAD = b"videoid,page_dir,name\n"
 BAD_TABLES = {
     b"": "has no column videoid",
-    HEAD + b"\xff,\xfe,\xfd\n": "is not a table to read .*in UTF-8",
+    HEAD + b"\xff,\xfe,\xfd\n": "line 2 is not UTF-8",
+    HEAD + b"1,a,b\n2,a,caf\xe9\n": "line 3 is not UTF-8",
+    (HEAD + b"1,a,b\n").decode().encode("utf-16")[:-1]: "line 2 is not UTF-16",
+    HEAD + b'1,a,"b\n2,a,c\n3,a,"d, e"\n': "line 4: ',' expected after '\"'",
+    HEAD + b'1,a,b\n2,a,"c\n3,a,d\n': "line 4: unexpected end of data",
+    HEAD + b"1,a,b\n2,a,c, d\n": "line 3: 4 columns, the first line has 3",
+    HEAD + b"1,a\n": "line 2: 2 columns, the first line has 3",
+    b"videoid,page_dir,name,name\n1,a,b,c\n": "has 2 columns name",
     HEAD + b"a,b," + b"c" * 200_000: "field larger than field limit",
 }
 
@@ -255,16 +263,84 @@ def test_a_table_that_is_none_is_named(tmp_path, table):
 
 def test_a_pipe_is_no_table_and_no_caption(tmp_path, mp4):
     os.mkfifo(tmp_path / "a.csv")
-    with pytest.raises(InputError, match="is not a file"):
+    with pytest.raises(InputError, match="not a file"):
         SOURCES["webvid"](str(tmp_path / "a.csv"))
     (tmp_path / "me.mp4").write_bytes(mp4.read_bytes())
     os.mkfifo(tmp_path / "me.txt")
     assert SOURCES["clip"](str(tmp_path / "me.mp4"))[0].text == ""
 
 
-def test_a_table_of_a_spreadsheet_is_read(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + HEAD + b"1,x,a dog\n")
-    assert SOURCES["webvid"](str(tmp_path / "a.csv"))[0].text == "a dog"
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_table_of_a_spreadsheet_is_read(tmp_path, encoding):
+    text = 'videoid,page_dir,name\r\n1,x,"a ""café"", 東京"\r\n\r\n2,,\r\n'
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    source = SOURCES["webvid"](str(tmp_path / "a.csv"))
+    assert [(source[i].name, source[i].text) for i in range(len(source))] == [
+        (f"{tmp_path}/x/1.mp4", 'a "café", 東京'),
+        (f"{tmp_path}/2.mp4", ""),
+    ]
+
+
+def test_a_caption_of_several_lines_is_warned_of_once(tmp_path, caplog):
+    """A quote that is left open may end at another: the rows between are then a caption."""
+    (tmp_path / "a.csv").write_bytes(HEAD + b'1,a,"b\n2,a,c\n3,a,d"\n4,a,"e\nf"\n')
+    assert len(SOURCES["webvid"](str(tmp_path / "a.csv"))) == 2
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert "a row from line 2 to line 4: is a quote left open?" in warning
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_captions_are_read_in_every_encoding_that_names_itself(tmp_path, mp4, encoding):
+    (tmp_path / "a.mp4").write_bytes(mp4.read_bytes())
+    (tmp_path / "b.mp4").write_bytes(mp4.read_bytes())
+    (tmp_path / "a.txt").write_bytes("un café\r\n".encode(encoding))
+    (tmp_path / "captions.json").write_bytes(json.dumps({"b.mp4": "東京"}, ensure_ascii=False).encode(encoding))
+    source = SOURCES["folder"](str(tmp_path))
+    assert [source[i].text for i in range(2)] == ["un café", "東京"]
+
+
+@pytest.mark.parametrize(
+    "content", ["a\ncafé".encode("latin-1"), "a\nb".encode("utf-16-le"), "a\nb".encode("utf-16-be")]
+)
+def test_captions_in_another_encoding_are_refused_with_their_line(tmp_path, mp4, content):
+    (tmp_path / "a.mp4").write_bytes(mp4.read_bytes())
+    for name in ("a.txt", "captions.json"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}, line [12] is not UTF-8"):
+            SOURCES["folder"](str(tmp_path))
+        (tmp_path / name).unlink()
+
+
+def test_files_without_an_end_are_not_waited_for(tmp_path, mp4):
+    """A pipe, or /dev/zero by a link, in place of every file that a data set has beside its clips."""
+    (tmp_path / "a.mp4").write_bytes(mp4.read_bytes())
+    (tmp_path / "dataset_info.json").write_text("{}")
+    for source, name in (
+        ("folder", "captions.json"),
+        ("idx", "train-images-idx3-ubyte"),
+        ("idx", "train-images-idx3-ubyte.gz"),
+        ("tfds", "features.json"),
+        ("array_record", "a.array_record"),
+        ("webvid", "a.csv"),
+    ):
+        for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+            make(tmp_path / name)
+            path = tmp_path / name if source == "array_record" else tmp_path
+            with pytest.raises(InputError, match="not a file"):
+                SOURCES[source](str(path))
+            (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 0), (2, 0, 3), (0, 3, 3)])
+def test_idx_images_without_pixels_are_refused(tmp_path, shape):
+    for name, array in (("images-idx3", np.zeros(shape, np.uint8)), ("labels-idx1", np.zeros(shape[0], np.uint8))):
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (tmp_path / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
+    with pytest.raises(InputError, match=r"pixels|no clips"):
+        make_dataset(DataConfig(source="idx", path=str(tmp_path), frames=1, size=8), seed=0)
 
 
 def test_names_that_no_disk_has_are_broken_clips(tmp_path):
@@ -310,5 +386,24 @@ def test_records_whose_header_is_wrong_are_broken_clips(tmp_path, mp4):
     writer.close()
     source = SOURCES["array_record"](str(tmp_path))
     for i in range(len(source)):
-        with pytest.raises(BrokenClip, match="zero bytes"):
+        with pytest.raises(BrokenClip, match="its record has no readable header"):
             source[i].open()
+
+
+def test_a_damaged_record_is_a_broken_clip_and_the_others_are_read(tmp_path, mp4, damage):
+    """One bit; also in the first record, which would tell whether there are classes."""
+    for damaged in (0, 2):
+        entries = [({"name": f"{i}", "label": i}, mp4.read_bytes()) for i in range(4)]
+        write_array_record(tmp_path / "a.array_record", entries)
+        damage(tmp_path / "a.array_record", damaged)
+        source = SOURCES["array_record"](str(tmp_path / "a.array_record"))
+        assert len(source) == source.num_classes == 4
+        with pytest.raises(BrokenClip, match="its record is damaged"):
+            source[damaged].open()
+        for i in {0, 1, 2, 3} - {damaged}:
+            assert (source[i].name, source[i].label) == (str(i), i)
+            np.testing.assert_array_equal(first_frames(source[i]), read_frames(mp4, [0, 39]))
+        config = DataConfig(source="array_record", path=str(tmp_path / "a.array_record"), frames=8, size=32)
+        batch = next(make_dataset(config, seed=0).batches(4))
+        assert sorted(batch["index"]) == sorted(i + (i == damaged) for i in range(4))
+        assert batch["substituted"].sum() == 1

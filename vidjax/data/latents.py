@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, load_file, save, save_file
 
-from vidjax.errors import InputError
-from vidjax.limits import from_json
+from vidjax.data.source import next_readable
+from vidjax.data.video_io import BrokenClip
+from vidjax.errors import InputError, reason
+from vidjax.inputs import open_regular, read_json
+from vidjax.limits import MAX_CAPTIONS
 
+logger = logging.getLogger(__name__)
 SHARD = 4096  # examples a file
 
 
@@ -62,30 +67,39 @@ class Latents:
     """A folder that `write_latents` made, in batches as `Dataset.batches` gives them: the first one of training is the
     first one here, and after the last example comes the first again.
 
-    Raises InputError unless the folder is whole and was made as `about` says.
+    An example that cannot be read gives way to the next one, with a warning. Raises InputError unless the folder is
+    whole and was made as `about` says.
     """
 
     def __init__(self, folder: str | Path, about: Mapping[str, Any]):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
+        again = "make it again with python -m vidjax.data.cache"
         if not (folder / "cache.json").exists():
-            raise InputError(f"data.latents={folder} has no cache.json: make it with python -m vidjax.data.cache")
+            raise InputError(f"data.latents={folder} has no cache.json: {again}")
+        made = read_json(folder / "cache.json", MAX_CAPTIONS, again)
         try:
-            made = from_json((folder / "cache.json").read_bytes())
-            self._size, self.texts, self.num_classes = made["examples"], made["texts"], made["num_classes"]
+            self._size, self.texts, self.num_classes = int(made["examples"]), made["texts"], made["num_classes"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"data.latents={folder}: cache.json is damaged ({error}): make it again") from None
+            raise InputError(f"data.latents={folder}: cache.json is damaged ({reason(error)}): {again}") from None
         for key, value in about.items():
             if made.get(key) != json.loads(json.dumps(value)):
                 raise InputError(
-                    f"data.latents={folder} was made with {key} {made.get(key)}, this run has {value}: make it again "
-                    "with python -m vidjax.data.cache"
+                    f"data.latents={folder} was made with {key} {made.get(key)}, this run has {value}: {again}"
                 )
-        self._records = ArrayRecordDataSource(sorted(str(path) for path in folder.glob("latents-*.array_record")))
-        if len(self._records) != self._size:
-            raise InputError(f"data.latents={folder} has {len(self._records)} of {self._size} examples: make it again")
-        self._heldout, self.null = (load_file(folder / f"{name}.safetensors") for name in ("heldout", "null"))
+        files = sorted(folder.glob("latents-*.array_record"))
+        for file in files:
+            open_regular(file, again).close()
+        try:
+            self._records = ArrayRecordDataSource([str(file) for file in files])
+            found = len(self._records)
+            self._heldout, self.null = (load_file(folder / f"{name}.safetensors") for name in ("heldout", "null"))
+        except Exception as error:  # the readers raise many kinds
+            raise InputError(f"data.latents={folder} is damaged ({reason(error)}): {again}") from None
+        if found != self._size:
+            raise InputError(f"data.latents={folder} has {found} of {self._size} examples: {again}")
+        self.broken: dict[int, str] = {}  # number of an example that cannot be read -> why
 
     def __len__(self) -> int:
         return self._size
@@ -99,10 +113,26 @@ class Latents:
     ) -> Iterator[dict[str, np.ndarray]]:
         """As `Dataset.batches`, encoded (see `encoded.encode_once`)."""
         if batch_size < 1 or batch_size % process_count:
-            raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
+            raise InputError(
+                f"train.batch_size={batch_size} does not divide over {process_count} processes: make it a multiple"
+            )
         own = batch_size // process_count
         return (self._batch(step * batch_size + process_index * own, own) for step in itertools.count(start_step))
 
     def _batch(self, first: int, count: int) -> dict[str, np.ndarray]:
-        examples = [load(self._records[n % self._size]) for n in range(first, first + count)]
+        examples = [self._example(n % self._size) for n in range(first, first + count)]
         return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+    def _example(self, index: int) -> dict[str, np.ndarray]:
+        """An example, or the next one that can be read, which is then marked as a substitute."""
+        used, example = next_readable(index, self._size, self._read, self.broken, self._warn)
+        return example if used == index else {**example, "substituted": np.array(True)}
+
+    def _read(self, index: int) -> dict[str, np.ndarray]:
+        try:
+            return load(self._records[index])
+        except Exception as error:  # the readers raise many kinds
+            raise BrokenClip(f"its record is damaged ({reason(error)})") from None
+
+    def _warn(self, index: int, why: str) -> None:
+        logger.warning("example %d of %s is left out: %s", index, self._folder, why)

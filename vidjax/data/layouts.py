@@ -8,6 +8,7 @@ from pathlib import Path
 from vidjax.data.pictures import in_order
 from vidjax.data.source import VIDEO_SUFFIXES, Source, must_exist, of_paths, sidecar
 from vidjax.errors import InputError
+from vidjax.inputs import decode, read_bytes
 
 
 def frames(path: str, split: str = "") -> Source:
@@ -41,7 +42,8 @@ def ucf101(path: str, split: str = "train") -> Source:
     index = lists / "classInd.txt"
     if short := [line for line in _lines(index) if len(line.split()) < 2]:
         raise InputError(f"{index} has the line {short[0]!r}: a line is a number and a class, 1 ApplyEyeMakeup")
-    classes = [line.split()[1] for line in _lines(index)]
+    names = [line.split()[1] for line in _lines(index)]
+    classes = {name: names.index(name) for name in names}
     if split == "all":
         files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.avi"))
     else:
@@ -55,13 +57,11 @@ def ucf101(path: str, split: str = "train") -> Source:
         if group not in classes:
             raise InputError(f"{file} is of no class in {index}: move it out of {root}")
     words = [re.sub(r"(?<!^)(?=[A-Z])", " ", group).lower() for group in groups]
-    return of_paths([root / file for file in files], words, [classes.index(g) for g in groups], len(classes))
+    return of_paths([root / file for file in files], words, [classes[g] for g in groups], len(names))
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return [line for line in decode(read_bytes(path), path).splitlines() if line.strip()]
 
 
 def pattern(path: str, split: str = "") -> Source:
@@ -86,6 +86,7 @@ def pattern(path: str, split: str = "") -> Source:
     if not matches:
         raise InputError(f"no videos at data.path={path}: * is any part of a name, {{class}} one that matters")
     texts = [sidecar(clip, ", ".join(named.values()).replace("_", " ")) for clip, named in matches.items()]
-    classes = sorted({named["class"] for named in matches.values()}) if "class" in words else []
-    labels = [classes.index(named["class"]) if classes else -1 for named in matches.values()]
+    names = sorted({named["class"] for named in matches.values()}) if "class" in words else []
+    classes = {name: k for k, name in enumerate(names)}
+    labels = [classes[named["class"]] if classes else -1 for named in matches.values()]
     return of_paths(list(matches), texts, labels, len(classes))

@@ -1,37 +1,72 @@
 """What the tables of an mp4 or mov file promise, before a decoder believes them and makes room for it."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from io import BufferedIOBase
+from typing import NamedTuple
 
 # The boxes of ISO 14496-12 and of QuickTime that hold boxes.
 HOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"edts", b"dinf", b"mvex", b"udta", b"tref"}
 
 
-def promised(file: BufferedIOBase) -> tuple[int, int]:
-    """(bytes of all samples that tables promise without listing them, bytes of the file).
+class Promise(NamedTuple):
+    """Of a file of `size` bytes: bytes of all samples that it does not list one by one, and samples to make room for
+    (libav takes 32 bytes for each, so that a byte in a file may cost 32 in memory)."""
+
+    bytes: int
+    samples: int
+    size: int
+
+
+@dataclass
+class _Track:
+    """Of a track's boxes: what it is of, (number, duration) of its time table, number of samples."""
+
+    handlers: set[bytes] = field(default_factory=set)
+    ticks: set[tuple[int, int]] = field(default_factory=set)
+    samples: int = 0
+
+
+def promised(file: BufferedIOBase) -> Promise:
+    """What the file promises; nothing if it is no mp4 and no mov.
 
     A sample size box (stsz) may give one size for all samples, a fragment (trun) none for any: a few bytes then stand
-    for billions of samples. Listed ones take room in the file themselves. (0, size) for what is no such file.
+    for billions of samples. Sound whose samples are one tick each is read in chunks, without room for each.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(4)
-    return (_promised(file, 0, size) if file.read(4) in (b"ftyp", b"moov", b"mdat", b"free", b"wide") else 0), size
+    claim, tracks = 0, [_Track()]
+    if file.read(4) in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):
+        for kind, body in _boxes(file, 0, size):
+            first, second, third = (int.from_bytes(body[at : at + 4]) for at in (4, 8, 12))
+            track = tracks[-1]
+            if kind == b"trak":
+                tracks.append(_Track())
+            elif kind == b"hdlr" and body[8:12] in (b"soun", b"vide"):
+                track.handlers.add(body[8:12])
+            elif kind == b"stts":
+                track.ticks.add((first, third))
+            elif kind == b"stsz":
+                claim += first * second
+                track.samples += second
+            elif kind == b"trun":
+                claim += 0 if int.from_bytes(body[1:4]) & 0xF00 else first  # listed ones take room in the file
+                tracks[0].samples += first
+    lists = (track.samples for track in tracks if (track.handlers, track.ticks) != ({b"soun"}, {(1, 1)}))
+    return Promise(claim, sum(lists), size)
 
 
-def _promised(file: BufferedIOBase, at: int, end: int, depth: int = 0) -> int:
-    total = 0
+def _boxes(file: BufferedIOBase, at: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and first 16 bytes of the boxes between two places, those in others behind them."""
     while at + 8 <= end and depth < 16:
         file.seek(at)
-        head = file.read(24)
-        length, kind, body = int.from_bytes(head[:4]), head[4:8], 8
+        head = file.read(32)
+        length, kind, start = int.from_bytes(head[:4]), head[4:8], 8
         if length == 1:  # 64 bits of it follow
-            length, body = int.from_bytes(head[8:16]), 16
-        after = at + length if length >= body else end
+            length, start = int.from_bytes(head[8:16]), 16
+        after = at + length if length >= start else end
+        yield kind, head[start : start + 16]
         if kind in HOLDERS:
-            total += _promised(file, at + body, min(after, end), depth + 1)
-        elif kind == b"stsz":
-            total += int.from_bytes(head[12:16]) * int.from_bytes(head[16:20])
-        elif kind == b"trun" and not int.from_bytes(head[9:12]) & 0xF00:  # nothing listed
-            total += int.from_bytes(head[12:16])
+            yield from _boxes(file, at + start, min(after, end), depth + 1)
         at = after
-    return total

@@ -1,17 +1,31 @@
-"""A folder of numbered pictures, read as the frames of a clip."""
+"""Pictures, all through Pillow: one, an animated one, or a folder of numbered ones, read as the frames of a clip."""
 
-import os
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data.video_io import BrokenClip, check_decoded, check_size, resize
+from vidjax.data.orientation import EXIF, Turn
+from vidjax.data.video_io import ArrayVideo, BrokenClip, check_decoded, check_size, resize
+from vidjax.errors import InputError
+from vidjax.inputs import open_regular
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM")  # whatever a name ends in: others run programs to read a file
+# Whatever a name ends in: for other formats Pillow runs programs. What their files begin with:
+FORMATS = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF....WEBP",
+    "BMP": rb"BM",
+    "PPM": rb"P[1-6]\s",
+}
+BEGINNING = re.compile(b"|".join(FORMATS.values()), re.DOTALL)
+ORIENTATION = 0x0112  # EXIF's tag
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -24,20 +38,77 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted((n for n in names if Path(n).suffix.lower() in SUFFIXES), key=natural)
 
 
-def read_picture(path: str | Path, mode: str = "RGB") -> UInt8[np.ndarray, "h w *c"]:
-    """Its pixels as of `mode`. Raises BrokenClip if it is in none of these formats, damaged or too large."""
+def is_picture(file: str | Path | bytes) -> bool:
+    """Whether the file, or what is in it, begins as one of a picture; no file at all does not."""
+    if isinstance(file, bytes):
+        return bool(BEGINNING.match(file))
+    with suppress(InputError, OSError), open_regular(file) as opened:
+        return bool(BEGINNING.match(opened.read(16)))
+    return False
+
+
+def read_picture(file: str | Path | bytes, mode: str = "RGB") -> UInt8[np.ndarray, "h w *c"]:
+    """Its pixels as of `mode` and as it is shown: turned as EXIF says, 16 bits a channel scaled to 8; of an animated
+    one the first frame. Raises BrokenClip if it is in none of these formats, damaged or too large."""
+    with _opened(file) as image:
+        return _pixels(image, mode)
+
+
+@contextmanager
+def _opened(file: str | Path | bytes) -> Iterator[Any]:
+    """Pillow's image. Raises BrokenClip, also for what is raised inside."""
     from PIL import Image
 
-    if not os.path.isfile(path):
-        raise BrokenClip(f"{Path(path).name} is not a file")
+    name = "it" if isinstance(file, bytes) else Path(file).name
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        opened = io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
+    except InputError:
+        raise BrokenClip(f"{name} is not a file") from None
+    try:
+        with opened, Image.open(opened, formats=tuple(FORMATS)) as image:
             check_size(image.height, image.width)
-            return np.asarray(image.convert(mode))
+            yield image
     except BrokenClip:
         raise
     except Exception as error:  # decoders raise many kinds
-        raise BrokenClip(f"{Path(path).name} is not a readable picture") from error
+        raise BrokenClip(f"{name} is not a readable picture") from error
+
+
+def _pixels(image: Any, mode: str) -> UInt8[np.ndarray, "h w *c"]:
+    from PIL import Image
+
+    turn = Turn()
+    with suppress(Exception):  # EXIF that cannot be parsed says nothing
+        turn = EXIF.get(image.getexif().get(ORIENTATION), turn)
+    if image.mode.startswith("I"):  # grey, 0 to 65535, which `convert` would cut at 255
+        grey = (np.asarray(image).astype(np.uint32).clip(0, 65535) * 255 + 32767) // 65535
+        image = Image.fromarray(grey.astype(np.uint8))
+    return np.ascontiguousarray(turn(np.asarray(image.convert(mode))))
+
+
+class Picture(ArrayVideo):
+    """A picture as a clip of one frame, or an animated PNG or WebP as one of all its frames.
+
+    Raises BrokenClip as `read_picture` does, and for an animation that is more than memory should hold.
+    """
+
+    def __init__(self, file: str | Path | bytes):
+        self._file = file
+        with _opened(file) as image:
+            count = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+            first = int(count > 1 and getattr(image, "default_image", False))  # shown by what cannot animate
+            check_decoded(count, image.height, image.width)
+            frames, seconds = [], 0.0
+            for i in range(first, count):
+                image.seek(i)
+                frames.append(_pixels(image, "RGB"))
+                seconds += image.info.get("duration", 0) / 1000
+        super().__init__(np.stack(frames), len(frames) / seconds if seconds else 1.0)
+
+    @property
+    def encoded(self) -> bytes:
+        """The file itself."""
+        return self._file if isinstance(self._file, bytes) else Path(self._file).read_bytes()
 
 
 class Pictures:

@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from vidjax.data import transforms
-from vidjax.data.source import Item, OpenClip, Source
+from vidjax.data.source import Item, OpenClip, Source, next_readable
 from vidjax.data.sources import SOURCES, make_source
 from vidjax.data.video_io import ArrayVideo, BrokenClip
 from vidjax.errors import InputError, check_range
@@ -83,6 +83,26 @@ def _one_of(name: str, value: str, known) -> None:
         raise InputError(f"data.{name}={value!r} is unknown: {hint}")
 
 
+class _Each(Sequence[str]):
+    """What items have under a name."""
+
+    def __init__(self, source: Source, name: str):
+        self._source, self._name = source, name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return [getattr(self._source[i], self._name) for i in places]
+        return getattr(self._source[places], self._name)
+
+
+class TooShort(BrokenClip):
+    """A clip without a single window."""
+
+
 class Dataset:
     """Clips as training batches and as evaluation windows. `make_dataset` makes one."""
 
@@ -113,14 +133,14 @@ class Dataset:
         return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)).tolist()
 
     @property
-    def clips(self) -> list[str]:
-        """Names of all clips; reads every record of a record file."""
-        return [self._source[i].name for i in range(len(self))]
+    def clips(self) -> Sequence[str]:
+        """Names of all clips, each looked up when it is asked for."""
+        return _Each(self._source, "name")
 
     @property
-    def texts(self) -> list[str]:
-        """Captions of all clips; reads every record of a record file."""
-        return [self._source[i].text for i in range(len(self))]
+    def texts(self) -> Sequence[str]:
+        """Captions of all clips, each looked up when it is asked for."""
+        return _Each(self._source, "text")
 
     def batches(
         self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
@@ -132,10 +152,13 @@ class Dataset:
         InputError, here and now, for a batch that the processes do not divide or that the data set cannot fill.
         """
         if batch_size < 1 or batch_size % process_count:
-            raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
+            raise InputError(
+                f"train.batch_size={batch_size} does not divide over {process_count} processes: make it a multiple"
+            )
         if len(self) < batch_size:
             raise InputError(
-                f"{len(self)} clips are too few for one batch of {batch_size}: add clips or make the batch smaller"
+                f"{len(self)} clips are too few for one batch of {batch_size}: set train.batch_size={len(self)}, or "
+                "add clips"
             )
         examples: Any = _shuffled(len(self), self._seed).random_map(self._example)
         own: Any = examples.batch(batch_size // process_count)
@@ -174,9 +197,7 @@ class Dataset:
         config, item = self._config, self._source[index]
         try:
             with self._open(index, item) as video:
-                step = transforms.frame_step(video.fps, config.stride, config.fps)
-                first, stop = self._range(video.frames, split)
-                starts = transforms.window_starts(stop - first, config.frames, step)
+                first, starts, step = self._places(video, split)
                 span = transforms.window_span(config.frames, step)
                 at = transforms.spread_starts(starts, span, per_clip)
                 numbers = np.concatenate([transforms.window_indices(first + s, config.frames, step) for s in at])
@@ -192,16 +213,18 @@ class Dataset:
             raise InputError(
                 f"data source {self._config.source!r} has no clips: {self._config.path or 'set data.path'}"
             )
-        reason = None
+        reason, remedy = None, "check data.path"
         for index in range(min(len(self), SCAN)):
             try:
                 self._window(index, self._source[index], np.full(4, 0.5))
                 return
             except BrokenClip as error:
+                if reason is None and isinstance(error, TooShort):
+                    remedy = f"lower data.frames{'' if self._config.fps else ', data.stride'} or data.heldout"
                 reason = reason or f"{self._source[index].name}: {error}"
         tried = min(len(self), SCAN)
         which = f"{'first ' * (tried < len(self))}{tried}"
-        raise InputError(f"none of the {which} clips can be used (the first one: {reason}): check data.path")
+        raise InputError(f"none of the {which} clips can be used (the first one: {reason}): {remedy}")
 
     def _example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One element of a batch; all its random numbers are drawn before anything is read."""
@@ -220,16 +243,10 @@ class Dataset:
 
     def _readable(self, index: int, read: Callable[..., np.ndarray], u: np.ndarray) -> tuple[int, Item, np.ndarray]:
         """`read` of the clip, or of the next one that can be read: (its number, its item, the frames)."""
-        for candidate in (*range(index, len(self)), *range(index)):
-            if candidate in self.broken:
-                continue
-            item = self._source[candidate]
-            try:
-                return candidate, item, read(candidate, item, u)
-            except BrokenClip as reason:
-                self._warn(candidate, item.name, str(reason))
-                self.broken[candidate] = str(reason)
-        raise InputError(f"none of the {len(self)} clips can be read: check data.path={self._config.path!r}")
+        reads = lambda i: (item := self._source[i], read(i, item, u))
+        warn = lambda i, why: self._warn(i, self._source[i].name, why)
+        used, (item, frames) = next_readable(index, len(self), reads, self.broken, warn)
+        return used, item, frames
 
     def _warn(self, index: int, name: str, reason: str) -> None:
         with self._lock:
@@ -241,13 +258,28 @@ class Dataset:
         border = max(frames - self._config.heldout, 0)
         return (0, border) if split == "train" else (border, frames)
 
+    def _places(self, video: OpenClip, split: str) -> tuple[int, int, float]:
+        """The first frame of a split, at how many places windows can begin from there on, and source frames per frame.
+        Raises TooShort if there is none."""
+        config = self._config
+        step = transforms.frame_step(video.fps, config.stride, config.fps)
+        first, stop = self._range(video.frames, split)
+        starts = transforms.window_starts(stop - first, config.frames, step)
+        if not starts:
+            use = {"train": "to train on", "heldout": "held out"}[split]
+            left = f", {stop - first} of them {use} (data.heldout={config.heldout})" if config.heldout else ""
+            pace = f"data.fps={config.fps} from {video.fps:g}" if config.fps else f"data.stride={config.stride}"
+            span = transforms.window_span(config.frames, step)
+            raise TooShort(
+                f"too short: {video.frames} frames{left}; a window needs {span} (data.frames={config.frames}, {pace})"
+            )
+        return first, starts, step
+
     def _window(self, index: int, item: Item, u: np.ndarray) -> np.ndarray:
         """A training window [t, h, w, c]; u: uniform numbers (place in time, crop down, crop right, mirror)."""
         config = self._config
         with self._open(index, item) as video:
-            step = transforms.frame_step(video.fps, config.stride, config.fps)
-            first, stop = self._range(video.frames, "train")
-            starts = transforms.window_starts(stop - first, config.frames, step)
+            first, starts, step = self._places(video, "train")
             place = {"random": u[0], "start": 0.0, "center": 0.5}[config.window]
             start = first + min(int(place * starts), starts - 1)
             return self._augment(video, transforms.window_indices(start, config.frames, step), u)
@@ -256,7 +288,10 @@ class Dataset:
         """One training frame [h, w, c]."""
         with self._open(index, item) as video:
             stop = self._range(video.frames, "train")[1]
-            transforms.window_starts(stop, 1, 1.0)
+            if not stop:
+                raise TooShort(
+                    f"too short: {video.frames} frames, 0 of them to train on (data.heldout={self._config.heldout})"
+                )
             return self._augment(video, np.array([min(int(u[0] * stop), stop - 1)]), u)[0]
 
     def _augment(self, video: OpenClip, numbers: np.ndarray, u: np.ndarray) -> np.ndarray:

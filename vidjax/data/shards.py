@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vidjax.data.pictures import Picture
 from vidjax.data.screening import Drop, Finding, Part, Rules, Seen, examine
 from vidjax.data.source import OpenClip, Source
 from vidjax.data.sources import make_source
@@ -185,7 +186,7 @@ def _example(
     if item.name != clip:
         raise InputError(f"clip {index} of {job.path} was {clip} and is {item.name}: remove {job.folder}, begin again")
     with item.open() as video:
-        whole = isinstance(video, Video) and stop - start == frames
+        whole = isinstance(video, Video | Picture) and stop - start == frames
         data = video.encoded if whole else _encode(video, start, stop)
     label = {"label": item.label} if job.clips.num_classes else {}
     return {"video": data, "caption": item.text, "name": name, **label}

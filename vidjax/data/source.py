@@ -1,17 +1,21 @@
 """What a data set is: a sequence of named, captioned, labelled clips that open when they are needed."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from vidjax.data.pictures import Pictures
-from vidjax.data.video_io import ArrayVideo, Video
+from vidjax.data.pictures import Picture, Pictures, is_picture
+from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
 from vidjax.errors import InputError
+from vidjax.inputs import decode, open_regular
 from vidjax.limits import MAX_TEXT
 
 # A context manager with frames, fps, height, width, channels and read(indices, size).
 OpenClip = Video | ArrayVideo | Pictures
+T = TypeVar("T")
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".gif"}
 
 
@@ -46,9 +50,38 @@ class Source:
         return self.item(int(index))
 
 
-def open_path(path: Path) -> OpenClip:
-    """A video file, or a folder of numbered pictures."""
-    return Pictures(path) if os.path.isdir(path) else Video(path)
+def broken_item(name: str, why: str) -> Item:
+    """An item that raises BrokenClip when it is opened."""
+
+    def refuse() -> OpenClip:
+        raise BrokenClip(why)
+
+    return Item(name, "", -1, refuse)
+
+
+def next_readable(
+    index: int, size: int, read: Callable[[int], T], broken: dict[int, str], warn: Callable[[int, str], None]
+) -> tuple[int, T]:
+    """Reads clip `index`, or the next one that can be read, the first behind the last: (its number, what was read).
+
+    Clips that raise BrokenClip are warned of, go to `broken` and are not tried again. Raises InputError if all do.
+    """
+    for candidate in itertools.chain(range(index, size), range(index)):
+        if candidate in broken:
+            continue
+        try:
+            return candidate, read(candidate)
+        except BrokenClip as why:
+            warn(candidate, str(why))
+            broken[candidate] = str(why)
+    raise InputError(f"none of the {size} clips can be read: check config.data")
+
+
+def open_clip(file: str | Path | bytes) -> OpenClip:
+    """A video or a picture, in a file or in memory, whatever it is called; or a folder of numbered pictures."""
+    if not isinstance(file, bytes) and os.path.isdir(file):
+        return Pictures(file)
+    return Picture(file) if is_picture(file) else Video(file)
 
 
 def of_paths(
@@ -57,7 +90,7 @@ def of_paths(
     """A clip a path; what a path holds shows when it is opened."""
 
     def item(i: int) -> Item:
-        return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: open_path(paths[i]))
+        return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: open_clip(paths[i]))
 
     return Source(len(paths), item, num_classes)
 
@@ -72,12 +105,12 @@ def must_exist(path: str, what: str) -> Path:
 
 
 def sidecar(path: Path, otherwise: str) -> str:
-    """The caption in NAME.txt beside a clip, which may be a folder; at most its first `MAX_TEXT` characters."""
+    """The caption in NAME.txt beside a clip, which may be a folder; at most its first `MAX_TEXT` characters.
+
+    Raises InputError for one that is no text (see `decode`)."""
     file = path.with_name((path.name if os.path.isdir(path) else path.stem) + ".txt")
     if not os.path.isfile(file):
         return otherwise
-    try:
-        with open(file, encoding="utf-8", errors="replace") as opened:
-            return opened.read(MAX_TEXT).strip()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}): make it readable, or move it away") from None
+    with open_regular(file, "make it readable, or move it away") as opened:
+        content = opened.read(4 * MAX_TEXT + 4)
+    return decode(content, file, whole=len(content) < 4 * MAX_TEXT)[:MAX_TEXT].strip()

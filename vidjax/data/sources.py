@@ -4,61 +4,40 @@ An Item knows its name, caption and class, and opens into a Video (frames, fps, 
 of one frame. The readers of file formats are imported by the source that needs them.
 """
 
-import csv
 import gzip
 import io
+import itertools
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 
 from vidjax.data.layouts import frames, pattern, ucf101
+from vidjax.data.pictures import SUFFIXES
 from vidjax.data.shapes import shapes_source
-from vidjax.data.source import VIDEO_SUFFIXES, Item, Source, must_exist, of_paths, sidecar
-from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
-from vidjax.errors import InputError
-from vidjax.limits import MAX_DECODED, from_json
-
-SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"
-WEBVID_COLUMNS = ("videoid", "page_dir", "name")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-
-
-def webvid(path: str = "", split: str = "train") -> Source:
-    """WebVid's layout: a CSV with columns videoid, page_dir, name (the caption), the files at page_dir/videoid.mp4.
-
-    The files lie beside the CSV, or under `videos/` beside it. `path` is the CSV, or a folder with one CSV (or one
-    whose name has `split`) in it; "" is the clips that ship with the package. Missing files show when they are read.
-    A page_dir may lead out of the folder: what is there is read as a video, or not at all. Raises InputError.
-    """
-    table = must_exist(path, "a WebVid CSV or its folder") if path else SHIPPED
-    if table.is_dir():
-        tables = sorted(table.glob("*.csv"))
-        tables = [t for t in tables if split in t.stem] if len(tables) > 1 else tables
-        if len(tables) != 1:
-            raise InputError(f"{len(tables)} CSV files to choose from in {table}: set data.path to the one to read")
-        table = tables[0]
-    if not table.is_file():
-        raise InputError(f"{table} is not a file: set data.path to a WebVid CSV")
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = _webvid_rows(table, csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} is not a table to read ({error}): write it as CSV in UTF-8") from None
-    root = table.parent / "videos" if (table.parent / "videos").is_dir() else table.parent
-    return of_paths([root / page / f"{key}.mp4" for key, page, _ in rows], [text for *_, text in rows])
-
-
-def _webvid_rows(table: Path, reader: csv.DictReader) -> list[list[str]]:
-    missing = [c for c in WEBVID_COLUMNS if c not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(f"{table} has no column {', '.join(missing)}: a WebVid CSV has {', '.join(WEBVID_COLUMNS)}")
-    return [[(row[c] or "").strip() for c in WEBVID_COLUMNS] for row in reader]
+from vidjax.data.source import (
+    VIDEO_SUFFIXES,
+    Item,
+    OpenClip,
+    Source,
+    broken_item,
+    must_exist,
+    of_paths,
+    open_clip,
+    sidecar,
+)
+from vidjax.data.video_io import ArrayVideo, BrokenClip
+from vidjax.data.webvid import SHIPPED as SHIPPED
+from vidjax.data.webvid import webvid
+from vidjax.errors import InputError, reason
+from vidjax.inputs import decode, open_regular, read_bytes, read_json
+from vidjax.limits import MAX_CAPTIONS, MAX_DECODED, from_json
 
 
 def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VIDEO_SUFFIXES)) -> Source:
@@ -74,30 +53,35 @@ def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VID
     if not paths:
         raise InputError(f"no files to read in {path}: expected names ending in {' '.join(sorted(suffixes))}")
     captions = _captions_file(root / "captions.json")
-    groups = [p.relative_to(root).parts[0] if p.parent != root else "" for p in paths]
-    classes = sorted(set(groups) - {""})
+    names = [p.relative_to(root) for p in paths]
+    groups = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
+    classes = {group: k for k, group in enumerate(sorted(set(groups) - {""}))}
     texts = [
-        sidecar(p, captions.get(p.relative_to(root).as_posix(), g.replace("_", " "))) for p, g in zip(paths, groups)
+        sidecar(p, captions.get(name.as_posix(), group.replace("_", " ")))
+        for p, name, group in zip(paths, names, groups)
     ]
-    return of_paths(paths, texts, [classes.index(g) if g else -1 for g in groups], len(classes))
+    return of_paths(paths, texts, [classes.get(group, -1) for group in groups], len(classes))
 
 
 def _captions_file(path: Path) -> dict[str, str]:
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
+    remedy = 'write {"name.mp4": "caption"}'
     try:
-        found = from_json(path.read_text(encoding="utf-8"))
+        found = from_json(decode(read_bytes(path, MAX_CAPTIONS, remedy), path))
         found = found if isinstance(found, dict) else {entry["file"]: entry["caption"] for entry in found}
         if wrong := [name for name, caption in found.items() if not isinstance(caption, str)]:
             raise ValueError(f"the caption of {wrong[0]} is no text")
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path} is not a captions file ({error}): write {{"name.mp4": "caption"}}') from error
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a captions file ({reason(error)}): {remedy}") from None
 
 
 def images(path: str, split: str = "") -> Source:
     """All pictures under a folder, each a clip of one frame; captions and classes as of `folder`."""
-    return folder(path, split, IMAGE_SUFFIXES)
+    return folder(path, split, SUFFIXES)
 
 
 def clip(path: str, split: str = "") -> Source:
@@ -116,6 +100,8 @@ def idx(path: str, split: str = "train") -> Source:
     """
     root = must_exist(path, "a folder with IDX files")
     images, labels = (read_idx(_idx_file(root, split, kind)) for kind in ("images", "labels"))
+    if images.ndim == 3 and 0 in images.shape[1:]:
+        raise InputError(f"{path}: the {split} images have {images.shape[1]}x{images.shape[2]} pixels: get them again")
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise InputError(
             f"{path}: images {images.shape} and labels {labels.shape} in the {split} IDX files do not belong together"
@@ -139,7 +125,7 @@ def _idx_file(root: Path, split: str, kind: str) -> Path:
 def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
     """The array in an IDX file of bytes (LeCun's format: two zeros, type 8, number of axes, sizes, data)."""
     try:
-        with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
+        with open_regular(path) as opened, _unpacked(opened, path) as file:
             head = file.read(4)
             if head[:3] != b"\0\0\x08":
                 raise ValueError("its first bytes are not those of an IDX file of bytes")
@@ -147,8 +133,14 @@ def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
             if math.prod(shape) > MAX_DECODED:
                 raise ValueError(f"it speaks of {math.prod(shape)} bytes, more than {MAX_DECODED}")
             return np.frombuffer(file.read(math.prod(shape)), np.uint8, math.prod(shape)).reshape(shape)
+    except InputError:
+        raise
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise InputError(f"{path} is not a whole IDX file ({error}): get it again") from error
+        raise InputError(f"{path} is not a whole IDX file ({reason(error)}): get it again") from None
+
+
+def _unpacked(file: BinaryIO, path: str | Path) -> Any:
+    return gzip.open(file) if Path(path).suffix == ".gz" else file
 
 
 def tfds(path: str, split: str = "train") -> Source:
@@ -183,7 +175,10 @@ def tfds(path: str, split: str = "train") -> Source:
     text_key = next((key for key in ("caption", "text") if key in features), None)
 
     def item(i: int) -> Item:
-        record = records[i]
+        try:
+            record = records[i]
+        except Exception as error:  # of the reader's and the decoders' many kinds
+            return broken_item(f"{path}/{split}#{i}", f"its record is damaged ({reason(error)})")
         label = int(record["label"]) if "label" in features else -1
         text = _text(record[text_key]) if text_key else names[label] if names and label >= 0 else ""
         name = _text(record["name"]) if "name" in features else f"{path}/{split}#{i}"
@@ -203,7 +198,7 @@ def _check_features(path: Path) -> None:
         for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             yield from names(part)
 
-    for name in names(from_json(path.read_bytes())):
+    for name in names(read_json(path, remedy="prepare the data set again")):
         if "." in name and not name.startswith("tensorflow_datasets.core.features."):
             raise InputError(f"{path} names the feature {name}, code that is not tfds's: it is not read")
 
@@ -212,12 +207,12 @@ def _text(value) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _open_value(value) -> Video | ArrayVideo:
+def _open_value(value) -> OpenClip:
     """Encoded bytes, frames [t, h, w, c], or an image [h, w, c]."""
     if isinstance(value, (bytes, np.bytes_)):
-        return Video(bytes(value))
+        return open_clip(bytes(value))
     if isinstance(value, np.ndarray) and value.dtype == object:
-        return Video(bytes(value.item()))
+        return open_clip(bytes(value.item()))
     array = np.asarray(value)
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise BrokenClip(f"neither encoded bytes nor uint8 frames ({array.dtype}, {array.ndim} axes)")
@@ -236,6 +231,8 @@ def array_record(path: str, split: str = "train") -> Source:
     files = sorted(str(p) for p in root.glob("*array_record*")) if root.is_dir() else [str(root)]
     if not files:
         raise InputError(f"no *.array_record files in {path}")
+    for file in files:
+        open_regular(file, "leave only ArrayRecord files there").close()
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     try:
@@ -245,22 +242,26 @@ def array_record(path: str, split: str = "train") -> Source:
         raise InputError(f"{path} is not ArrayRecord: {' '.join(str(error).split())[:200]}") from error
 
     def item(i: int) -> Item:
-        header, _, data = records[i].partition(b"\n")
+        try:
+            header, _, data = records[i].partition(b"\n")
+        except Exception as error:  # RuntimeError, by version others
+            return broken_item(f"{path}#{i}", f"its record is damaged ({reason(error)})")
         try:
             entry = {"name": "", "text": "", "label": -1} | dict(from_json(header))
             name, text, label = (kind(entry[key]) for kind, key in ((str, "name"), (str, "text"), (int, "label")))
-        except (ValueError, TypeError, OverflowError):
-            name, text, label, data = "", "", -1, b""
-        return Item(name or f"{path}#{i}", text, label, lambda: Video(data))
+        except (ValueError, TypeError, OverflowError) as error:
+            return broken_item(f"{path}#{i}", f"its record has no readable header ({reason(error)})")
+        return Item(name or f"{path}#{i}", text, label, lambda: open_clip(data))
 
     return Source(size, item, _count_classes(item, size))
 
 
 def _count_classes(item: Callable[[int], Item], size: int, most: int = 10_000) -> int:
-    """One more than the greatest label among the first `most` records; 0 without labels."""
-    if item(0).label < 0:
-        return 0
-    return 1 + max(item(i).label for i in range(min(size, most)))
+    """One more than the greatest label among the first `most` records; 0 if the first eight that can be read have
+    none."""
+    labels = (item(i).label for i in range(min(size, most)))
+    first = list(itertools.islice(labels, 8))
+    return 1 + max(itertools.chain(first, labels)) if max(first, default=-1) >= 0 else 0
 
 
 def write_array_record(path: str | Path, items: Sequence[tuple[dict, bytes]]) -> None:

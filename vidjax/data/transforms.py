@@ -6,8 +6,6 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vidjax.data.video_io import BrokenClip
-
 
 def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
     """The (height, width) of the smallest scaled picture, aspect kept, that covers `size`."""
@@ -34,11 +32,8 @@ def window_span(frames: int, step: float) -> int:
 
 
 def window_starts(available: int, frames: int, step: float) -> int:
-    """Number of places where a window fits in `available` frames. Raises BrokenClip when there is none."""
-    span = window_span(frames, step)
-    if span > available:
-        raise BrokenClip(f"too short: {available} frames to use, a window needs {span}")
-    return available - span + 1
+    """Number of places where a window fits in `available` frames."""
+    return max(available - window_span(frames, step) + 1, 0)
 
 
 def window_indices(start: int, frames: int, step: float) -> np.ndarray:

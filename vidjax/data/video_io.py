@@ -1,11 +1,10 @@
 """Video files in and out: only the frames asked for are decoded; what cannot be read raises BrokenClip."""
 
-import bisect
 import io
-import itertools
 import math
 import os
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,12 +15,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidjax.data.mp4_tables import promised
-from vidjax.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS
+from vidjax.data.orientation import Turn, of_matrix
+from vidjax.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS, MAX_SAMPLES
 from vidjax.storage import AnyPath, local_file
 
-# Files with videos, or one picture. Not lists of other files or addresses (concat, hls), whatever their name ends in.
-FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,h264,hevc,m4v,yuv4mpegpipe,dv,apng"
-FORMATS += ",png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
+# Files with videos; `pictures` reads pictures. Not lists of other files or addresses (concat, hls, image2), whatever
+# their name ends in.
+FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,h264,hevc,m4v,yuv4mpegpipe,dv"
+NO_TIME = -(2**63)
+LATE = 64  # packets, at most, before the first frame comes out of a decoder
 
 
 class BrokenClip(ValueError):
@@ -41,8 +43,9 @@ class VideoInfo:
 class Video:
     """An open video file (a path, or the encoded bytes themselves), read at random. A context manager.
 
-    Opening walks through the packets without decoding them: the time stamp of every frame is known, so a frame
-    number means the n-th frame shown, also at a variable frame rate. Raises BrokenClip if there is no readable video.
+    Opening walks through the packets and decodes one frame: the time stamp of every frame is known, so a frame number
+    means the n-th frame shown, also at a variable frame rate, and so is how to turn them: frames, height and width are
+    as a player shows them. Raises BrokenClip if there is no readable video.
     """
 
     channels = 3
@@ -65,22 +68,32 @@ class Video:
     def _index(self) -> None:
         """Time stamps of all frames and of the frames that decoding can start from, in order of display."""
         stream = self._stream = _stream(self._container)
-        self.height, self.width = stream.codec_context.height, stream.codec_context.width
-        check_size(self.height, self.width)
-        full = (p for p in self._container.demux(stream) if p.size)
-        packets = [(p.pts, p.is_keyframe, p.is_discard) for p in itertools.islice(full, MAX_FRAMES + 1)]
-        shown = [(pts, key) for pts, key, discard in packets if not discard]
-        if not shown:
-            raise BrokenClip("no frames in it")
-        if len(packets) > MAX_FRAMES:
-            raise BrokenClip(f"more than {MAX_FRAMES} frames: cut it into several videos")
         # Only mp4's header counts the samples that are in the file; others (AVI) may promise anything.
-        if "mp4" in self._container.format.name and len(packets) < 0.95 * stream.frames:
-            raise BrokenClip(f"truncated: {len(packets)} of {stream.frames} frames")
-        pts = sorted(pts for pts, _ in shown if pts is not None)
-        self._seekable = len(pts) == len(shown) == len(set(pts))
-        self._pts = pts if self._seekable else list(range(len(shown)))
-        self._keys = sorted(pts for pts, key in shown if key) if self._seekable else []
+        claimed = stream.frames if "mp4" in self._container.format.name else 0
+        check_size(stream.codec_context.height, stream.codec_context.width)
+        times, keys, packets, turn = array("q"), array("b"), 0, None
+        for packet in self._container.demux(stream) if claimed <= MAX_FRAMES else ():
+            if turn is None and packets < LATE:
+                turn = _turn(packet)
+            packets += bool(packet.size)
+            if packets > MAX_FRAMES:
+                break
+            if packet.size and not packet.is_discard:
+                times.append(NO_TIME if packet.pts is None else packet.pts)
+                keys.append(packet.is_keyframe)
+        if max(packets, claimed) > MAX_FRAMES:
+            raise BrokenClip(f"more than {MAX_FRAMES} frames: cut it into several videos")
+        if not times:
+            raise BrokenClip("no frames in it")
+        if packets < 0.95 * claimed:
+            raise BrokenClip(f"truncated: {packets} of {claimed} frames")
+        shown, key = np.array(times), np.array(keys, bool)
+        pts = np.unique(shown)
+        self._seekable = len(pts) == len(shown) and pts[0] != NO_TIME
+        self._pts = pts if self._seekable else np.arange(len(shown))
+        self._keys = np.sort(shown[key]) if self._seekable else shown[:0]
+        self._turn = turn or Turn()
+        self.height, self.width = self._turn.size(stream.codec_context.height, stream.codec_context.width)
         self.frames = len(self._pts)
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate and rate > 0 else 25.0
@@ -111,7 +124,7 @@ class Video:
             raise IndexError(f"frames {wanted[0]}..{wanted[-1]} of a clip of {self.frames}")
         size = size or (self.height, self.width)
         check_decoded(len(indices), *size)
-        convert = _Converter(size)
+        convert = _Converter(size, self._turn)
         try:
             found = (self._seek_read(wanted, convert) if self._seekable else None) or self._scan_read(wanted, convert)
         except (av.FFmpegError, OSError) as error:
@@ -122,9 +135,9 @@ class Video:
         """Frames by seeking; None if a seek did not land at or before its target (formats without an index)."""
         frames, found, position = None, {}, None
         for i in wanted:
-            target = self._pts[i]
-            before = bisect.bisect_right(self._keys, target)
-            key = self._keys[before - 1] if before else self._pts[0]
+            target = int(self._pts[i])
+            before = np.searchsorted(self._keys, target, "right")
+            key = int(self._keys[before - 1] if before else self._pts[0])
             if position is None or key > position:
                 self._container.seek(key, stream=self._stream, backward=True)
                 frames = self._container.decode(self._stream)
@@ -197,12 +210,13 @@ def read_frames(
 
 
 class _Converter:
-    """Decoded frame to RGB array of one size. One scaler serves the whole clip: setting it up is costly."""
+    """Decoded frame to RGB array of one size, as it is shown. One scaler serves the whole clip: setting it up is
+    costly."""
 
-    def __init__(self, size: tuple[int, int]):
+    def __init__(self, size: tuple[int, int], turn: Turn):
         from av.video.reformatter import Interpolation, VideoReformatter
 
-        self._size, self._first = size, None
+        self._size, self._turn, self._first = turn.size(*size), turn, None
         self._scaler, self._colours = VideoReformatter(), VideoReformatter()
         self._methods = {True: Interpolation.AREA, False: Interpolation.BICUBIC}
 
@@ -214,7 +228,7 @@ class _Converter:
         if self._size != shape:  # to all of the chroma first: straight to RGB would halve its width
             method = self._methods[self._size[0] < shape[0] or self._size[1] < shape[1]]
             frame = self._scaler.reformat(frame, self._size[1], self._size[0], "yuv444p", interpolation=method)
-        return self._colours.reformat(frame, format="rgb24").to_ndarray()
+        return self._turn(self._colours.reformat(frame, format="rgb24").to_ndarray())
 
 
 def check_size(height: int, width: int) -> None:
@@ -239,13 +253,15 @@ def _check_file(file: str | Path | bytes) -> None:
         raise BrokenClip("not a file" if os.path.exists(file) else "no such file")
     try:
         with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
-            claim, size = promised(opened)
+            tables = promised(opened)
     except OSError as error:
         raise BrokenClip(_reason(error)) from error
-    if not size:
+    if not tables.size:
         raise BrokenClip("zero bytes")
-    if claim > size:
-        raise BrokenClip(f"its tables promise {claim} bytes of frames, the file has {size}")
+    if tables.bytes > tables.size:
+        raise BrokenClip(f"its tables promise {tables.bytes} bytes of frames, the file has {tables.size}")
+    if tables.samples > MAX_SAMPLES:
+        raise BrokenClip(f"its tables promise {tables.samples} frames and sounds: cut it into several videos")
 
 
 def _open(file: str | Path | bytes) -> Any:
@@ -254,7 +270,24 @@ def _open(file: str | Path | bytes) -> Any:
 
     source = io.BytesIO(file) if isinstance(file, bytes) else f"file:{file}"
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    return av.open(source, "r", metadata_errors="ignore", options=options)
+    try:
+        return av.open(source, "r", container_options=options)
+    except UnicodeDecodeError:  # titles that are not in UTF-8; from version 19 on av never raises this
+        source = io.BytesIO(file) if isinstance(file, bytes) else source
+        return av.open(source, "r", metadata_errors="ignore", container_options=options)
+
+
+def _turn(packet: Any) -> Turn | None:
+    """What a packet's first frame, which the decoder may hold back or refuse, says of how it is shown."""
+    import av
+    from av.sidedata.sidedata import Type
+
+    try:
+        frames = packet.decode()
+    except av.FFmpegError:
+        return None
+    matrix = frames[0].side_data.get(Type.DISPLAYMATRIX) if frames else None
+    return of_matrix(bytes(matrix)) if matrix else Turn() if frames else None
 
 
 def _stream(container: Any) -> Any:
