@@ -16,6 +16,7 @@ from vidjax.compiler import jit
 from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
+from vidjax.diffusion import samplers
 from vidjax.diffusion.guidance import (
     at_once,
     classifier_free,
@@ -30,7 +31,7 @@ from vidjax.diffusion.guidance import (
 from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
-from vidjax.diffusion.schedule import Schedule
+from vidjax.diffusion.schedule import SPACINGS, Schedule
 from vidjax.errors import InputError, check_range
 from vidjax.processes import batch_over, gathered, run_over, spread
 from vidjax.settings import choose, construct
@@ -85,9 +86,15 @@ class SampleConfig:
 
     def __post_init__(self):
         choose(self.sampler, SAMPLERS, "sampler")
+        if self.spacing is not None:
+            choose(self.spacing, {name: None for name in SPACINGS}, "sample.spacing")
         check_range(
             "sample.", 1, num_steps=self.num_steps, per_caption=self.per_caption, chunk=self.chunk, tile=self.tile
         )
+        check_range("sample.", -100, 1000, guidance_scale=self.guidance_scale, frame_guidance=self.frame_guidance)
+        check_range("sample.", 0, 1000, reconstruction=self.reconstruction)
+        levels = dict(known_level=self.known_level, lowres_level=self.lowres_level)
+        check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, **levels)
         if not 0.1 <= self.fps <= 1000:
             raise InputError(f"sample.fps={self.fps} is not between 0.1 and 1000 frames per second")
         if not 0 < self.strength <= 1:
@@ -257,7 +264,7 @@ class Generator:
             raise InputError(
                 f"known frames are {known[0].shape}, these videos are {own.shape}, and sample.chunk be None"
             )
-        times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
+        times = samplers.times(make_sampler(how.sampler, how.eta), self.schedule, how.num_steps, how.spacing)
         mesh = self._mesh(shape[0], how.chunk)
         guided, filled = self._guided(how, mesh, len(prompts), shape)
         over = lambda tree, axis=0: batch_over(mesh, tree, filled, axis)
@@ -387,9 +394,10 @@ class Generator:
         self, params, batch, negative, noise, key, velocity, guidance_scale, *, frames, steps, sampler, guided, rescale
     ):
         denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided)
-        times = np.asarray(self.schedule.timesteps(*steps), np.float32)
+        chosen = make_sampler(*sampler)
+        times = samplers.times(chosen, self.schedule, *steps)
         x, key = noise * self.schedule.std(times[0]), jax.random.wrap_key_data(key)
-        return zero_shot(denoise, self.schedule, x, times, frames, velocity, key, sampler=make_sampler(*sampler))
+        return zero_shot(denoise, self.schedule, x, times, frames, velocity, key, sampler=chosen)
 
     def invert(
         self,
@@ -401,7 +409,7 @@ class Generator:
     ) -> Float[Array, "b t h w c"]:
         """The noise from which DDIM in as many steps, without guidance, comes back to these latents."""
         steps = self.defaults.num_steps if num_steps is None else num_steps
-        times = np.asarray(self.schedule.timesteps(steps, self.defaults.spacing), np.float32)[::-1]
+        times = samplers.times(ddim_inverse(), self.schedule, steps, self.defaults.spacing)[::-1]
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
         self._progress = progress or (lambda done: None)
         latents = jnp.asarray(latents, jnp.float32)
@@ -428,7 +436,7 @@ class Generator:
         how = self._how(options)
         if "text" not in self.embedder_names or how.guidance_scale == 1.0:
             raise InputError(f"null_text={how.null_text} wants a model that reads text, and guidance_scale above 1")
-        times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
+        times = samplers.times(ddim_inverse(), self.schedule, how.num_steps, how.spacing)
         negative = self.tokens([how.negative_prompt] * len(prompts))
         mesh = self._mesh(latents.shape[1], how.chunk)
         # the error is a mean over the videos: none is added

@@ -24,8 +24,8 @@ class Schedule:
 
     Time `t` is a float in the schedule's own units, growing with noise from `clean` (alpha 1, sigma 0) to `noisiest`.
     Any shape of `t` that is a leading part of the data's shape serves: a scalar, `[b]`, or `[b, t]`, a level a frame.
-    Tables: t = 0 .. steps-1 are their entries, -1 is `clean`; between two entries (alpha, sigma) runs on the chord, put
-    back on the unit circle, which stays finite at both ends.
+    Tables: t = 0 .. steps-1 are their entries, -1 is `clean`; between two entries sigma / alpha is linear in t, as in
+    `diffusers`, where pure noise (alpha 0) counts as a sixteenth of the alpha before it.
     """
 
     path: Callable  # t -> (alpha, sigma)
@@ -35,9 +35,11 @@ class Schedule:
     noisiest: float
     clean: float
     span: tuple[float, float]  # logsnr at the two ends of the spacings that go by noise level
-    spacing: str = "trailing"  # what `timesteps` uses unless told
+    spacing: str | None = "trailing"  # what `timesteps` uses unless told; None: what the sampler uses in `diffusers`
     offset: int = 0  # of "leading", likewise
     steps: int | None = None  # entries of the table; None: continuous
+    end: float | None = None  # where DDIM and PNDM end, if not at `clean`
+    sigma_end: float | None = None  # where Euler's method, DPM-Solver++ and UniPC end, likewise
     sigma_data: float = 1.0  # standard deviation of x0, for "v" and for the input scale
     unit_input: bool = False  # the network sees xt divided by its standard deviation
 
@@ -111,15 +113,23 @@ class Schedule:
         return self.quantile(u).astype(jnp.float32)
 
     def timesteps(
-        self, num_steps: int, spacing: str | None = None, offset: int | None = None
+        self,
+        num_steps: int,
+        spacing: str | None = None,
+        offset: int | None = None,
+        *,
+        more: int = 0,
+        whole: bool = True,
+        end: float | None = None,
     ) -> Float[np.ndarray, "n"]:
-        """`num_steps + 1` decreasing times, the last one `clean`, for `samplers.sample`.
+        """`num_steps + 1` decreasing times, the last one `end`, by default `clean`. `samplers.times` gives a sampler's.
 
         leading, trailing, linspace: as DDIM's in `diffusers` for tables (`offset` is its `steps_offset`, for leading),
         even steps for continuous schedules. karras: Karras et al. 2022 eq. 5, rho = 7. logsnr: even in logsnr (Lu et
-        al. 2022). The last two land between the entries of a table. Raises InputError.
+        al. 2022). The last two land between the entries of a table. more: leading and linspace are laid out for so many
+        more steps, of which the last are left out. whole: linspace takes entries of the table only. Raises InputError.
         """
-        spacing, n = spacing or self.spacing, num_steps
+        spacing, n = spacing or self.spacing or "leading", num_steps
         offset = self.offset if offset is None else offset
         if spacing not in SPACINGS:
             raise InputError(f"timestep spacing {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
@@ -133,12 +143,14 @@ class Schedule:
         elif self.steps is None:
             times = np.linspace(self.noisiest, self.clean, n + 1)[:-1]
         elif spacing == "leading":
-            times = np.arange(n)[::-1] * (self.steps // n) + offset
+            laid = min(n + more, self.steps)
+            times = np.arange(laid)[::-1][:n] * (self.steps // laid) + offset
         elif spacing == "trailing":
             times = np.round(np.arange(self.steps, 0, -self.steps / n))[:n] - 1
         else:
-            times = np.round(np.linspace(0, self.steps - 1, n))[::-1]
-        return np.append(times, self.clean).astype(np.float32)
+            times = np.linspace(0, self.steps - 1, n + more)[::-1][:n]
+            times = np.round(times) if whole else times
+        return np.append(times, self.clean if end is None else end).astype(np.float32)
 
     def _unit_circle(self, t: ArrayLike, x: Float[Array, "..."]):
         """(alpha sigma_data, sigma) over the standard deviation of xt, and that deviation."""
@@ -163,26 +175,24 @@ def table(betas: np.ndarray, *, zero_snr: bool = False, set_alpha_to_one: bool =
     """The discrete diffusion of Ho et al. 2020 with these betas; variance preserving.
 
     `zero_snr`: the last entry becomes pure noise (Lin et al. 2024, algorithm 1); the prediction should then be "v".
-    `set_alpha_to_one=False`: sampling ends at entry 0 instead of clean data, as Stable Diffusion's DDIM does.
+    `set_alpha_to_one=False`: DDIM and PNDM end at entry 0 instead of clean data, as with Stable Diffusion.
     """
     steps, root = len(betas), np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
     if zero_snr:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    alphas = np.concatenate([[1.0 if set_alpha_to_one else root[0]], root])
-    sigmas = np.sqrt(1 - alphas**2)
+    alphas = np.concatenate([[1.0], root])
+    sigmas, floored = np.sqrt(1 - alphas**2), np.where(alphas > 0, alphas, alphas[-2] / 16)
 
     def path(t):
         low = jnp.clip(jnp.floor(t), -1, steps - 2)
         w, i = jnp.clip(t - low, 0, 1), low.astype(jnp.int32) + 1
-        mix = lambda y: (1 - w) * jnp.asarray(y, jnp.float32)[i] + w * jnp.asarray(y, jnp.float32)[i + 1]
-        alpha, sigma = mix(alphas), mix(sigmas)
+        at = lambda y, i: jnp.asarray(y, jnp.float32)[i]
+        own, other = (1 - w) * at(floored, i + 1), w * at(floored, i)  # on the chord from (alpha, sigma) to the next
+        alpha, sigma = (own * at(y, i) + other * at(y, i + 1) for y in (alphas, sigmas))
         return alpha / jnp.hypot(alpha, sigma), sigma / jnp.hypot(alpha, sigma)
 
     def time(logsnr):
-        k = np.exp(-0.5 * logsnr)  # sigma / alpha, increasing over the table; a chord is met where sigma = k alpha
-        i = np.clip(np.searchsorted(sigmas / np.maximum(alphas, _TINY), k) - 1, 0, steps - 1)
-        w = (k * alphas[i] - sigmas[i]) / (sigmas[i + 1] - sigmas[i] - k * (alphas[i + 1] - alphas[i]))
-        return i - 1 + np.clip(w, 0, 1)
+        return np.interp(np.exp(-0.5 * logsnr), sigmas / floored, np.arange(-1, steps))
 
     logsnr = 2 * np.log(alphas[1 : -1 if zero_snr else None] / sigmas[1 : -1 if zero_snr else None])
     return Schedule(
@@ -194,6 +204,7 @@ def table(betas: np.ndarray, *, zero_snr: bool = False, set_alpha_to_one: bool =
         clean=-1.0,
         span=(float(logsnr[-1]), float(logsnr[0])),
         steps=steps,
+        end=None if set_alpha_to_one else 0.0,
     )
 
 
