@@ -145,7 +145,7 @@ class Generator:
         self.graphdef, self.dtype = graphdef, dtype
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         self.params = params
-        self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
+        self._schedule, self._prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
         self.below: Generator | None = None  # whose videos this one makes larger, see vidjax.cascade
         self._progress: Callable[[int], None] = lambda done: None
@@ -154,8 +154,18 @@ class Generator:
         self._nulled = jit(self._null_text, static_argnames=("chunk", "updates"))
         self._moved = jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
         self._encode = jit(lambda params, video: self._model(params).latents(video))
-        self._decode = jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
+        self._decode = jit(self._seen)
         self._through = jit(self._reconstruct)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Compiled into the samplers, so it cannot be set: another one is another Generator's."""
+        return self._schedule
+
+    @property
+    def prediction(self) -> str:
+        """What the network says; likewise."""
+        return self._prediction
 
     @property
     def params(self) -> Params:
@@ -260,6 +270,8 @@ class Generator:
         noise = own if noise is None else noise
         if noise.shape != own.shape:
             raise InputError(f"the noise has shape {noise.shape}, these videos start from {own.shape}; change either")
+        if not np.isfinite(noise).all():
+            raise InputError("the noise to start from has values that are not finite (NaN or infinity)")
         if known is not None and (known[0].shape != own.shape or known[1].shape != shape[:1] or how.chunk):
             raise InputError(
                 f"known frames are {known[0].shape}, these videos are {own.shape}, and sample.chunk be None"
@@ -305,7 +317,7 @@ class Generator:
             chunk=how.chunks,
             report=progress is not None,
         )
-        return found[: len(prompts)]
+        return finite(found[: len(prompts)])
 
     def _run(self, function: Callable[..., Any], mesh: Mesh, *args: Any, **static: Any) -> Any:
         """A compiled function over a mesh; what it gives, for this process."""
@@ -341,6 +353,7 @@ class Generator:
     def _start(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
         """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list), and in a
         cascade, whose stages must not start from the same numbers, of the size."""
+        check_range("", 0, 2**63 - 1, seed=seed)
         key = jax.random.key(seed)
         if "lowres" in self.embedder_names:
             key = jax.random.fold_in(key, int(np.prod(shape)))
@@ -388,7 +401,7 @@ class Generator:
             guided=guided,
             rescale=how.rescale,
         )
-        return found[: len(prompts)]
+        return finite(found[: len(prompts)])
 
     def _in_motion(
         self, params, batch, negative, noise, key, velocity, guidance_scale, *, frames, steps, sampler, guided, rescale
@@ -418,7 +431,7 @@ class Generator:
         over = partial(batch_over, mesh, size=-(-len(latents) // ways) * ways)
         args = self._on(mesh, self.params), over(self.conditions(prompts)), over(latents), times, steps
         static = dict(chunk=self.defaults.chunks, report=progress is not None)
-        return self._run(self._inverted, mesh, *args, **static)[: len(latents)]
+        return finite(self._run(self._inverted, mesh, *args, **static)[: len(latents)])
 
     def _invert(self, params, batch, latents, times, num_steps, *, chunk, report):
         model = self._model(params)
@@ -466,7 +479,12 @@ class Generator:
         """Videos of latents."""
         return self._in_parts("decoder", self._decode, latents)
 
-    def _in_parts(self, part: str, run: Callable[..., Array], x: Array | np.ndarray) -> np.ndarray:
+    def _seen(self, params, z):
+        """Pixels, and whether they are any."""
+        pixels = self._model(params).pixels(z)
+        return to_uint8(pixels), jnp.isfinite(pixels).all(tuple(range(1, pixels.ndim)))
+
+    def _in_parts(self, part: str, run: Callable[..., Any], x: Array | np.ndarray) -> np.ndarray:
         """Some frames at a time, if that part of the codec takes each by itself: memory does not grow with the clip. Or
         in tiles, where the recipe says so."""
         codec, how = self.codec, self.defaults
@@ -474,7 +492,8 @@ class Generator:
 
         def whole(x: Array | np.ndarray) -> np.ndarray:
             mesh = self._mesh(x.shape[1] // stride)
-            return run_over(mesh, run, self._on(mesh, self.params), x)
+            found = run_over(mesh, run, self._on(mesh, self.params), x)
+            return check_finite(*found) if part == "decoder" else found
 
         if isinstance(codec, Codec) and how.tile:
             pixels = {"encoder": "strides", "decoder": "into"}[part]
@@ -516,8 +535,14 @@ class Generator:
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
         """The batch entries that the model's embedders read. Raises InputError if they do not fit the model."""
         batch = {"size": jnp.zeros((len(prompts), 0)), **self.tokens(prompts)}
-        if "label" in self.embedder_names:
-            batch["label"] = jnp.asarray([p if isinstance(p, int) else -1 for p in prompts])
+        labels, names = [p if isinstance(p, int) else -1 for p in prompts], self.embedder_names
+        if "label" in names:
+            check_range("label of a class: ", -1, self.model.embedders["label"].classes - 1, label=tuple(labels))
+            batch["label"] = jnp.asarray(labels)
+        elif any(p != -1 for p in labels) and "lowres" not in names:
+            raise InputError(
+                f"label {max(labels)}: this model knows no classes; it knows {', '.join(names) or 'nothing'}"
+            )
         return batch
 
     def tokens(self, prompts: Sequence[str | int]) -> dict[str, Array]:
@@ -622,6 +647,21 @@ class Generator:
             return x
         latents, mask = kept  # again, as some schedules, Stable Diffusion's among them, end a little short of clean
         return jnp.where(mask[..., None], x, latents)
+
+
+def finite(latents: Array) -> Array:
+    """Latents of videos as they are. Raises InputError if they are none."""
+    return check_finite(latents, np.isfinite(np.asarray(latents)).all(tuple(range(1, latents.ndim))))
+
+
+def check_finite(videos: Any, fine: np.ndarray) -> Any:
+    """The videos. Raises InputError if not all are `fine`."""
+    if not np.all(fine):
+        raise InputError(
+            f"{int(np.sum(~fine))} of {len(fine)} videos came out as NaN or infinity, none is written: the weights are "
+            "damaged, or guidance_scale, a LoRA's weight or init_noise is too large"
+        )
+    return videos
 
 
 def what_to_ask(generator: Generator, dataset: Dataset) -> tuple[list[str | int], list[str]]:

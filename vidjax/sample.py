@@ -3,6 +3,7 @@
 `python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,9 @@ NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler.")
 GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "1: none.")
 RESCALE = flags.DEFINE_float("rescale", None, "Share by which guidance keeps the contrast (Lin et al. 2024): 0 to 1.")
 ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
-SEED = flags.DEFINE_integer("seed", 0, "Noise: the same seed gives the same video.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Noise: the same seed gives the same video.", lower_bound=0, upper_bound=2**63 - 1
+)
 WATERMARK = flags.DEFINE_bool("watermark", True, "Mark the videos invisibly (see vidjax.watermark).")
 MOTION = flags.DEFINE_list(
     "motion", None, "Text2Video-Zero: down,right in pixels a frame; for --inflate=zero_shot, without training."
@@ -117,6 +120,13 @@ def main() -> None:
     if is_long(generator):
         return write_long(generator, prompts, size, options)
     subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
+    trained, chunk = generator.size[0], generator.defaults.chunk
+    if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
+        print(
+            f"warning: --frames={FRAMES.value}, this model was trained on {trained}: longer videos of it tend to be "
+            "still and grainy; --known=1 makes them clip by clip",
+            file=sys.stderr,
+        )
     began = time.perf_counter()
     steps = cascade.steps(generator, options)
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]

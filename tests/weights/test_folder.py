@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from vidjax.diffusion import schedule as schedules
 from vidjax.errors import InputError
+from vidjax.models.clip import ClipTextConfig
 from vidjax.models.unet import UNetConfig
 from vidjax.weights import configs
 from vidjax.weights.folder import Folder
@@ -120,7 +121,7 @@ def test_missing_parts(folder):
     with pytest.raises(InputError, match="has no weights"):
         folder.tensors("unet")
     with pytest.raises(InputError, match="has no tokenizer/"):
-        folder.tokenizer(77)
+        folder.tokenizer(ClipTextConfig(vocabulary=20))
     (folder.path / "unet" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config.json is no JSON"):
         folder.config("unet")

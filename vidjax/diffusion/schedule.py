@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -171,13 +172,19 @@ def _ratio(a, b):
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
-def table(betas: np.ndarray, *, zero_snr: bool = False, set_alpha_to_one: bool = True) -> Schedule:
+def table(betas: Any, *, zero_snr: bool = False, set_alpha_to_one: bool = True) -> Schedule:
     """The discrete diffusion of Ho et al. 2020 with these betas; variance preserving.
 
     `zero_snr`: the last entry becomes pure noise (Lin et al. 2024, algorithm 1); the prediction should then be "v".
     `set_alpha_to_one=False`: DDIM and PNDM end at entry 0 instead of clean data, as with Stable Diffusion.
     """
-    steps, root = len(betas), np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    try:
+        betas = np.asarray(betas, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"betas such as {str(betas)[:60]} are no numbers") from None
+    if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
+        raise InputError(f"betas such as {str(betas.tolist())[:60]} are no diffusion: each is above 0 and below 1")
+    steps, root = len(betas), np.sqrt(np.cumprod(1 - betas))
     if zero_snr:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     alphas = np.concatenate([[1.0], root])
