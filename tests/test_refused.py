@@ -174,3 +174,26 @@ def test_what_is_compiled_into_the_samplers_cannot_be_set(generator):
     for name in ("schedule", "prediction"):
         with pytest.raises(AttributeError):
             setattr(generator, name, getattr(generator, name))
+
+
+@pytest.mark.parametrize(
+    "what, says",
+    [
+        (dict(frames=10**9), r"videos? of 1000000000 frames of 16x16 pixels: that takes at least [\d,]+ GiB"),
+        (dict(size=(10**6, 10**6)), r"a video of 1 frames of 1000000x1000000 pixels: .* there are \d+; take fewer"),
+    ],
+)
+def test_videos_that_no_memory_holds_are_refused_before_compiling(generator, what, says):
+    with pytest.raises(InputError, match=says):
+        generator.latents(PROMPT, **what)
+
+
+def test_models_that_no_memory_holds_are_refused_before_they_are_made(copy):
+    change_json(copy / "text_encoder" / "config.json", num_hidden_layers=10**6)
+    with pytest.raises(InputError, match="num_hidden_layers=1000000: must be at least 1 and at most 256"):
+        pretrained.load(copy)
+    wide = dict(num_hidden_layers=9, intermediate_size=2**18, hidden_size=2**16)
+    change_json(copy / "text_encoder" / "config.json", **wide)
+    change_json(copy / "unet" / "config.json", cross_attention_dim=2**16)
+    with pytest.raises(InputError, match=r"has [\d,]+ parameters: that takes at least [\d,]+ GiB of memory"):
+        pretrained.load(copy)

@@ -1,6 +1,7 @@
 """From prompts or labels to videos with a trained model."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -32,7 +33,9 @@ from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
 from vidjax.diffusion.schedule import SPACINGS, Schedule
-from vidjax.errors import InputError, check_range
+from vidjax.errors import InputError, check_range, reason
+from vidjax.fits import check_memory
+from vidjax.models.kernels.attention import CHUNK
 from vidjax.processes import batch_over, gathered, run_over, spread
 from vidjax.settings import choose, construct
 from vidjax.tiles import in_tiles
@@ -46,6 +49,7 @@ CAPACITY = 1000  # steps that one compiled sampler serves
 # one call over those of two (ModelScope's layers, 64 to 256 features; two shared cores with AVX-512, 2026-11-25): 0.95
 # with 2**12 places, 1.00 with 2**14, 1.01 with 2**15: beyond it only the memory would be twice.
 AT_ONCE = 2**15
+SMALLER = "take fewer frames, a smaller height and width, or fewer prompts at a time"
 STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told", "report")
 
 
@@ -203,6 +207,7 @@ class Generator:
     def latent_shape(self, frames: int | None = None, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
         """[t, h, w, c] of what is diffused for a video of that size. Raises InputError if it does not fit."""
         t, h, w = frames or self.size[0], *(size or self.size[1:])
+        check_memory(t * h * w * self.channels, f"a video of {t} frames of {h}x{w} pixels", SMALLER)
         video = jax.ShapeDtypeStruct((1, t, h, w, self.channels), jnp.uint8)
         return jax.eval_shape(lambda p, v: self._model(p).latents(v), self.params, video).shape[1:]
 
@@ -266,6 +271,7 @@ class Generator:
         """
         how = self._how(options)
         shape = self.latent_shape(frames, size)
+        self._check_memory(how, len(prompts), shape, (frames or self.size[0], *(size or self.size[1:])))
         keys, own = self._start(len(prompts), shape, seed)
         noise = own if noise is None else noise
         if noise.shape != own.shape:
@@ -319,10 +325,31 @@ class Generator:
         )
         return finite(found[: len(prompts)])
 
+    def _check_memory(self, how: SampleConfig, count: int, shape: tuple[int, ...], video: tuple[int, int, int]) -> None:
+        """Raises InputError where not even the parameters, the videos, the U-Net's skips at its first level and, on a
+        CPU, the weights of its attention there fit."""
+        frames, places = shape[0], math.prod(shape[1:3])
+        config, seen = self.model.unet.config, min(how.chunk or frames, frames)
+        width = shape[3] + config.channels[0] * (config.blocks_per_level + 1)
+        size = jnp.dtype(self.dtype or "float32").itemsize
+        need = count * places * (2 * 4 * frames * shape[3] + size * seen * width)
+        if config.attention_levels[0] and jax.default_backend() == "cpu":
+            heads = config.heads if isinstance(config.heads, int) else config.heads[0]
+            need += 4 * count * seen * heads * min(CHUNK, places) * places
+        need += count * math.prod(video) * self.channels + sum(value.nbytes for value in self.params.values())
+        t, h, w = video
+        what = f"{count} videos of {t} frames of {h}x{w} pixels"
+        check_memory(need, what, SMALLER)
+
     def _run(self, function: Callable[..., Any], mesh: Mesh, *args: Any, **static: Any) -> Any:
-        """A compiled function over a mesh; what it gives, for this process."""
-        with jax.set_mesh(mesh):
-            return gathered(function(*args, **static))
+        """A compiled function over a mesh; what it gives, for this process. Raises InputError if memory runs out."""
+        try:
+            with jax.set_mesh(mesh):
+                return jax.block_until_ready(gathered(function(*args, **static)))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(f"{reason(error)}: {SMALLER}") from None
 
     def _subject(
         self, subject: Subject, count: int, shape: tuple[int, ...]
@@ -381,6 +408,7 @@ class Generator:
         how, codec = self._how(options), self.codec
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
         shape = self.latent_shape(1, size)
+        self._check_memory(how, len(prompts), (frames, *shape[1:]), (frames, *(size or self.size[1:])))
         keys, noise = self._start(len(prompts), shape, seed)
         mesh = self._mesh(1)
         guided, filled = self._guided(how, mesh, len(prompts), (frames, *shape[1:]))

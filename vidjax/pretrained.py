@@ -1,6 +1,7 @@
 """Models of other projects: a folder in the layout of `diffusers` becomes a model that trains and samples here."""
 
 import dataclasses
+import math
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
+from vidjax.fits import check_memory
 from vidjax.generator import Generator, SampleConfig
 from vidjax.keys import Keys, OneKey
 from vidjax.models.layers import Over
@@ -91,6 +93,9 @@ def load(
 
     model = nnx.eval_shape(lambda: make(OneKey()))
     if weights:
+        count = sum(math.prod(leaf.shape) for leaf in convert.parameters(model).values())
+        change = f"is {path} the folder of another model?"
+        check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
         fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
     return Pretrained(model, noise, prediction, around.tokenize, pixels(folder, model.codec), *sampler(scheduler))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.schedule import SPACINGS, Schedule
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.models.autoencoder import STABLE_DIFFUSION, AutoencoderConfig
 from vidjax.models.clip import ACTIVATIONS, ClipImageConfig, ClipTextConfig
 from vidjax.models.layers import Over
@@ -67,6 +67,14 @@ AUTOENCODER = {
     "mid_block_add_attention": (True,),
     "latents_mean": (None,),
     "latents_std": (None,),
+}
+TOWER = {  # the most that a text encoder or an image encoder may have: several times those of the largest CLIP
+    "num_hidden_layers": 256,
+    "num_attention_heads": 512,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "max_position_embeddings": 2**16,
+    "vocab_size": 2**24,
 }
 SCHEDULER = {"clip_sample": (False,), "thresholding": (False,), "use_beta_sigmas": (None, False)}
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -209,6 +217,8 @@ def clip_text_tower(config: Config, where: str, projection: int | None) -> ClipT
 def tower(config: Config, where: str, dim: int, hidden: int, heads: int) -> dict[str, Any]:
     """What the configs of both towers call alike. Raises InputError."""
     expect(config, {"hidden_act": ("quick_gelu", *ACTIVATIONS)}, where)
+    for key, most in TOWER.items():
+        check_range(f"{where}: ", 1, most, **{key: config.get(key, 1)})
     return dict(
         dim=config.get("hidden_size", dim),
         hidden=config.get("intermediate_size", hidden),
