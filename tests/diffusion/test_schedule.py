@@ -15,6 +15,7 @@ EVERY = {
     "zero_snr": schedules.scaled_linear(zero_snr=True),
     "continuous": schedules.cosine(steps=None, shift=2.0),
     "edm_half": schedules.edm(sigma_data=0.5),
+    "of_levels": schedules.of_levels(lambda t: jnp.cos(jnp.pi / 2 * t), lambda t: jnp.sin(jnp.pi / 2 * t), 0.99),
     "shifted_flow": schedules.flow(shift=3.0, std=1.0),
 }
 every = pytest.mark.parametrize("schedule", EVERY.values(), ids=EVERY.keys())

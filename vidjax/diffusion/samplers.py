@@ -47,20 +47,22 @@ def times(
 def sample(
     denoise: Denoiser,
     schedule: Schedule,
-    x: Float[Array, "b t *rest"],
+    x: Float[Array, "b *rest"],
     times: Float[Array | np.ndarray, "capacity"],
     num_steps: int | np.integer | Int[Array, ""],
     sampler: Sampler,
     key: Array,
     progress: Callable | None = None,
-) -> Float[Array, "b t *rest"]:
+    frames: bool = True,
+) -> Float[Array, "b *rest"]:
     """Carry x from times[0] to times[num_steps]; entries of `times` after that are padding.
 
-    Starts from x of standard deviation std(times[0]), pure noise. `denoise` gets the time as `[b, t]`. Under jit
-    with a traced `num_steps` one compilation serves any number of steps. `progress(steps_done)` is called on the host.
+    Starts from x of standard deviation std(times[0]), pure noise. `denoise` gets the time as `[b, t]`, without
+    `frames`, for data of any other kind, as `[b]`. Under jit with a traced `num_steps` one compilation serves any
+    number of steps. `progress(steps_done)` is called on the host.
     """
     times = jnp.asarray(times)
-    denoise_at = lambda x, t: denoise(x, jnp.broadcast_to(t, x.shape[:2]))
+    denoise_at = lambda x, t: denoise(x, jnp.broadcast_to(t, x.shape[: 1 + frames]))
 
     def body(i, state):
         x, carry = state

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
 
-PREDICTIONS = ("eps", "v", "x0", "flow")
+PREDICTIONS = ("eps", "v", "x0", "flow", "score")
 SPACINGS = ("leading", "trailing", "linspace", "karras", "logsnr")
 _TINY = 1e-10  # floor of alpha and sigma inside logarithms: logsnr stays within +-46 at pure noise and at clean data
 
@@ -73,7 +73,8 @@ class Schedule:
     def target(
         self, x0: Float[Array, "*x"], eps: Float[Array, "*x"], t: ArrayLike, prediction: str
     ) -> Float[Array, "*x"]:
-        """What the network should say: "eps", "x0", "flow" = eps - x0 (Lipman et al. 2023) or "v".
+        """What the network should say: "eps", "x0", "flow" = eps - x0 (Lipman et al. 2023), "v", or "score" = -eps /
+        sigma, the gradient of log q(xt | x0) (Song et al. 2021), which has no bound near clean data: 0 stands there.
 
         v = alpha eps - sigma x0 (Salimans & Ho 2022) in the coordinates in which data and xt have variance 1: x0 over
         `sigma_data`, xt over its standard deviation. With alpha = 1 that is minus EDM's F (Karras et al. 2022, eq. 8).
@@ -81,6 +82,8 @@ class Schedule:
         if prediction == "v":
             a, s, _ = self._unit_circle(t, x0)
             return a * eps - s * x0 / self.sigma_data
+        if prediction == "score":
+            return _ratio(-eps, self.levels(t, x0)[1])
         return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[known_prediction(prediction)]()
 
     def x0_eps(
@@ -96,6 +99,8 @@ class Schedule:
         match known_prediction(prediction):
             case "eps":
                 return _ratio(xt - sigma * pred, alpha), pred
+            case "score":
+                return _ratio(xt + sigma**2 * pred, alpha), -sigma * pred
             case "x0":
                 return pred, _ratio(xt - alpha * pred, sigma)
             case "flow":
@@ -318,6 +323,43 @@ def flow(shift: float = 1.0, mean: float = 0.0, std: float | None = None) -> Sch
         noisiest=1.0,
         clean=0.0,
         span=(-10.0, 10.0),
+    )
+
+
+def of_levels(
+    alpha: Callable,
+    sigma: Callable,
+    noisiest: float,
+    clean: float = 0.0,
+    *,
+    told: Callable = lambda t: t,
+    nearest: float = 1e-3,
+    **options: Any,
+) -> Schedule:
+    """Any diffusion of continuous time: jnp functions t -> alpha(t) and t -> sigma(t) from `clean` to `noisiest`, over
+    which sigma / alpha grows.
+
+    told: t -> the time that the network is told. nearest: the first share of the time, which karras and logsnr spacing
+    leave out, as their last level but clean. The options are fields of Schedule. Training times are uniform.
+    """
+    path = lambda t: (jnp.broadcast_to(alpha(t), jnp.shape(t)), jnp.broadcast_to(sigma(t), jnp.shape(t)))
+    grid = clean + (noisiest - clean) * np.linspace(0, 1, 10001) ** 2
+    levels = [np.maximum(np.asarray(each, np.float64), _TINY) for each in path(jnp.asarray(grid, jnp.float32))]
+    logsnr = 2 * (np.log(levels[0]) - np.log(levels[1]))
+    if not (np.diff(logsnr) <= 0).all() or not logsnr[0] > logsnr[-1]:
+        raise InputError(
+            f"sigma / alpha does not grow from t={clean} to t={noisiest}: it is no diffusion in that order"
+        )
+    first = clean + nearest * (noisiest - clean)
+    return Schedule(
+        path=path,
+        time=lambda wanted: np.interp(-wanted, -logsnr, grid),
+        quantile=lambda u: clean + (noisiest - clean) * u,
+        noise_embedding=told,
+        noisiest=noisiest,
+        clean=clean,
+        span=(float(logsnr[-1]), float(np.interp(first, grid, logsnr))),
+        **options,
     )
 
 
