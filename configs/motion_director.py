@@ -7,7 +7,8 @@ CLIPS is a folder of videos of the same motion. FOLDER has layers over time of i
 an image model are made with --config.model.key_frames=first_and_previous. First adapters of the spatial layers learn
 from single frames what the clips look like; then, with these in place and still, adapters of the layers over time learn
 how they move. Samples leave the first ones out: --config.stages.motion.finetune.source_weight=1 keeps the appearance.
-Either as a file: python -m vidjax.export --workdir=W --format=diffusers --stage=motion --out=DIR.
+Each as a file for such a FOLDER: python -m vidjax.export --workdir=W --format=diffusers --stage=motion --out=DIR. On an
+image model only --stage=appearance is one: no other code has the layers that its motion is in, take --format=orbax.
 """
 
 from ml_collections import ConfigDict

@@ -28,7 +28,11 @@ def get_config(variant: str = "default") -> ConfigDict:
             pretrained="",
             prompt="",
             data=dict(video="", source="clip", path="", frames=24, size=(512, 512), stride=2, fps=placeholder(float)),
-            model=dict(key_frames="first_and_previous", norm_over="clip" if released else "frame", released=released),
+            model=dict(
+                key_frames="first_and_previous",
+                norm_over="clip" if released else placeholder(str),
+                released=released,
+            ),
             finetune=dict(strategy="full", text=False) if dreamix else dict(strategy="tune_a_video"),
             loss=dict(own_images=4, image_share=0.35) if dreamix else {},
             mesh=dict(data=-1, fsdp=1, tensor=1, context=1),

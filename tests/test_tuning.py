@@ -241,10 +241,15 @@ def test_blended_inversions_have_the_deviation_of_their_parts():
 
 
 def test_an_exported_folder_is_the_tuned_model(run, tuned, env, tmp_path):
-    flags = [f"--workdir={run}", "--format=diffusers", f"--out={tmp_path / 'sd'}"]
-    done, refused = start_each("export", [flags, flags], env)
-    assert done.returncode == 0, done.stderr
+    flags = [f"--workdir={run}", "--format=tune_a_video", f"--out={tmp_path / 'sd'}"]
+    image = [f"--workdir={run}", "--format=diffusers", f"--out={tmp_path / 'image'}"]
+    done, refused, left_out = start_each("export", [flags, flags, image], env)
+    assert done.returncode == 0 and "would compute something else" in done.stdout, done.stderr
     assert refused.returncode == 1 and "is not empty" in refused.stderr
+    assert left_out.returncode == 0 and "no class of diffusers has" in left_out.stdout, left_out.stderr
+    images = parameters(pretrained.load(tmp_path / "image").model)
+    assert images.keys() == {path for path in tuned.params if "temp" not in path}
+    assert all(np.array_equal(value, tuned.params[path]) for path, value in images.items())
     again = parameters(pretrained.load(tmp_path / "sd").model)
     assert again.keys() == tuned.params.keys()
     assert all(np.array_equal(again[path], value) for path, value in tuned.params.items())

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.generator import Generator
 from vidjax.models.lora import merge_loras
 from vidjax.train_state import Params
@@ -36,4 +36,5 @@ def parse(text: str) -> tuple[str, float]:
         weight = math.nan
     if not math.isfinite(weight):
         raise InputError(f"LoRA {text!r}: {number!r} is no weight; write FILE or FILE:WEIGHT, such as {path}:0.7")
+    check_range(f"LoRA {text!r}: ", -100, 100, weight=weight)
     return path, weight

@@ -119,7 +119,7 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
     figures["peak_memory_gb"] = peak / 2**30
     if LAYERS.value or TRACE.value:
         with jax.profiler.trace(str(traces), profiler_options=without_python()):
-            steps(STEPS.value)
+            figures["traced_step_seconds"] = statistics.median(steps(STEPS.value))
     if LAYERS.value:
         flops = step_flops(stage, batch, flops_by_scope)
         paths = [path for path, _ in profiling.layers(stage.abstract())]
@@ -144,6 +144,11 @@ def show(name: str, figures: dict[str, Any]) -> None:
         for layer, row in ((layer, row) for layer, row in rows.items() if row["share"] >= 5e-4):
             numbers = f"{row['share']:6.1%} {row['ms']:7.1f} {row['gflop']:7.1f} {row['gb']:7.2f}"
             print(f"  {layer:{width}} {numbers}  {attention.get(layer, '')}".rstrip())
+        whole = sum(row["ms"] for row in rows.values()) / 1e3
+        print(
+            f"  layers add up to {whole:.3g} s, of steps that took {figures['traced_step_seconds']:.3g} s under the "
+            f"profiler, which slows down what it watches; step_seconds ({figures['step_seconds']:.3g} s) is without it"
+        )
 
 
 def rates(figures: dict[str, float]) -> dict[str, float]:

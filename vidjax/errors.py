@@ -1,5 +1,7 @@
 """The one exception that is meant for the person at the keyboard, its most common reason, and those of others."""
 
+import sys
+
 
 def reason(error: BaseException) -> str:
     """The beginning of an error's text, in one line."""
@@ -10,10 +12,13 @@ class InputError(ValueError):
     """What is wrong, with which value, and what to do: one line. Programs print it alone and exit with 1."""
 
 
-def check_range(where: str, least: int, most: int = 2**31 - 1, /, **values: object) -> None:
+LARGE = 2**31 - 1
+
+
+def check_range(where: str, least: int | float, most: int | float = LARGE, /, **values: object) -> None:
     """Raises InputError for a number outside [least, most], or a tuple with one in it; None passes."""
     for name, value in values.items():
         numbers = value if isinstance(value, tuple | list) else (value,)
         if not all(least <= n <= most for n in numbers if isinstance(n, int | float)):
-            upper = f" and at most {most}" if most < 2**31 - 1 else ""
+            upper = f" and at most {most}" if most not in (LARGE, sys.float_info.max) else ""
             raise InputError(f"{where}{name}={value}: must be at least {least}{upper}")

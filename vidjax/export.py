@@ -1,12 +1,15 @@
-"""What a run has learned, for other programs: `python -m vidjax.export --workdir W --format orbax|diffusers --out DIR`.
+"""What a run has learned, for other programs: `python -m vidjax.export --workdir W --format FORMAT --out DIR`.
 
 orbax: the averaged parameters by path, and the config. diffusers: for runs that tune a folder in that layout, the whole
-folder again with the tuned weights; with LoRA, the adapters of the stage alone (pytorch_lora_weights.safetensors).
+folder again with the tuned weights; with LoRA, the adapters of the stage alone (pytorch_lora_weights.safetensors). No
+class of diffusers has the layers over time of Tune-A-Video: they are left out, which leaves a tuned image model.
+tune_a_video: the whole folder with them, for Tune-A-Video's own code, and for `--pretrained` here.
 """
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -14,8 +17,11 @@ from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.storage import AnyPath, local, path_of
 
+if TYPE_CHECKING:
+    from vidjax.video_model import VideoModel
+
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
-FORMAT = flags.DEFINE_string("format", "orbax", "orbax or diffusers.")
+FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers or tune_a_video.")
 STAGE = flags.DEFINE_string("stage", None, "The stage whose model it is; default: the last one.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")
 
@@ -61,22 +67,66 @@ def diffusers(workdir: AnyPath, out: Path) -> None:
     from vidjax.models.lora import lora_tensors
 
     config = recipe.read_config(workdir)
-    source = config.get("pretrained")
-    if not source or not recipe.tuned(workdir):
-        raise InputError(
-            f"--format=diffusers: {workdir} was not tuned from a folder of diffusers, which has no such model; "
-            "take --format=orbax"
-        )
-    model = recipe.generator(workdir, STAGE.value).model
+    model, source = tuned(workdir)
     if tensors := lora_tensors(model):
         trains = recipe.build(config, STAGE.value or recipe.stage_names(config)[-1], workdir).trainable
         own = {path: value for path, value in tensors.items() if trains(f"{path.rpartition('.')[0]}.lora_down")}
         pretrained.save_adapters(model, own, source, out)
     else:
-        pretrained.save(model, source, out)
+        pretrained.save(model, source, out, image=True)
+        if pretrained.is_tune_a_video(config_of(model, source)):
+            print(
+                "no class of diffusers has Tune-A-Video's layers over time: they are left out, this is the tuned image "
+                "model; --format=tune_a_video writes them"
+            )
 
 
-FORMATS: dict[str, Callable[[AnyPath, Path], None]] = {"orbax": orbax, "diffusers": diffusers}
+def tune_a_video(workdir: AnyPath, out: Path) -> None:
+    """A folder that Tune-A-Video's own code loads. Raises InputError for a model that is none of its kind."""
+    from vidjax import pretrained
+    from vidjax.models.lora import lora_tensors
+    from vidjax.weights.configs import NORM_OVER
+
+    model, source = tuned(workdir)
+    if lora_tensors(model):
+        raise InputError(f"--format=tune_a_video: {workdir} tuned adapters; take --format=diffusers")
+    config = config_of(model, source)
+    if not pretrained.is_tune_a_video(config):
+        raise InputError(f"--format=tune_a_video: {workdir} has no layers of Tune-A-Video; take --format=diffusers")
+    pretrained.save(model, source, out)
+    if NORM_OVER in config:
+        print(
+            "warning: Tune-A-Video's code would compute something else with these weights, as its norms of residual "
+            f"blocks go over the clip, here over the {config[NORM_OVER]}: tune with --config.model.norm_over=clip"
+        )
+
+
+def tuned(workdir: AnyPath) -> "tuple[VideoModel, str]":
+    """The tuned model and the folder that it came from. Raises InputError if it came from none."""
+    from vidjax import recipe
+
+    source = recipe.read_config(workdir).get("pretrained")
+    if not source or not recipe.tuned(workdir):
+        raise InputError(
+            f"--format={FORMAT.value}: {workdir} was not tuned from a folder of diffusers, which has no such model; "
+            "take --format=orbax"
+        )
+    return recipe.generator(workdir, STAGE.value).model, source
+
+
+def config_of(model: "VideoModel", source: str) -> dict[str, Any]:
+    """The config.json of the model's U-Net, which came from the folder `source`. Raises InputError if it has none."""
+    from vidjax import pretrained
+    from vidjax.weights.folder import Folder
+
+    return pretrained.written_as(model.unet.config, Folder(Path(source)).config("unet"))
+
+
+FORMATS: dict[str, Callable[[AnyPath, Path], None]] = {
+    "orbax": orbax,
+    "diffusers": diffusers,
+    "tune_a_video": tune_a_video,
+}
 
 if __name__ == "__main__":
     cli.start(main)

@@ -1,6 +1,7 @@
 """From prompts or labels to videos with a trained model."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from vidjax.compiler import jit
 from vidjax.conditioning import Conditioning, embed, nulls
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
+from vidjax.diffusion import samplers
 from vidjax.diffusion.guidance import (
     at_once,
     classifier_free,
@@ -30,8 +32,10 @@ from vidjax.diffusion.guidance import (
 from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.null_text import at_time, null_text, pivots
 from vidjax.diffusion.samplers import SAMPLERS, Denoiser, Sampler, ddim_inverse, sample
-from vidjax.diffusion.schedule import Schedule
-from vidjax.errors import InputError, check_range
+from vidjax.diffusion.schedule import SPACINGS, Schedule
+from vidjax.errors import InputError, check_range, reason
+from vidjax.fits import check_memory
+from vidjax.models.kernels.attention import CHUNK
 from vidjax.processes import batch_over, gathered, run_over, spread
 from vidjax.settings import choose, construct
 from vidjax.tiles import in_tiles
@@ -46,6 +50,7 @@ CAPACITY = 1000  # steps that one compiled sampler serves
 # one call over those of two (ModelScope's layers, 64 to 256 features; two shared cores with AVX-512, 2026-11-25): 0.95
 # with 2**12 places, 1.00 with 2**14, 1.01 with 2**15: beyond it only the memory would be twice.
 AT_ONCE = 2**15
+SMALLER = "take fewer frames, a smaller height and width, or fewer prompts at a time"
 STATIC = ("sampler", "guided", "rescale", "eta", "chunk", "told", "report")
 
 
@@ -86,9 +91,15 @@ class SampleConfig:
 
     def __post_init__(self):
         choose(self.sampler, SAMPLERS, "sampler")
+        if self.spacing is not None:
+            choose(self.spacing, {name: None for name in SPACINGS}, "sample.spacing")
         check_range(
             "sample.", 1, num_steps=self.num_steps, per_caption=self.per_caption, chunk=self.chunk, tile=self.tile
         )
+        check_range("sample.", -100, 1000, guidance_scale=self.guidance_scale, frame_guidance=self.frame_guidance)
+        check_range("sample.", 0, 1000, reconstruction=self.reconstruction)
+        levels = dict(known_level=self.known_level, lowres_level=self.lowres_level)
+        check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, **levels)
         if not 0.1 <= self.fps <= 1000:
             raise InputError(f"sample.fps={self.fps} is not between 0.1 and 1000 frames per second")
         if not 0 < self.strength <= 1:
@@ -139,7 +150,7 @@ class Generator:
         self.graphdef, self.dtype = graphdef, dtype
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         self.params = params
-        self.schedule, self.prediction, self.tokenize = schedule, prediction, tokenize
+        self._schedule, self._prediction, self.tokenize = schedule, prediction, tokenize
         self.size, self.channels, self.defaults = size, channels, defaults
         self.below: Generator | None = None  # whose videos this one makes larger, see vidjax.cascade
         self._progress: Callable[[int], None] = lambda done: None
@@ -148,8 +159,18 @@ class Generator:
         self._nulled = jit(self._null_text, static_argnames=("chunk", "updates"))
         self._moved = jit(self._in_motion, static_argnames=("frames", "steps", "sampler", "guided", "rescale"))
         self._encode = jit(lambda params, video: self._model(params).latents(video))
-        self._decode = jit(lambda params, z: to_uint8(self._model(params).pixels(z)))
+        self._decode = jit(self._seen)
         self._through = jit(self._reconstruct)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Compiled into the samplers, so it cannot be set: another one is another Generator's."""
+        return self._schedule
+
+    @property
+    def prediction(self) -> str:
+        """What the network says; likewise."""
+        return self._prediction
 
     @property
     def params(self) -> Params:
@@ -187,6 +208,7 @@ class Generator:
     def latent_shape(self, frames: int | None = None, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
         """[t, h, w, c] of what is diffused for a video of that size. Raises InputError if it does not fit."""
         t, h, w = frames or self.size[0], *(size or self.size[1:])
+        check_memory(t * h * w * self.channels, f"a video of {t} frames of {h}x{w} pixels", SMALLER)
         video = jax.ShapeDtypeStruct((1, t, h, w, self.channels), jnp.uint8)
         return jax.eval_shape(lambda p, v: self._model(p).latents(v), self.params, video).shape[1:]
 
@@ -250,15 +272,18 @@ class Generator:
         """
         how = self._how(options)
         shape = self.latent_shape(frames, size)
+        self._check_memory(how, len(prompts), shape, (frames or self.size[0], *(size or self.size[1:])))
         keys, own = self._start(len(prompts), shape, seed)
         noise = own if noise is None else noise
         if noise.shape != own.shape:
             raise InputError(f"the noise has shape {noise.shape}, these videos start from {own.shape}; change either")
+        if not np.isfinite(noise).all():
+            raise InputError("the noise to start from has values that are not finite (NaN or infinity)")
         if known is not None and (known[0].shape != own.shape or known[1].shape != shape[:1] or how.chunk):
             raise InputError(
                 f"known frames are {known[0].shape}, these videos are {own.shape}, and sample.chunk be None"
             )
-        times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
+        times = samplers.times(make_sampler(how.sampler, how.eta), self.schedule, how.num_steps, how.spacing)
         mesh = self._mesh(shape[0], how.chunk)
         guided, filled = self._guided(how, mesh, len(prompts), shape)
         over = lambda tree, axis=0: batch_over(mesh, tree, filled, axis)
@@ -299,12 +324,33 @@ class Generator:
             chunk=how.chunks,
             report=progress is not None,
         )
-        return found[: len(prompts)]
+        return finite(found[: len(prompts)])
+
+    def _check_memory(self, how: SampleConfig, count: int, shape: tuple[int, ...], video: tuple[int, int, int]) -> None:
+        """Raises InputError where not even the parameters, the videos, the U-Net's skips at its first level and, on a
+        CPU, the weights of its attention there fit."""
+        frames, places = shape[0], math.prod(shape[1:3])
+        config, seen = self.model.unet.config, min(how.chunk or frames, frames)
+        width = shape[3] + config.channels[0] * (config.blocks_per_level + 1)
+        size = jnp.dtype(self.dtype or "float32").itemsize
+        need = count * places * (2 * 4 * frames * shape[3] + size * seen * width)
+        if config.attention_levels[0] and jax.default_backend() == "cpu":
+            heads = config.heads if isinstance(config.heads, int) else config.heads[0]
+            need += 4 * count * seen * heads * min(CHUNK, places) * places
+        need += count * math.prod(video) * self.channels + sum(value.nbytes for value in self.params.values())
+        t, h, w = video
+        what = f"{count} videos of {t} frames of {h}x{w} pixels"
+        check_memory(need, what, SMALLER)
 
     def _run(self, function: Callable[..., Any], mesh: Mesh, *args: Any, **static: Any) -> Any:
-        """A compiled function over a mesh; what it gives, for this process."""
-        with jax.set_mesh(mesh):
-            return gathered(function(*args, **static))
+        """A compiled function over a mesh; what it gives, for this process. Raises InputError if memory runs out."""
+        try:
+            with jax.set_mesh(mesh):
+                return jax.block_until_ready(gathered(function(*args, **static)))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(f"{reason(error)}: {SMALLER}") from None
 
     def _subject(
         self, subject: Subject, count: int, shape: tuple[int, ...]
@@ -335,6 +381,7 @@ class Generator:
     def _start(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Array, Array]:
         """A key and standard normal noise for each of `count` videos: functions of (seed, place in the list), and in a
         cascade, whose stages must not start from the same numbers, of the size."""
+        check_range("", 0, 2**63 - 1, seed=seed)
         key = jax.random.key(seed)
         if "lowres" in self.embedder_names:
             key = jax.random.fold_in(key, int(np.prod(shape)))
@@ -362,6 +409,7 @@ class Generator:
         how, codec = self._how(options), self.codec
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
         shape = self.latent_shape(1, size)
+        self._check_memory(how, len(prompts), (frames, *shape[1:]), (frames, *(size or self.size[1:])))
         keys, noise = self._start(len(prompts), shape, seed)
         mesh = self._mesh(1)
         guided, filled = self._guided(how, mesh, len(prompts), (frames, *shape[1:]))
@@ -382,15 +430,16 @@ class Generator:
             guided=guided,
             rescale=how.rescale,
         )
-        return found[: len(prompts)]
+        return finite(found[: len(prompts)])
 
     def _in_motion(
         self, params, batch, negative, noise, key, velocity, guidance_scale, *, frames, steps, sampler, guided, rescale
     ):
         denoise = self._denoiser(params, batch, negative, guidance_scale, rescale, guided=guided)
-        times = np.asarray(self.schedule.timesteps(*steps), np.float32)
+        chosen = make_sampler(*sampler)
+        times = samplers.times(chosen, self.schedule, *steps)
         x, key = noise * self.schedule.std(times[0]), jax.random.wrap_key_data(key)
-        return zero_shot(denoise, self.schedule, x, times, frames, velocity, key, sampler=make_sampler(*sampler))
+        return zero_shot(denoise, self.schedule, x, times, frames, velocity, key, sampler=chosen)
 
     def invert(
         self,
@@ -402,7 +451,7 @@ class Generator:
     ) -> Float[Array, "b t h w c"]:
         """The noise from which DDIM in as many steps, without guidance, comes back to these latents."""
         steps = self.defaults.num_steps if num_steps is None else num_steps
-        times = np.asarray(self.schedule.timesteps(steps, self.defaults.spacing), np.float32)[::-1]
+        times = samplers.times(ddim_inverse(), self.schedule, steps, self.defaults.spacing)[::-1]
         times = np.pad(times, (0, CAPACITY + 1 - len(times)), "edge")
         self._progress = progress or (lambda done: None)
         latents = jnp.asarray(latents, jnp.float32)
@@ -411,7 +460,7 @@ class Generator:
         over = partial(batch_over, mesh, size=-(-len(latents) // ways) * ways)
         args = self._on(mesh, self.params), over(self.conditions(prompts)), over(latents), times, steps
         static = dict(chunk=self.defaults.chunks, report=progress is not None)
-        return self._run(self._inverted, mesh, *args, **static)[: len(latents)]
+        return finite(self._run(self._inverted, mesh, *args, **static)[: len(latents)])
 
     def _invert(self, params, batch, latents, times, num_steps, *, chunk, report):
         model = self._model(params)
@@ -429,7 +478,7 @@ class Generator:
         how = self._how(options)
         if "text" not in self.embedder_names or how.guidance_scale == 1.0:
             raise InputError(f"null_text={how.null_text} wants a model that reads text, and guidance_scale above 1")
-        times = np.asarray(self.schedule.timesteps(how.num_steps, how.spacing), np.float32)
+        times = samplers.times(ddim_inverse(), self.schedule, how.num_steps, how.spacing)
         negative = self.tokens([how.negative_prompt] * len(prompts))
         mesh = self._mesh(latents.shape[1], how.chunk)
         # the error is a mean over the videos: none is added
@@ -459,7 +508,12 @@ class Generator:
         """Videos of latents."""
         return self._in_parts("decoder", self._decode, latents)
 
-    def _in_parts(self, part: str, run: Callable[..., Array], x: Array | np.ndarray) -> np.ndarray:
+    def _seen(self, params, z):
+        """Pixels, and whether they are any."""
+        pixels = self._model(params).pixels(z)
+        return to_uint8(pixels), jnp.isfinite(pixels).all(tuple(range(1, pixels.ndim)))
+
+    def _in_parts(self, part: str, run: Callable[..., Any], x: Array | np.ndarray) -> np.ndarray:
         """Some frames at a time, if that part of the codec takes each by itself: memory does not grow with the clip. Or
         in tiles, where the recipe says so."""
         codec, how = self.codec, self.defaults
@@ -467,7 +521,8 @@ class Generator:
 
         def whole(x: Array | np.ndarray) -> np.ndarray:
             mesh = self._mesh(x.shape[1] // stride)
-            return run_over(mesh, run, self._on(mesh, self.params), x)
+            found = run_over(mesh, run, self._on(mesh, self.params), x)
+            return check_finite(*found) if part == "decoder" else found
 
         if isinstance(codec, Codec) and how.tile:
             pixels = {"encoder": "strides", "decoder": "into"}[part]
@@ -509,8 +564,14 @@ class Generator:
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
         """The batch entries that the model's embedders read. Raises InputError if they do not fit the model."""
         batch = {"size": jnp.zeros((len(prompts), 0)), **self.tokens(prompts)}
-        if "label" in self.embedder_names:
-            batch["label"] = jnp.asarray([p if isinstance(p, int) else -1 for p in prompts])
+        labels, names = [p if isinstance(p, int) else -1 for p in prompts], self.embedder_names
+        if "label" in names:
+            check_range("label of a class: ", -1, self.model.embedders["label"].classes - 1, label=tuple(labels))
+            batch["label"] = jnp.asarray(labels)
+        elif any(p != -1 for p in labels) and "lowres" not in names:
+            raise InputError(
+                f"label {max(labels)}: this model knows no classes; it knows {', '.join(names) or 'nothing'}"
+            )
         return batch
 
     def tokens(self, prompts: Sequence[str | int]) -> dict[str, Array]:
@@ -615,6 +676,21 @@ class Generator:
             return x
         latents, mask = kept  # again, as some schedules, Stable Diffusion's among them, end a little short of clean
         return jnp.where(mask[..., None], x, latents)
+
+
+def finite(latents: Array) -> Array:
+    """Latents of videos as they are. Raises InputError if they are none."""
+    return check_finite(latents, np.isfinite(np.asarray(latents)).all(tuple(range(1, latents.ndim))))
+
+
+def check_finite(videos: Any, fine: np.ndarray) -> Any:
+    """The videos. Raises InputError if not all are `fine`."""
+    if not np.all(fine):
+        raise InputError(
+            f"{int(np.sum(~fine))} of {len(fine)} videos came out as NaN or infinity, none is written: the weights are "
+            "damaged, or guidance_scale, a LoRA's weight or init_noise is too large"
+        )
+    return videos
 
 
 def what_to_ask(generator: Generator, dataset: Dataset) -> tuple[list[str | int], list[str]]:

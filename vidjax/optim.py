@@ -1,5 +1,6 @@
 """AdamW with a learning-rate schedule, clipping, and weight decay on kernels alone."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,9 @@ def make_optimizer(
         made = {name: construct(make_optimizer, {**common, **own}, "optimizer.groups") for name, own in groups.items()}
         whole = optax.multi_transform({**made, REST: make_optimizer(**common)}, lambda params: labels(params, groups))
     else:
-        check_range("config.optimizer.", 0, warmup=warmup, eps=eps, clip=clip)
+        check_range("config.optimizer.", 0, warmup=warmup, eps=eps, clip=clip, weight_decay=weight_decay)
+        check_range("config.optimizer.", 0, sys.float_info.max, learning_rate=learning_rate)
+        check_range("config.optimizer.", 0, 0.999999, b1=b1, b2=b2)
         rate = learning_rate_schedule(learning_rate, schedule, warmup, steps)
         adamw = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
         whole = optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw

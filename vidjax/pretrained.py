@@ -1,7 +1,10 @@
 """Models of other projects: a folder in the layout of `diffusers` becomes a model that trains and samples here."""
 
 import dataclasses
+import math
+import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from safetensors.numpy import save_file
 
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
+from vidjax.fits import check_memory
 from vidjax.generator import Generator, SampleConfig
 from vidjax.keys import Keys, OneKey
 from vidjax.models.layers import Over
@@ -24,22 +28,30 @@ from vidjax.surroundings import surroundings
 from vidjax.train_state import parameters
 from vidjax.video_model import Codec, VideoModel
 from vidjax.weights import clip, convert, diffusers, lora
-from vidjax.weights.configs import schedule, unet_config
+from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
-from vidjax.weights.folder import Folder
+from vidjax.weights.folder import Folder, read_json
 
+INDEX = "model_index.json"
+RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
+IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What a folder says: the model, how it was noised, what it predicts, how captions become ids, pixels (h, w)."""
+    """What a folder says: the model, how it was noised, what it predicts, how captions become ids, pixels (h, w).
+
+    `sampler` is the one that its scheduler names, `caveat` what of that scheduler is done otherwise here.
+    """
 
     model: VideoModel
     schedule: Schedule
     prediction: str
     tokenize: Callable[[str], np.ndarray]
     size: tuple[int, int]
+    sampler: str
+    caveat: str
 
 
 def load(
@@ -47,7 +59,7 @@ def load(
     *,
     inflate: str | Sequence[Sequence[str]] | Mapping[str, Any] | None = None,
     fresh: str | None = None,
-    norm_over: Over = "frame",
+    norm_over: Over | None = None,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     weights: bool = True,
@@ -72,7 +84,8 @@ def load(
         raise InputError(
             f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {around.text.dim}"
         )
-    noise, prediction = schedule(folder.config("scheduler"))
+    scheduler = folder.config("scheduler")
+    noise, prediction = schedule(scheduler)
 
     def make(rngs: nnx.Rngs) -> VideoModel:
         codec = around.codec(rngs)
@@ -80,8 +93,11 @@ def load(
 
     model = nnx.eval_shape(lambda: make(OneKey()))
     if weights:
+        count = sum(math.prod(leaf.shape) for leaf in convert.parameters(model).values())
+        change = f"is {path} the folder of another model?"
+        check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
         fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
-    return Pretrained(model, noise, prediction, around.tokenize, pixels(folder, model.codec))
+    return Pretrained(model, noise, prediction, around.tokenize, pixels(folder, model.codec), *sampler(scheduler))
 
 
 def fill(
@@ -106,16 +122,20 @@ def fill(
     convert.start(model, make, dtype)
 
 
-def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
+def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = False) -> None:
     """Writes the folder `out` for `diffusers`: the weights of `model`, all else as in `source`, where it came from.
 
-    A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video. Raises InputError if `out` has
-    something in it already, or if the U-Net has layers that neither the source nor Tune-A-Video has.
+    A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video's code, whose network no class of
+    `diffusers` is; with `image` one of the image model that is left without the layers over time. Raises InputError if
+    `out` has something in it already, or if the U-Net has layers that neither the source nor Tune-A-Video has.
     """
     folder, out = Folder(Path(source)), Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
     config = written_as(model.unet.config, folder.config("unet"))
+    image = image and is_tune_a_video(config)
+    if image:
+        config = deflated(config)
     if not model.codec.per_frame("decoder"):
         raise InputError(
             "the decoder looks at several frames at once, which no class of diffusers does: export as orbax"
@@ -128,6 +148,9 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
         dirs_exist_ok=True,
     )
     write_json(out / "unet" / "config.json", config)
+    if (out / INDEX).is_file():
+        index = read_json(out / INDEX, "it is model_index.json of diffusers")
+        write_json(out / INDEX, {**index, **(RELEASED if is_tune_a_video(config) else IMAGE if image else {})})
     n = model.unet.config.blocks_per_level
     parts = {
         "unet": (model.unet, [*diffusers.unet_keys(n), *FAMILIES]),
@@ -137,7 +160,8 @@ def save(model: VideoModel, source: str | Path, out: str | Path) -> None:
     projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
     for part, (module, keys) in parts.items():
         tensors = convert.unfit(parameters(module), keys, rf"(conv_shortcut|quant_conv{projections})\.weight$")
-        tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+        leave = r"\.(attn|norm)_temp\." if image else r"$^"
+        tensors = {key: np.ascontiguousarray(v) for key, v in tensors.items() if not re.search(leave, key)}
         save_file(tensors, out / part / f"{weights[part]}.safetensors", metadata={"format": "pt"})
 
 
@@ -159,13 +183,18 @@ def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
 
 
 def written_as(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
-    """The config.json for a U-Net that came from one with the config.json `source`. Raises InputError."""
+    """The config.json for a U-Net that came from one with the config.json `source`; it names what the norms go over
+    where the class of that name computes otherwise. Raises InputError."""
     own, _ = unet_config(source, unet.norm_over)
-    if unet == own:
-        return source
-    if unet == dataclasses.replace(own, block="tuned"):
-        return inflated(source)
-    raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
+    if unet not in (own, dataclasses.replace(own, block="tuned")):
+        raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
+    config = {key: value for key, value in (source if unet == own else inflated(source)).items() if key != NORM_OVER}
+    return config if unet_config(config)[0].norm_over == unet.norm_over else {**config, NORM_OVER: unet.norm_over}
+
+
+def is_tune_a_video(config: dict[str, Any]) -> bool:
+    """Whether the config.json is of showlab's video U-Net."""
+    return unet_config(config)[1] is diffusers.TUNE_A_VIDEO
 
 
 def inflated(config: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +210,15 @@ def inflated(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **kinds, **named}
 
 
+def deflated(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of showlab's video U-Net as that of the image U-Net inside it."""
+    kinds = {
+        f"{end}_block_types": [k.replace("3D", "2D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
+    }
+    named = {"_class_name": "UNet2DConditionModel", "mid_block_type": "UNetMidBlock2DCrossAttn"}
+    return {key: value for key, value in {**config, **kinds, **named}.items() if key != NORM_OVER}
+
+
 def pixels(folder: Folder, codec: Codec) -> tuple[int, int]:
     """(height, width) that the U-Net was trained with."""
     size = folder.config("unet").get("sample_size") or 64
@@ -189,8 +227,13 @@ def pixels(folder: Folder, codec: Codec) -> tuple[int, int]:
 
 
 def generator(path: str | Path, frames: int = 1, defaults: SampleConfig | None = None, **options) -> Generator:
-    """The folder's model, ready to sample; `options` are those of `load`. Raises InputError."""
+    """The folder's model, ready to sample, by default with the sampler of its scheduler; `options` are those of `load`.
+
+    Prints a warning if that scheduler asks for what is not offered. Raises InputError.
+    """
     loaded = load(path, **options)
+    if loaded.caveat and defaults is None:
+        print(f"warning: {path}: {loaded.caveat}", file=sys.stderr)
     return Generator(
         nnx.graphdef(loaded.model),
         parameters(loaded.model),
@@ -199,5 +242,5 @@ def generator(path: str | Path, frames: int = 1, defaults: SampleConfig | None =
         loaded.tokenize,
         (frames, *loaded.size),
         loaded.model.codec.autoencoder.config.in_channels,
-        defaults or SampleConfig(guidance_scale=7.5),
+        defaults or SampleConfig(sampler=loaded.sampler, guidance_scale=7.5),
     )

@@ -19,7 +19,7 @@ from vidjax.data.pipeline import DataConfig, Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.encoded import Encoder, StoredMoments, encode_once
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.generator import Generator, SampleConfig, what_to_ask
 from vidjax.keys import OneKey
 from vidjax.lowres import LowresEmbedder
@@ -82,6 +82,8 @@ def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int
         raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
     if tunes(section):
         make = partial(tuning, source=source_of(section, config, workdir))
+    seed = section.get("seed", 0)
+    check_range("config.", 0, 2**63 - 1, seed=seed)
     return make(
         section,
         workdir,
@@ -89,7 +91,7 @@ def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int
         folder=workdir / name,
         train=train,
         mesh=section.get("mesh", {}),
-        seed=section.get("seed", 0),
+        seed=seed,
         data=settings.construct(DataConfig, section["data"], "data"),
         optimizer=optimizer,
         fps=settings.construct(SampleConfig, section.get("sample"), "sample").fps,

@@ -3,6 +3,7 @@
 `python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
 INFLATE = flags.DEFINE_string("inflate", None, "What frames of an image folder see: tuned, zero_shot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
+NORM_OVER = flags.DEFINE_enum(
+    "norm_over",
+    None,
+    ["frame", "clip"],
+    "What residual blocks of a folder take their norms over; default: what its class does.",
+)
 LORA = flags.DEFINE_multi_string(
     "lora", [], "FILE.safetensors or FILE:WEIGHT, adapters in the layout of diffusers; several add up."
 )
@@ -38,11 +45,20 @@ FRAMES = flags.DEFINE_integer(
 )
 HEIGHT = flags.DEFINE_integer("height", None, "Height in pixels; default: as trained.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "Width in pixels; default: as trained.", lower_bound=1)
-SAMPLER = flags.DEFINE_string("sampler", None, "ddpm, ddim, euler, heun, dpmpp_2m or unipc; default: the recipe's.")
+SAMPLER = flags.DEFINE_string(
+    "sampler", None, "ddpm, ddim, pndm, euler, heun, dpmpp_2m or unipc; default: the recipe's, or the folder's."
+)
+SPACING = flags.DEFINE_string(
+    "spacing", None, "leading, trailing, linspace, karras or logsnr; default: the recipe's, or the folder's."
+)
+KARRAS = flags.DEFINE_bool("karras", False, "Short for --spacing=karras (Karras et al. 2022).")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler.")
 GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "1: none.")
+RESCALE = flags.DEFINE_float("rescale", None, "Share by which guidance keeps the contrast (Lin et al. 2024): 0 to 1.")
 ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
-SEED = flags.DEFINE_integer("seed", 0, "Noise: the same seed gives the same video.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Noise: the same seed gives the same video.", lower_bound=0, upper_bound=2**63 - 1
+)
 WATERMARK = flags.DEFINE_bool("watermark", True, "Mark the videos invisibly (see vidjax.watermark).")
 MOTION = flags.DEFINE_list(
     "motion", None, "Text2Video-Zero: down,right in pixels a frame; for --inflate=zero_shot, without training."
@@ -67,8 +83,11 @@ OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets;
 def main() -> None:
     if bool(WORKDIR.value) == bool(PRETRAINED.value):
         raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
-    if WORKDIR.value and INFLATE.value:
-        raise InputError("--inflate is for --pretrained; a run has layers of its own")
+    for flag in (INFLATE, NORM_OVER):
+        if WORKDIR.value and flag.value:
+            raise InputError(f"--{flag.name} is for --pretrained; a run has layers of its own")
+    if KARRAS.value and SPACING.value not in (None, "karras"):
+        raise InputError(f"--karras and --spacing={SPACING.value} are two spacings; leave one out")
     if MOTION.value and (INIT_NOISE.value or (FRAMES.value or 1) < 2):
         raise InputError("--motion makes its own noise (leave --init_noise out) and wants --frames=2 or more")
     if MOTION.value and SUBJECT.value:
@@ -91,6 +110,8 @@ def main() -> None:
         "guidance_scale": GUIDANCE_SCALE.value,
         "negative_prompt": NEGATIVE_PROMPT.value,
         "eta": ETA.value,
+        "rescale": RESCALE.value,
+        "spacing": "karras" if KARRAS.value else SPACING.value,
     }
     options = {name: value for name, value in options.items() if value is not None}
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
@@ -99,6 +120,13 @@ def main() -> None:
     if is_long(generator):
         return write_long(generator, prompts, size, options)
     subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
+    trained, chunk = generator.size[0], generator.defaults.chunk
+    if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
+        print(
+            f"warning: --frames={FRAMES.value}, this model was trained on {trained}: longer videos of it tend to be "
+            "still and grainy; --known=1 makes them clip by clip",
+            file=sys.stderr,
+        )
     began = time.perf_counter()
     steps = cascade.steps(generator, options)
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
@@ -199,7 +227,8 @@ def make_generator() -> "Generator":
         return recipe.generator(path_of(WORKDIR.value))
     from vidjax import pretrained
 
-    return pretrained.generator(Path(PRETRAINED.value), inflate=INFLATE.value, dtype=DTYPE.value)
+    given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)
+    return pretrained.generator(Path(PRETRAINED.value), **given)
 
 
 def read_motion() -> tuple[float, float]:

@@ -47,8 +47,7 @@ class TrainConfig:
             check_range("train.", 1, **{name: getattr(self, name)})
         for name in ("steps", "sample_every", "validate_every"):
             check_range("train.", 0, **{name: getattr(self, name)})
-        if not 0 <= self.ema < 1:
-            raise InputError(f"train.ema={self.ema} is not at least 0 and below 1")
+        check_range("train.", 0, 0.999999, ema=self.ema)
         for name in filter(None, (self.dtype, self.frozen_dtype)):
             if name not in ("float32", "bfloat16", "float16"):
                 raise InputError(f"train.dtype={name!r} is not known; choose float32, bfloat16 or float16")

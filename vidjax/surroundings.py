@@ -61,7 +61,9 @@ class Surroundings:
                 fitted = convert.fit(wanted, self.folder.tensors(part), *names)
             except InputError as error:
                 raise InputError(f"{self.folder.path / part}: {error}") from None
-            found |= {prefix + path: jnp.array(value, jnp.float32) for path, value in fitted.items()}
+            for path, value in fitted.items():
+                convert.check_finite(value, f"{self.folder.path / part}: parameter {path}")
+                found[prefix + path] = jnp.array(value, jnp.float32)
         return found
 
 
@@ -69,4 +71,4 @@ def surroundings(path: str | Path) -> Surroundings:
     """Of the folder `path`; reads configs and the tokenizer, no weights. Raises InputError."""
     folder = Folder(Path(path))
     text = clip_text_config(folder.config("text_encoder"))
-    return Surroundings(folder, *autoencoder_config(folder.config("vae")), text, folder.tokenizer(text.length))
+    return Surroundings(folder, *autoencoder_config(folder.config("vae")), text, folder.tokenizer(text))

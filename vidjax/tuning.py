@@ -34,14 +34,14 @@ class TunedConfig:
     """How an image U-Net becomes one of videos. The defaults start as the image model, frame by frame.
 
     key_frames: what a frame's self-attention looks at (see `models.attention`); None: the model stays what it is.
-    convs: four convolutions over time behind each residual block (Blattmann et al. 2023, Align your Latents). norm_over
-    "clip" and `released` (a random bias where the layers over time put out, so that they are not the identity at the
-    start) are the numerics of Tune-A-Video's released code.
+    convs: four convolutions over time behind each residual block (Blattmann et al. 2023, Align your Latents).
+    norm_over: by default as the folder's class computes. "clip" and `released` (a random bias where the layers over
+    time put out, so that they are not the identity at the start) are the numerics of Tune-A-Video's released code.
     """
 
     key_frames: str | None = "first_and_previous"
     convs: bool = False
-    norm_over: Over = "frame"
+    norm_over: Over | None = None
     released: bool = False
 
     @property

@@ -8,6 +8,9 @@ import pytest
 from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.loss import WEIGHTINGS
 from vidjax.diffusion.schedule import PREDICTIONS
+from vidjax.errors import InputError
+
+WEIGHED = [p for p in PREDICTIONS if p != "score"]
 
 
 def weighted(schedule, weight, prediction, t, guess):
@@ -26,7 +29,7 @@ def test_same_loss_for_every_prediction(name, make):
     schedule = make()
     t = schedule.sample_t(jnp.array([0.1, 0.4, 0.6, 0.9]))
     guess = jnp.array([0.3, -0.5, 1.0, 0.2])
-    losses = [weighted(schedule, WEIGHTINGS[name], p, t, guess) for p in PREDICTIONS]
+    losses = [weighted(schedule, WEIGHTINGS[name], p, t, guess) for p in WEIGHED]
     for loss in losses[1:]:
         np.testing.assert_allclose(loss, losses[0], rtol=2e-3)
 
@@ -48,8 +51,14 @@ def test_published_forms():
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", WEIGHED)
 def test_finite_at_both_ends(name, prediction):
     schedule = schedules.linear(zero_snr=True)
     ends = schedule.logsnr(jnp.array([schedule.clean, schedule.noisiest]))
     assert bool(jnp.isfinite(WEIGHTINGS[name](ends, prediction)).all())
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTINGS if name != "uniform"])
+def test_a_score_is_not_weighted(name):
+    with pytest.raises(InputError, match="prediction 'score' has no weighting but 'uniform'"):
+        WEIGHTINGS[name](jnp.zeros(3), "score")

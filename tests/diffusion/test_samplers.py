@@ -55,13 +55,23 @@ def test_order_of_convergence(name, order, schedule):
     assert order - 0.3 < measured < order + 0.7, errors
 
 
+def test_order_of_pndm_in_even_steps():
+    """Three, that of its beginning: so much is lost where steps are not even in sigma / alpha."""
+    x, errors = jnp.linspace(-2, 2, 5)[None], []
+    for n in (16, 32):
+        times = np.linspace(4, 0.5, n + 1).astype(np.float32)
+        found = runner(EDM, SAMPLERS["pndm"]())(x, np.pad(times, (0, 32 - n)), n)
+        errors.append(float(jnp.abs(found - ode(EDM, x, times[0], times[-1])).max()))
+    assert 2.5 < np.log2(errors[0] / errors[1]) < 4, errors
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("schedule", [schedules.lvdm(zero_snr=True), EDM, FLOW], ids=["zero", "edm", "flow"])
 def test_point_mass_is_found(name, schedule):
     x = schedule.sigma(schedule.noisiest) * jax.random.normal(KEY, (2, 3, 4))
     times = schedule.timesteps(10)
     found = sample(gaussian(schedule, std=0.0), schedule, x, times, 10, SAMPLERS[name](), KEY)
-    np.testing.assert_allclose(found, MEAN, atol=1e-5)
+    np.testing.assert_allclose(found, MEAN, atol=1e-4 if name == "pndm" else 1e-5)  # its weights raise rounding
 
 
 @pytest.mark.parametrize("schedule", [VP, EDM, FLOW, schedules.cosine(None)], ids=["vp", "edm", "flow", "cosine"])

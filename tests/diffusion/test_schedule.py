@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidjax.diffusion import samplers
 from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.schedule import PREDICTIONS, SCHEDULES, SPACINGS
 from vidjax.errors import InputError
@@ -14,6 +15,7 @@ EVERY = {
     "zero_snr": schedules.scaled_linear(zero_snr=True),
     "continuous": schedules.cosine(steps=None, shift=2.0),
     "edm_half": schedules.edm(sigma_data=0.5),
+    "of_levels": schedules.of_levels(lambda t: jnp.cos(jnp.pi / 2 * t), lambda t: jnp.sin(jnp.pi / 2 * t), 0.99),
     "shifted_flow": schedules.flow(shift=3.0, std=1.0),
 }
 every = pytest.mark.parametrize("schedule", EVERY.values(), ids=EVERY.keys())
@@ -75,9 +77,18 @@ def test_zero_terminal_snr():
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
 
-def test_set_alpha_to_one_is_the_end_of_the_table():
+def test_set_alpha_to_one_is_the_end_of_ddim_and_pndm_alone():
     schedule = schedules.scaled_linear(set_alpha_to_one=False)
-    assert float(schedule.alpha(schedule.clean)) == float(schedule.alpha(0)) < 1
+    ends = {name: samplers.times(make(), schedule, 5, "trailing")[-1] for name, make in samplers.SAMPLERS.items()}
+    assert {name for name, end in ends.items() if end == 0} == {"ddim", "pndm"}
+    assert {float(schedule.alpha(end)) for end in ends.values() if end != 0} == {1.0}
+
+
+def test_between_two_entries_sigma_over_alpha_is_linear():
+    schedule, w = schedules.scaled_linear(), 0.3
+    ratio = lambda t: float(np.exp(-0.5 * np.float64(schedule.logsnr(t))))
+    for low in (0, 40, 700):
+        np.testing.assert_allclose(ratio(low + w), (1 - w) * ratio(low) + w * ratio(low + 1), rtol=1e-5)
 
 
 def test_shift_scales_sigma_over_alpha():

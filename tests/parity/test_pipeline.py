@@ -23,7 +23,9 @@ from vidjax.errors import InputError  # noqa: E402
 from vidjax.finetune import strategy  # noqa: E402
 from vidjax.models.lora import lora_tensors  # noqa: E402
 from vidjax.train_state import parameters  # noqa: E402
-from vidjax.weights import lora  # noqa: E402
+from vidjax.weights import convert, lora  # noqa: E402
+from vidjax.weights.configs import NORM_OVER  # noqa: E402
+from vidjax.weights.folder import Folder  # noqa: E402
 
 LENGTH = 12
 LETTERS = [a + end for a in "!" + string.ascii_lowercase for end in ("", "</w>")]
@@ -296,3 +298,65 @@ def test_the_program(pipe, tmp_path):
     expected = theirs(reference, noise, steps=3, guidance_scale=4.0, negative_prompt=["bad"] * 2)
     assert error(np.load(tmp_path / "latents.npy"), expected) <= 1e-3
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def tuned(folder, **options):
+    """A video model on the folder whose queries and layers over time have moved."""
+    model, random = pretrained.load(folder, inflate="tuned", **options).model, np.random.default_rng(2)
+    for path, leaf in convert.parameters(model).items():
+        if "temp" in path or "to_q" in path:
+            leaf.set_value(leaf[...] + 0.05 * random.standard_normal(leaf.shape, "f"))
+    return model
+
+
+def test_of_a_tuned_video_model_diffusers_runs_the_image_model(pipe, tmp_path):
+    """With the tuned queries; its pictures are ours of one frame, but for the layers over time."""
+    folder, reference = pipe
+    model = tuned(folder)
+    pretrained.save(model, folder, tmp_path / "out", image=True)
+    again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
+    again.set_progress_bar_config(disable=True)
+    before, after = (p.unet.state_dict() for p in (reference, again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) == ("to_q" not in key) for key in before)
+    generator, noise = pretrained.generator(folder), noise_like((2, 1, 8, 8, 4))
+    generator.params = {path: value for path, value in parameters(model).items() if path in generator.params}
+    latents = generator.latents(PROMPTS, noise=noise, num_steps=3, guidance_scale=4.0)
+    assert error(latents, theirs(again, noise, steps=3, guidance_scale=4.0)) <= 1e-3
+    assert error(latents, theirs(reference, noise, steps=3, guidance_scale=4.0)) > 0.01
+
+
+def test_a_folder_of_tune_a_video_is_what_its_code_reads(pipe, tmp_path):
+    """Its published layout: the image model's keys and shapes, and in each block attn_temp and norm_temp."""
+    folder, reference = pipe
+    pretrained.save(tuned(folder), folder, tmp_path / "out")
+    config, index = (
+        json.loads((tmp_path / "out" / name).read_text()) for name in ("unet/config.json", "model_index.json")
+    )
+    assert config["down_block_types"] == ["CrossAttnDownBlock3D", "DownBlock3D"]
+    assert (config["_class_name"], config["mid_block_type"]) == ("UNet3DConditionModel", "UNetMidBlock3DCrossAttn")
+    assert index["unet"] == ["tuneavideo.models.unet", "UNet3DConditionModel"]
+    expected = {key: tuple(value.shape) for key, value in reference.unet.state_dict().items()}
+    for key, (width, *_) in list(expected.items()):
+        if key.endswith("transformer_blocks.0.norm1.weight"):
+            block = key.removesuffix("norm1.weight")
+            expected |= {f"{block}norm_temp.{end}": (width,) for end in ("weight", "bias")}
+            expected |= {f"{block}attn_temp.{to}.weight": (width, width) for to in ("to_q", "to_k", "to_v", "to_out.0")}
+            expected[f"{block}attn_temp.to_out.0.bias"] = (width,)
+    written = Folder(tmp_path / "out").tensors("unet")
+    assert {key: value.shape for key, value in written.items()} == expected
+
+
+def test_what_the_norms_go_over_is_read_from_the_class_and_from_our_mark(pipe, tmp_path):
+    folder, _ = pipe
+    for norm_over in ("frame", "clip"):
+        out = tmp_path / norm_over
+        pretrained.save(tuned(folder, norm_over=norm_over), folder, out)
+        assert pretrained.load(out, weights=False).model.unet.config.norm_over == norm_over
+        config = json.loads((out / "unet" / "config.json").read_text())
+        assert config.pop(NORM_OVER, "clip") == norm_over  # what their code computes needs no mark
+        pretrained.save(pretrained.load(out).model, out, tmp_path / f"{norm_over}-again")
+        assert json.loads((tmp_path / f"{norm_over}-again" / "unet" / "config.json").read_text()) == json.loads(
+            (out / "unet" / "config.json").read_text()
+        )
+    assert pretrained.load(folder, weights=False, inflate="tuned").model.unet.config.norm_over == "frame"

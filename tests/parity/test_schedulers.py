@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidjax.diffusion import samplers
 from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.guidance import classifier_free
 from vidjax.diffusion.samplers import SAMPLERS, ddim, ddim_inverse, ddpm
+from vidjax.weights import configs
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -90,7 +92,7 @@ def test_ddim(kind, spacing, to_one, zero_snr):
     )
     scheduler.set_timesteps(20)
     schedule = schedules.lvdm(zero_snr=zero_snr, set_alpha_to_one=to_one)
-    times = schedule.timesteps(20, spacing, offset=options["steps_offset"])
+    times = samplers.times(DDIM, schedule, 20, spacing, offset=options["steps_offset"])
     np.testing.assert_array_equal(times[:-1], scheduler.timesteps)
     x = noise()
     same(ours(DDIM, schedule, KIND[kind], x, times), theirs(scheduler, x))
@@ -195,10 +197,76 @@ def test_multistep(kind, spacing, name, steps):
     scheduler = theirs_class(**BETAS, prediction_type=kind, timestep_spacing=spacing, solver_order=2)
     scheduler.set_timesteps(steps)
     schedule, x = schedules.lvdm(), noise()
-    times = np.append(scheduler.timesteps.numpy(), schedule.clean)  # their "leading" is not the one of DDIM
-    if spacing == "trailing":
-        np.testing.assert_array_equal(times, schedule.timesteps(steps, spacing))
+    times = samplers.times(SAMPLER[name], schedule, steps, spacing)
+    np.testing.assert_array_equal(times[:-1], scheduler.timesteps)
     same(ours(SAMPLER[name], schedule, KIND[kind], x, times), theirs(scheduler, x))
+
+
+CLASSES = {
+    "ddim": diffusers.DDIMScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+}
+FOLDER = {  # Stable Diffusion's own scheduler_config.json
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"timestep_spacing": "leading"},
+        {"timestep_spacing": "trailing"},
+        {"timestep_spacing": "leading", "final_sigmas_type": "sigma_min"},
+        {"prediction_type": "v_prediction", "timestep_spacing": "leading"},
+    ],
+    ids=["as published", "leading", "trailing", "sigma_min", "v"],
+)
+def test_every_sampler_on_a_stable_diffusion_folder(name, change):
+    """The times that we choose from its config, and where they end."""
+    if name == "pndm" and "prediction_type" in change:
+        pytest.skip("theirs takes the mean of v, ours of eps: loading says so")
+    config = FOLDER | change
+    scheduler = CLASSES[name].from_config(config)
+    scheduler.set_timesteps(20)
+    (schedule, prediction), x = configs.schedule(config), noise()
+    times = samplers.times(SAMPLER[name], schedule, 20)
+    asked = scheduler.timesteps.numpy()
+    asked = {"heun": [*asked[:1], *asked[1::2]], "pndm": [*asked[:1], *asked[2:]]}.get(name, asked)
+    np.testing.assert_allclose(times[:-1], asked, rtol=1e-6)
+    sigmas = name in ("euler", "heun")
+    path = ours(SAMPLER[name], schedule, prediction, x, times)
+    scale = float(schedule.alpha(times[0])) if sigmas else 1.0
+    same((ve(schedule, path, times) if sigmas else path)[-1:], theirs(scheduler, x / scale)[-1:], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "unipc"])
+def test_karras_spacing_of_a_folder(name):
+    """The multistep ones tell the network the entry that is nearest, ours the fraction: both are told theirs here."""
+    config = FOLDER | {"use_karras_sigmas": True}
+    scheduler = CLASSES[name].from_config(config)
+    scheduler.set_timesteps(20)
+    (schedule, prediction), x = configs.schedule(config), noise()
+    times = samplers.times(SAMPLER[name], schedule, 20)
+    asked = scheduler.timesteps.numpy()
+    asked = [*asked[:1], *asked[1::2]] if name == "heun" else asked
+    np.testing.assert_allclose(times[:-1], asked, atol=0.1 if name in ("euler", "heun") else 0.55)
+    sigmas = name in ("euler", "heun")
+    path = ours(SAMPLER[name], schedule, prediction, x, times, tell=None if sigmas else asked)
+    scale = float(schedule.alpha(times[0])) if sigmas else 1.0
+    same((ve(schedule, path, times) if sigmas else path)[-1:], theirs(scheduler, x / scale)[-1:], 1e-5)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from vidjax.diffusion import schedule as schedules
 from vidjax.errors import InputError
+from vidjax.models.clip import ClipTextConfig
 from vidjax.models.unet import UNetConfig
 from vidjax.weights import configs
 from vidjax.weights.folder import Folder
@@ -120,7 +121,7 @@ def test_missing_parts(folder):
     with pytest.raises(InputError, match="has no weights"):
         folder.tensors("unet")
     with pytest.raises(InputError, match="has no tokenizer/"):
-        folder.tokenizer(77)
+        folder.tokenizer(ClipTextConfig(vocabulary=20))
     (folder.path / "unet" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config.json is no JSON"):
         folder.config("unet")
@@ -132,7 +133,9 @@ def test_missing_parts(folder):
         ({}, dict(heads=4)),
         ({"attention_head_dim": [2, 4]}, dict(heads=(2, 4))),
         ({"num_attention_heads": 2}, dict(heads=2)),
-        ({**VIDEO, "flip_sin_to_cos": True}, dict(heads=4, block="tuned")),  # Tune-A-Video
+        # Tune-A-Video: its code takes the norms of residual blocks over the clip; ours may say otherwise
+        ({**VIDEO, "flip_sin_to_cos": True}, dict(heads=4, block="tuned", norm_over="clip")),
+        ({**VIDEO, "flip_sin_to_cos": True, configs.NORM_OVER: "frame"}, dict(heads=4, block="tuned")),
         (
             {**VIDEO, "attention_head_dim": 8},  # ModelScope: features of a head
             dict(
@@ -187,6 +190,22 @@ def test_schedules(config, made):
     np.testing.assert_allclose(got.alpha(t), made.alpha(t))
     np.testing.assert_allclose(got.sigma(t), made.sigma(t))
     assert prediction == "eps"
+
+
+@pytest.mark.parametrize(
+    "change, name, caveat",
+    [
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "pndm", ""),
+        ({"_class_name": "PNDMScheduler"}, "pndm", "skip_prk_steps=False of PNDMScheduler is not offered: True is"),
+        ({"_class_name": "DPMSolverMultistepScheduler"}, "dpmpp_2m", ""),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp_2m", "solver_order=3 of DPMSolver"),
+        ({"_class_name": "LMSDiscreteScheduler"}, "ddim", "names LMSDiscreteScheduler, which is not offered: ddim"),
+        ({}, "ddim", ""),
+    ],
+)
+def test_the_sampler_of_a_folder(change, name, caveat):
+    found, said = configs.sampler(SD | change)
+    assert found == name and caveat in said and bool(caveat) == bool(said)
 
 
 def test_times_and_prediction():

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vidjax.diffusion.schedule import known_prediction
+from vidjax.errors import InputError
 
 
 def x0_error(logsnr: Float[Array, "*t"], prediction: str, sigma_data: float = 1.0) -> Float[Array, "*t"]:
-    """Squared error of x0 over that of the prediction, "v" being the one of `Schedule.target`."""
+    """Squared error of x0 over that of the prediction, "v" being the one of `Schedule.target`. Raises InputError for
+    "score", where it is no function of logsnr alone."""
+    if prediction == "score":
+        raise InputError("prediction 'score' has no weighting but 'uniform'; train 'eps', which is -sigma times it")
     snr = jnp.exp(logsnr)
     return {
         "x0": jnp.ones_like(snr),

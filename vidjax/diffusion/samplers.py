@@ -17,33 +17,52 @@ from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 
 PURE = 1e-3  # alpha up to which xt is pure noise
+MULTISTEP: dict[str, Any] = dict(end="sigma_end", spacing="linspace", more=1)
 Denoiser = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class Sampler(NamedTuple):
-    """`init(x) -> carry`; `step(denoise, schedule, x, t, t_next, carry, key) -> (x, carry)`, t and t_next scalars."""
+    """`init(x) -> carry`; `step(denoise, schedule, x, t, t_next, carry, key) -> (x, carry)`, t and t_next scalars.
+
+    The other fields are how the scheduler of that name in `diffusers` places its times, see `times`.
+    """
 
     init: Callable[[Array], Any]
     step: Callable[..., tuple[Array, Any]]
+    end: str = ""  # the field of Schedule that says where it ends; "": always clean
+    spacing: str = "leading"  # if the schedule has none
+    more: int = 0
+    whole: bool = True
+
+
+def times(
+    sampler: Sampler, schedule: Schedule, num_steps: int, spacing: str | None = None, offset: int | None = None
+) -> Float[np.ndarray, "n"]:
+    """`Schedule.timesteps` as this sampler takes them in `diffusers`: its default spacing, its layout, its end."""
+    end = getattr(schedule, sampler.end) if sampler.end else None
+    spacing = spacing or schedule.spacing or sampler.spacing
+    return schedule.timesteps(num_steps, spacing, offset, more=sampler.more, whole=sampler.whole, end=end)
 
 
 def sample(
     denoise: Denoiser,
     schedule: Schedule,
-    x: Float[Array, "b t *rest"],
+    x: Float[Array, "b *rest"],
     times: Float[Array | np.ndarray, "capacity"],
     num_steps: int | np.integer | Int[Array, ""],
     sampler: Sampler,
     key: Array,
     progress: Callable | None = None,
-) -> Float[Array, "b t *rest"]:
+    frames: bool = True,
+) -> Float[Array, "b *rest"]:
     """Carry x from times[0] to times[num_steps]; entries of `times` after that are padding.
 
-    Starts from x of standard deviation std(times[0]), pure noise. `denoise` gets the time as `[b, t]`. Under jit
-    with a traced `num_steps` one compilation serves any number of steps. `progress(steps_done)` is called on the host.
+    Starts from x of standard deviation std(times[0]), pure noise. `denoise` gets the time as `[b, t]`, without
+    `frames`, for data of any other kind, as `[b]`. Under jit with a traced `num_steps` one compilation serves any
+    number of steps. `progress(steps_done)` is called on the host.
     """
     times = jnp.asarray(times)
-    denoise_at = lambda x, t: denoise(x, jnp.broadcast_to(t, x.shape[:2]))
+    denoise_at = lambda x, t: denoise(x, jnp.broadcast_to(t, x.shape[: 1 + frames]))
 
     def body(i, state):
         x, carry = state
@@ -90,7 +109,7 @@ def ddim(eta: float = 0.0) -> Sampler:
         noise = jax.random.normal(key, x.shape)
         return a1 * x0 + jnp.sqrt(jnp.maximum(s1**2 - variance, 0)) * eps + jnp.sqrt(variance) * noise, carry
 
-    return Sampler(lambda x: (), step)
+    return Sampler(lambda x: (), step, end="end")
 
 
 def ddim_inverse() -> Sampler:
@@ -105,13 +124,13 @@ def ddim_inverse() -> Sampler:
         _, eps = denoise(x, t_next)
         return a1 * (x - s * eps) / a + s1 * eps, carry
 
-    return Sampler(lambda x: (), step)
+    return Sampler(lambda x: (), step, end="end")
 
 
 def euler() -> Sampler:
     """Euler's method for the probability-flow ODE. The step is DDIM's, whether one integrates x / alpha over
     sigma / alpha (Song et al. 2021 eq. 14, Karras et al. 2022) or rectified flow's eps - x0 over t."""
-    return ddim(eta=0.0)
+    return Sampler(lambda x: (), ddim().step, end="sigma_end", spacing="linspace", whole=False)
 
 
 def heun() -> Sampler:
@@ -128,7 +147,31 @@ def heun() -> Sampler:
         correct = lambda: x1 + (s1 - a1 * s / a) * (denoise(x1, t_next)[1] - eps) / 2
         return jax.lax.cond((a > PURE) & (t_next != schedule.clean), correct, lambda: x1), carry
 
-    return Sampler(lambda x: (), step)
+    return Sampler(lambda x: (), step, spacing="linspace", whole=False)
+
+
+def pndm() -> Sampler:
+    """Pseudo linear multistep, Liu et al. 2022 (PNDM) eq. 12: DDIM's step along the Adams-Bashforth mean of the last
+    four eps. It starts as in Stable Diffusion, with the trapezoid in place of Runge-Kutta: n + 1 evaluations.
+
+    The coefficients are those of even steps; the mean is of eps whatever the network says. The carry is the last three
+    eps and how many there are.
+    """
+    weights = np.array([[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0]])
+    weights = np.float32([*weights, np.array([55, -59, 37, -9]) / 24])
+
+    def step(denoise, schedule, x, t, t_next, carry, key):
+        past, n = carry
+        (a, s), (a1, s1) = schedule.path(t), schedule.path(t_next)
+        x0, eps = denoise(x, t)
+        x1, along = a1 * x0 + s1 * eps, (s1 - a1 * s / jnp.maximum(a, PURE)) * (a > PURE)
+        end = schedule.clean if schedule.end is None else schedule.end
+        first = lambda: jax.lax.cond(t_next != end, lambda: (denoise(x1, t_next)[1] - eps) / 2, lambda: 0 * eps)
+        every = jnp.stack([eps, *past])
+        later = lambda: jnp.tensordot(jnp.asarray(weights)[n], every, 1) - eps
+        return x1 + along * jax.lax.cond(n == 0, first, later), (every[:3], jnp.minimum(n + 1, 3))
+
+    return Sampler(lambda x: (jnp.zeros((3, *x.shape), x.dtype), jnp.int32(0)), step, end="end")
 
 
 def _exponential(schedule, x, x0, t, t_next):
@@ -137,29 +180,33 @@ def _exponential(schedule, x, x0, t, t_next):
     return (s1 / s) * x + (a1 - a * s1 / s) * x0
 
 
-def _extrapolation(schedule, t_last, t, t_next):
-    """h / (2 h_last): x0 is continued to the middle of the step. 0 in the first step (t_last is nan) and the last."""
+def _extrapolation(schedule, t_last, t, t_next, end):
+    """h / (2 h_last): x0 is continued to the middle of the step. 0 in the first step (t_last is nan), and to `end`."""
     h, h_last = schedule.logsnr(t_next) - schedule.logsnr(t), schedule.logsnr(t) - schedule.logsnr(t_last)
-    return jnp.where(jnp.isnan(t_last) | (t_next == schedule.clean), 0, h / (2 * h_last))
+    return jnp.where(jnp.isnan(t_last) | (t_next == end), 0, h / (2 * h_last))
 
 
 def dpmpp_2m() -> Sampler:
-    """DPM-Solver++ (2M), Lu et al. 2022 (++) algorithm 2; the carry is the last step's x0 and time."""
+    """DPM-Solver++ (2M), Lu et al. 2022 (++) algorithm 2; the carry is the last step's x0 and time.
+
+    The step to clean data is of first order; one that ends short of it (`Schedule.sigma_end`) of second, as in
+    `diffusers` from 15 steps on. Between entries of a table the network is told the fraction, there the nearest entry.
+    """
 
     def step(denoise, schedule, x, t, t_next, carry, key):
         last, t_last = carry
         x0, _ = denoise(x, t)
-        w = _extrapolation(schedule, t_last, t, t_next)
+        w = _extrapolation(schedule, t_last, t, t_next, schedule.clean)
         return _exponential(schedule, x, x0 + w * (x0 - last), t, t_next), (x0, jnp.asarray(t, jnp.float32))
 
-    return Sampler(lambda x: (jnp.zeros_like(x), jnp.float32(jnp.nan)), step)
+    return Sampler(lambda x: (jnp.zeros_like(x), jnp.float32(jnp.nan)), step, **MULTISTEP)
 
 
 def unipc() -> Sampler:
     """UniPC-2 with B(h) = e^h - 1, Zhao et al. 2023 on x0: DPM-Solver++ (2M) whose every step is corrected as soon as
     x0 at its end is known, at no further evaluation.
 
-    The carry is (x, x0, t) of the last step's start and (x0, t) of the one before.
+    Its last step is of first order. The carry is (x, x0, t) of the last step's start and (x0, t) of the one before.
     """
 
     def corrected(schedule, x, x0, t, carry):
@@ -179,12 +226,21 @@ def unipc() -> Sampler:
         _, last, t_last, *_ = carry
         x0, _ = denoise(x, t)
         x = corrected(schedule, x, x0, t, carry)
-        w = _extrapolation(schedule, t_last, t, t_next)
+        end = schedule.clean if schedule.sigma_end is None else schedule.sigma_end
+        w = _extrapolation(schedule, t_last, t, t_next, end)
         x1 = _exponential(schedule, x, x0 + w * (x0 - last), t, t_next)
         return x1, (x, x0, jnp.asarray(t, jnp.float32), last, t_last)
 
     never = jnp.float32(jnp.nan)
-    return Sampler(lambda x: (x, jnp.zeros_like(x), never, jnp.zeros_like(x), never), step)
+    return Sampler(lambda x: (x, jnp.zeros_like(x), never, jnp.zeros_like(x), never), step, **MULTISTEP)
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "unipc": unipc}
+SAMPLERS = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "pndm": pndm,
+    "euler": euler,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "unipc": unipc,
+}

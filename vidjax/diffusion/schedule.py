@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
 
-PREDICTIONS = ("eps", "v", "x0", "flow")
+PREDICTIONS = ("eps", "v", "x0", "flow", "score")
 SPACINGS = ("leading", "trailing", "linspace", "karras", "logsnr")
 _TINY = 1e-10  # floor of alpha and sigma inside logarithms: logsnr stays within +-46 at pure noise and at clean data
 
@@ -24,8 +25,8 @@ class Schedule:
 
     Time `t` is a float in the schedule's own units, growing with noise from `clean` (alpha 1, sigma 0) to `noisiest`.
     Any shape of `t` that is a leading part of the data's shape serves: a scalar, `[b]`, or `[b, t]`, a level a frame.
-    Tables: t = 0 .. steps-1 are their entries, -1 is `clean`; between two entries (alpha, sigma) runs on the chord, put
-    back on the unit circle, which stays finite at both ends.
+    Tables: t = 0 .. steps-1 are their entries, -1 is `clean`; between two entries sigma / alpha is linear in t, as in
+    `diffusers`, where pure noise (alpha 0) counts as a sixteenth of the alpha before it.
     """
 
     path: Callable  # t -> (alpha, sigma)
@@ -35,9 +36,11 @@ class Schedule:
     noisiest: float
     clean: float
     span: tuple[float, float]  # logsnr at the two ends of the spacings that go by noise level
-    spacing: str = "trailing"  # what `timesteps` uses unless told
+    spacing: str | None = "trailing"  # what `timesteps` uses unless told; None: what the sampler uses in `diffusers`
     offset: int = 0  # of "leading", likewise
     steps: int | None = None  # entries of the table; None: continuous
+    end: float | None = None  # where DDIM and PNDM end, if not at `clean`
+    sigma_end: float | None = None  # where Euler's method, DPM-Solver++ and UniPC end, likewise
     sigma_data: float = 1.0  # standard deviation of x0, for "v" and for the input scale
     unit_input: bool = False  # the network sees xt divided by its standard deviation
 
@@ -70,7 +73,8 @@ class Schedule:
     def target(
         self, x0: Float[Array, "*x"], eps: Float[Array, "*x"], t: ArrayLike, prediction: str
     ) -> Float[Array, "*x"]:
-        """What the network should say: "eps", "x0", "flow" = eps - x0 (Lipman et al. 2023) or "v".
+        """What the network should say: "eps", "x0", "flow" = eps - x0 (Lipman et al. 2023), "v", or "score" = -eps /
+        sigma, the gradient of log q(xt | x0) (Song et al. 2021), which has no bound near clean data: 0 stands there.
 
         v = alpha eps - sigma x0 (Salimans & Ho 2022) in the coordinates in which data and xt have variance 1: x0 over
         `sigma_data`, xt over its standard deviation. With alpha = 1 that is minus EDM's F (Karras et al. 2022, eq. 8).
@@ -78,6 +82,8 @@ class Schedule:
         if prediction == "v":
             a, s, _ = self._unit_circle(t, x0)
             return a * eps - s * x0 / self.sigma_data
+        if prediction == "score":
+            return _ratio(-eps, self.levels(t, x0)[1])
         return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[known_prediction(prediction)]()
 
     def x0_eps(
@@ -93,6 +99,8 @@ class Schedule:
         match known_prediction(prediction):
             case "eps":
                 return _ratio(xt - sigma * pred, alpha), pred
+            case "score":
+                return _ratio(xt + sigma**2 * pred, alpha), -sigma * pred
             case "x0":
                 return pred, _ratio(xt - alpha * pred, sigma)
             case "flow":
@@ -111,15 +119,23 @@ class Schedule:
         return self.quantile(u).astype(jnp.float32)
 
     def timesteps(
-        self, num_steps: int, spacing: str | None = None, offset: int | None = None
+        self,
+        num_steps: int,
+        spacing: str | None = None,
+        offset: int | None = None,
+        *,
+        more: int = 0,
+        whole: bool = True,
+        end: float | None = None,
     ) -> Float[np.ndarray, "n"]:
-        """`num_steps + 1` decreasing times, the last one `clean`, for `samplers.sample`.
+        """`num_steps + 1` decreasing times, the last one `end`, by default `clean`. `samplers.times` gives a sampler's.
 
         leading, trailing, linspace: as DDIM's in `diffusers` for tables (`offset` is its `steps_offset`, for leading),
         even steps for continuous schedules. karras: Karras et al. 2022 eq. 5, rho = 7. logsnr: even in logsnr (Lu et
-        al. 2022). The last two land between the entries of a table. Raises InputError.
+        al. 2022). The last two land between the entries of a table. more: leading and linspace are laid out for so many
+        more steps, of which the last are left out. whole: linspace takes entries of the table only. Raises InputError.
         """
-        spacing, n = spacing or self.spacing, num_steps
+        spacing, n = spacing or self.spacing or "leading", num_steps
         offset = self.offset if offset is None else offset
         if spacing not in SPACINGS:
             raise InputError(f"timestep spacing {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
@@ -133,12 +149,14 @@ class Schedule:
         elif self.steps is None:
             times = np.linspace(self.noisiest, self.clean, n + 1)[:-1]
         elif spacing == "leading":
-            times = np.arange(n)[::-1] * (self.steps // n) + offset
+            laid = min(n + more, self.steps)
+            times = np.arange(laid)[::-1][:n] * (self.steps // laid) + offset
         elif spacing == "trailing":
             times = np.round(np.arange(self.steps, 0, -self.steps / n))[:n] - 1
         else:
-            times = np.round(np.linspace(0, self.steps - 1, n))[::-1]
-        return np.append(times, self.clean).astype(np.float32)
+            times = np.linspace(0, self.steps - 1, n + more)[::-1][:n]
+            times = np.round(times) if whole else times
+        return np.append(times, self.clean if end is None else end).astype(np.float32)
 
     def _unit_circle(self, t: ArrayLike, x: Float[Array, "..."]):
         """(alpha sigma_data, sigma) over the standard deviation of xt, and that deviation."""
@@ -159,30 +177,34 @@ def _ratio(a, b):
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
-def table(betas: np.ndarray, *, zero_snr: bool = False, set_alpha_to_one: bool = True) -> Schedule:
+def table(betas: Any, *, zero_snr: bool = False, set_alpha_to_one: bool = True) -> Schedule:
     """The discrete diffusion of Ho et al. 2020 with these betas; variance preserving.
 
     `zero_snr`: the last entry becomes pure noise (Lin et al. 2024, algorithm 1); the prediction should then be "v".
-    `set_alpha_to_one=False`: sampling ends at entry 0 instead of clean data, as Stable Diffusion's DDIM does.
+    `set_alpha_to_one=False`: DDIM and PNDM end at entry 0 instead of clean data, as with Stable Diffusion.
     """
-    steps, root = len(betas), np.sqrt(np.cumprod(1 - np.asarray(betas, np.float64)))
+    try:
+        betas = np.asarray(betas, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"betas such as {str(betas)[:60]} are no numbers") from None
+    if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
+        raise InputError(f"betas such as {str(betas.tolist())[:60]} are no diffusion: each is above 0 and below 1")
+    steps, root = len(betas), np.sqrt(np.cumprod(1 - betas))
     if zero_snr:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    alphas = np.concatenate([[1.0 if set_alpha_to_one else root[0]], root])
-    sigmas = np.sqrt(1 - alphas**2)
+    alphas = np.concatenate([[1.0], root])
+    sigmas, floored = np.sqrt(1 - alphas**2), np.where(alphas > 0, alphas, alphas[-2] / 16)
 
     def path(t):
         low = jnp.clip(jnp.floor(t), -1, steps - 2)
         w, i = jnp.clip(t - low, 0, 1), low.astype(jnp.int32) + 1
-        mix = lambda y: (1 - w) * jnp.asarray(y, jnp.float32)[i] + w * jnp.asarray(y, jnp.float32)[i + 1]
-        alpha, sigma = mix(alphas), mix(sigmas)
+        at = lambda y, i: jnp.asarray(y, jnp.float32)[i]
+        own, other = (1 - w) * at(floored, i + 1), w * at(floored, i)  # on the chord from (alpha, sigma) to the next
+        alpha, sigma = (own * at(y, i) + other * at(y, i + 1) for y in (alphas, sigmas))
         return alpha / jnp.hypot(alpha, sigma), sigma / jnp.hypot(alpha, sigma)
 
     def time(logsnr):
-        k = np.exp(-0.5 * logsnr)  # sigma / alpha, increasing over the table; a chord is met where sigma = k alpha
-        i = np.clip(np.searchsorted(sigmas / np.maximum(alphas, _TINY), k) - 1, 0, steps - 1)
-        w = (k * alphas[i] - sigmas[i]) / (sigmas[i + 1] - sigmas[i] - k * (alphas[i + 1] - alphas[i]))
-        return i - 1 + np.clip(w, 0, 1)
+        return np.interp(np.exp(-0.5 * logsnr), sigmas / floored, np.arange(-1, steps))
 
     logsnr = 2 * np.log(alphas[1 : -1 if zero_snr else None] / sigmas[1 : -1 if zero_snr else None])
     return Schedule(
@@ -194,6 +216,7 @@ def table(betas: np.ndarray, *, zero_snr: bool = False, set_alpha_to_one: bool =
         clean=-1.0,
         span=(float(logsnr[-1]), float(logsnr[0])),
         steps=steps,
+        end=None if set_alpha_to_one else 0.0,
     )
 
 
@@ -300,6 +323,43 @@ def flow(shift: float = 1.0, mean: float = 0.0, std: float | None = None) -> Sch
         noisiest=1.0,
         clean=0.0,
         span=(-10.0, 10.0),
+    )
+
+
+def of_levels(
+    alpha: Callable,
+    sigma: Callable,
+    noisiest: float,
+    clean: float = 0.0,
+    *,
+    told: Callable = lambda t: t,
+    nearest: float = 1e-3,
+    **options: Any,
+) -> Schedule:
+    """Any diffusion of continuous time: jnp functions t -> alpha(t) and t -> sigma(t) from `clean` to `noisiest`, over
+    which sigma / alpha grows.
+
+    told: t -> the time that the network is told. nearest: the first share of the time, which karras and logsnr spacing
+    leave out, as their last level but clean. The options are fields of Schedule. Training times are uniform.
+    """
+    path = lambda t: (jnp.broadcast_to(alpha(t), jnp.shape(t)), jnp.broadcast_to(sigma(t), jnp.shape(t)))
+    grid = clean + (noisiest - clean) * np.linspace(0, 1, 10001) ** 2
+    levels = [np.maximum(np.asarray(each, np.float64), _TINY) for each in path(jnp.asarray(grid, jnp.float32))]
+    logsnr = 2 * (np.log(levels[0]) - np.log(levels[1]))
+    if not (np.diff(logsnr) <= 0).all() or not logsnr[0] > logsnr[-1]:
+        raise InputError(
+            f"sigma / alpha does not grow from t={clean} to t={noisiest}: it is no diffusion in that order"
+        )
+    first = clean + nearest * (noisiest - clean)
+    return Schedule(
+        path=path,
+        time=lambda wanted: np.interp(-wanted, -logsnr, grid),
+        quantile=lambda u: clean + (noisiest - clean) * u,
+        noise_embedding=told,
+        noisiest=noisiest,
+        clean=clean,
+        span=(float(logsnr[-1]), float(np.interp(first, grid, logsnr))),
+        **options,
     )
 
 

@@ -39,7 +39,7 @@ class ClipScorer:
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise InputError(f"{folder} has neither tokenizer.json nor vocab.json; {NEEDS}")
         self.name, self.size, self.batch = folder.resolve().name, image.size, batch
-        self.tokenize = clip_tokenizer(folder, text.length)
+        self.tokenize = clip_tokenizer(folder, text)
         tensors = read_weights(folder)
         self._text = _tower(lambda: ClipText(text, rngs=OneKey()), tensors, clip.TEXT_HALF, clip.TEXT)
         self._image = _tower(lambda: ClipImage(image, rngs=OneKey()), tensors, clip.IMAGE_HALF, clip.IMAGE)

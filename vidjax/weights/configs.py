@@ -4,11 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.schedule import SPACINGS, Schedule
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.models.autoencoder import STABLE_DIFFUSION, AutoencoderConfig
 from vidjax.models.clip import ACTIVATIONS, ClipImageConfig, ClipTextConfig
 from vidjax.models.layers import Over
@@ -20,6 +18,17 @@ from vidjax.weights.diffusers import MODELSCOPE, TUNE_A_VIDEO
 Config = Mapping[str, Any]
 
 CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel")}
+NOT_YET = {
+    "UNetMotionModel": "a pipeline of AnimateDiff",
+    "MotionAdapter": "the motion module of AnimateDiff",
+    "UNetSpatioTemporalConditionModel": "Stable Video Diffusion",
+    "I2VGenXLUNet": "I2VGen-XL",
+    "ControlNetModel": "a ControlNet",
+    "SparseControlNetModel": "AnimateDiff's SparseCtrl",
+    "T2IAdapter": "a T2I-Adapter",
+}
+READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope and ZeroScope"
+NORM_OVER = "vidjax_norm_over"  # in a folder of Tune-A-Video that was written here, if not as its code computes
 SILU = ("silu", "swish")
 UNET = {  # key: the values that the U-Net here stands for
     "act_fn": SILU,
@@ -59,7 +68,46 @@ AUTOENCODER = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
-SCHEDULER = {"clip_sample": (False,), "thresholding": (False,)}
+TOWER = {  # the most that a text encoder or an image encoder may have: several times those of the largest CLIP
+    "num_hidden_layers": 256,
+    "num_attention_heads": 512,
+    "hidden_size": 2**16,
+    "intermediate_size": 2**18,
+    "max_position_embeddings": 2**16,
+    "vocab_size": 2**24,
+}
+SCHEDULER = {"clip_sample": (False,), "thresholding": (False,), "use_beta_sigmas": (None, False)}
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+BY_NOISE = {"use_karras_sigmas": "karras", "use_lu_lambdas": "logsnr", "use_exponential_sigmas": "logsnr"}
+SAMPLER_OF = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "PNDMScheduler": "pndm",
+    "EulerDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "heun",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "UniPCMultistepScheduler": "unipc",
+}
+# The default of the class in `diffusers` first, what the sampler here does last.
+OPTIONS = {
+    "DDPMScheduler": {"variance_type": ("fixed_small",)},
+    "PNDMScheduler": {"skip_prk_steps": (False, True), "prediction_type": ("epsilon",)},
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": ("dpmsolver++",),
+        "solver_order": (2,),
+        "solver_type": ("midpoint",),
+        "lower_order_final": (True,),
+        "euler_at_final": (False,),
+    },
+    "UniPCMultistepScheduler": {
+        "solver_order": (2,),
+        "solver_type": ("bh2",),
+        "predict_x0": (True,),
+        "lower_order_final": (True,),
+        "disable_corrector": ([],),
+        "solver_p": (None,),
+    },
+}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
@@ -71,17 +119,22 @@ def expect(config: Config, known: Mapping[str, Sequence], where: str) -> None:
             raise InputError(f"{where}: {key} is {config[key]!r}, which is not supported; only {allowed} is")
 
 
-def unet_config(config: Config, norm_over: Over = "frame") -> tuple[UNetConfig, Rules]:
+def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConfig, Rules]:
     """A U-Net's config.json as ours, and its family's own rules on keys, which go before `diffusers.unet`.
 
-    `norm_over="clip"` is what Tune-A-Video's released code does in ResBlocks; per frame is what its image weights were
-    trained with. Raises InputError.
+    norm_over: of ResBlocks; by default what the config says under NORM_OVER, which only folders written here do, else
+    as the class of that name computes: Tune-A-Video's over the clip, all others over the frame. Raises InputError.
     """
     where = "unet/config.json"
-    name = choose(config.get("_class_name", ""), CLASSES, f"{where}: _class_name")
+    name = config.get("_class_name", "")
+    if name in NOT_YET:
+        raise InputError(f"{where}: _class_name is {name!r}: {NOT_YET[name]}, which is not read yet; {READ} are")
+    name = choose(name, CLASSES, f"{where}: _class_name")
     expect(config, UNET, where)
     if name == "UNet3DConditionModel" and "flip_sin_to_cos" not in config:
         name = "ModelScope"  # a namesake: showlab's class has that option, diffusers' has not
+    written = config.get(NORM_OVER, "clip" if name == "UNet3DConditionModel" else "frame")
+    norm_over = norm_over or choose(written, {"frame": "frame", "clip": "clip"}, f"{where}: {NORM_OVER}")
     dims = "2" if name == "UNet2DConditionModel" else "3"
     attend = tuple(kind == f"CrossAttnDownBlock{dims}D" for kind in config["down_block_types"])
     kinds = [("CrossAttn" if yes else "") + "{}Block" + dims + "D" for yes in attend]
@@ -164,6 +217,8 @@ def clip_text_tower(config: Config, where: str, projection: int | None) -> ClipT
 def tower(config: Config, where: str, dim: int, hidden: int, heads: int) -> dict[str, Any]:
     """What the configs of both towers call alike. Raises InputError."""
     expect(config, {"hidden_act": ("quick_gelu", *ACTIVATIONS)}, where)
+    for key, most in TOWER.items():
+        check_range(f"{where}: ", 1, most, **{key: config.get(key, 1)})
     return dict(
         dim=config.get("hidden_size", dim),
         hidden=config.get("intermediate_size", hidden),
@@ -218,11 +273,11 @@ def pixel_range(preprocessor: Config, size: int) -> dict[str, tuple[float, ...]]
 
 
 def schedule(config: Config) -> tuple[Schedule, str]:
-    """A scheduler_config.json, whatever sampler it names, as (Schedule, prediction): its noise, its times, its end.
+    """A scheduler_config.json, whatever sampler it names, as (Schedule, prediction): its noise, its times, its ends.
 
     Raises InputError.
     """
-    where = "scheduler/scheduler_config.json"
+    where = SCHEDULER_FILE
     expect(config, SCHEDULER, where)
     steps = config.get("num_train_timesteps", 1000)
     ends = dict(
@@ -235,10 +290,31 @@ def schedule(config: Config) -> tuple[Schedule, str]:
         "scaled_linear": lambda: schedules.scaled_linear(steps, start, end, **ends),
         "squaredcos_cap_v2": lambda: schedules.cosine(steps, **ends),
     }
-    if config.get("trained_betas") is not None:
-        made = schedules.table(np.asarray(config["trained_betas"]), **ends)
+    betas = config.get("trained_betas")
+    if betas is not None:
+        made = schedules.table(betas, **ends)
     else:
         made = choose(config.get("beta_schedule", "linear"), kinds, f"{where}: beta_schedule")()
     prediction = choose(config.get("prediction_type", "epsilon"), PREDICTIONS, f"{where}: prediction_type")
-    spacing = choose(config.get("timestep_spacing", "leading"), {s: s for s in SPACINGS}, f"{where}: timestep_spacing")
-    return dataclasses.replace(made, spacing=spacing, offset=config.get("steps_offset", 0)), prediction
+    spacing = next((name for key, name in BY_NOISE.items() if config.get(key)), config.get("timestep_spacing"))
+    last = choose(
+        config.get("final_sigmas_type", "zero"), {"zero": None, "sigma_min": 0.0}, f"{where}: final_sigmas_type"
+    )
+    return dataclasses.replace(
+        made,
+        spacing=None if spacing is None else choose(spacing, {s: s for s in SPACINGS}, f"{where}: timestep_spacing"),
+        offset=config.get("steps_offset", 0),
+        sigma_end=last,
+    ), prediction
+
+
+def sampler(config: Config) -> tuple[str, str]:
+    """(name in `diffusion.samplers.SAMPLERS`, what of the scheduler_config.json it does not do; "": nothing)."""
+    name = config.get("_class_name", "DDIMScheduler")
+    if name not in SAMPLER_OF:
+        return "ddim", f"{SCHEDULER_FILE} names {name}, which is not offered: ddim takes its place"
+    for key, known in OPTIONS.get(name, {}).items():
+        if config.get(key, known[0]) != known[-1]:
+            asked = config.get(key, known[0])
+            return SAMPLER_OF[name], f"{SCHEDULER_FILE}: {key}={asked!r} of {name} is not offered: {known[-1]!r} is"
+    return SAMPLER_OF[name], ""

@@ -91,6 +91,12 @@ def fit(
     return out
 
 
+def check_finite(value: np.ndarray, what: str) -> None:
+    """Raises InputError if an array has NaN or infinity in it."""
+    if not np.isfinite(value).all():
+        raise InputError(f"{what} has values that are not finite (NaN or infinity): the file is damaged, get it again")
+
+
 def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
     """The parameters of a model by path, `a.b.0.kernel`."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -105,12 +111,13 @@ def load(
     dtype: DTypeLike | None = None,
 ) -> None:
     """Fills all parameters of `model`, which may be abstract, in place, one after the other; those that match `fresh`
-    and have no key stay as they are. They keep their dtype, or all get `dtype`. Raises as `fit` does."""
+    and have no key stay as they are. They keep their dtype, or all get `dtype`. Raises as `fit` and `check_finite`."""
     leaves = parameters(model)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     fitted = fit(shapes, tensors, rules, ignore, fresh)
     while fitted:  # an array that is mapped from a file is let go before the next one is read
         path, value = fitted.popitem()
+        check_finite(value, f"parameter {path}")
         leaves[path].set_value(jnp.asarray(np.array(value, dtype or leaves[path].dtype, order="C")))
 
 

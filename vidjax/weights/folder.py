@@ -10,6 +10,7 @@ import numpy as np
 
 from vidjax.errors import InputError
 from vidjax.limits import from_json
+from vidjax.models.clip import ClipTextConfig
 from vidjax.weights.tensors import Tensors, read, read_shards
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files
@@ -32,7 +33,10 @@ class Folder:
             raise InputError(f"the folder {path} does not exist; name one with {LAYOUT}")
         if not (path / "unet").is_dir():
             there = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-            raise InputError(f"{path} has no unet/ but {there}; name a folder with {LAYOUT}")
+            kind = path / "config.json"
+            name = read_json(kind, f"name a folder with {LAYOUT}").get("_class_name") if kind.is_file() else None
+            of = f" of a {name}" if isinstance(name, str) else ""
+            raise InputError(f"{path} has no unet/ but {there}{of}; name a folder with {LAYOUT}")
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's JSON: config.json, for a scheduler scheduler_config.json."""
@@ -43,12 +47,12 @@ class Folder:
         """The part's weights, see `read_weights`."""
         return read_weights(self.path / part)
 
-    def tokenizer(self, length: int) -> Callable[[str], np.ndarray]:
+    def tokenizer(self, text: ClipTextConfig) -> Callable[[str], np.ndarray]:
         """The part tokenizer/, see `clip_tokenizer`."""
         path = self.path / "tokenizer"
         if not path.is_dir():
             raise InputError(f"{self.path} has no tokenizer/; a folder needs {LAYOUT}")
-        return clip_tokenizer(path, length)
+        return clip_tokenizer(path, text)
 
 
 def read_json(path: Path, needs: str) -> dict[str, Any]:
@@ -92,9 +96,11 @@ def read_file(path: str | Path) -> Tensors:
     return read(path)
 
 
-def clip_tokenizer(folder: Path, length: int) -> Callable[[str], np.ndarray]:
-    """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most `length`, the model's places. Raises
-    InputError if the folder has no tokenizer."""
+def clip_tokenizer(folder: Path, text: ClipTextConfig) -> Callable[[str], np.ndarray]:
+    """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most the model's places.
+
+    Raises InputError if the folder has no tokenizer, one without words, or one that is not of this text encoder.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it finds no torch is no news to anyone here
     from transformers import CLIPTokenizer
 
@@ -102,7 +108,20 @@ def clip_tokenizer(folder: Path, length: int) -> Callable[[str], np.ndarray]:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
     except Exception as error:  # many kinds, by what is wrong in which of its files
         raise InputError(f"{folder} has no tokenizer of CLIP: {' '.join(str(error).split())[:200]}") from error
-    length = min(length, tokenizer.model_max_length)
+    known = tokenizer.get_vocab()
+    if len(known.keys() - set(tokenizer.all_special_tokens)) < 2:
+        raise InputError(
+            f"{folder} has no words, all prompts would be the same: get its vocab.json and merges.txt again"
+        )
+    if (most := max(known.values())) >= text.vocabulary:
+        raise InputError(
+            f"{folder} has words up to number {most}, the text encoder reads only those below {text.vocabulary} "
+            "(vocab_size): take the tokenizer and the text encoder of one model"
+        )
+    limit = tokenizer.model_max_length
+    if not isinstance(limit, int) or limit < 3:
+        raise InputError(f"{folder}: model_max_length={limit!r} of its tokenizer_config.json is not a number from 3 up")
+    length = min(text.length, limit)
 
     def tokenize(text: str) -> np.ndarray:
         ids = tokenizer(text, padding="max_length", truncation=True, max_length=length).input_ids

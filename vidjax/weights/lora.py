@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from vidjax.errors import InputError
 from vidjax.limits import from_json
 from vidjax.models.lora import Tensors, layers_of
+from vidjax.weights import convert
 from vidjax.weights.clip import TEXT, TEXT_KEYS
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import ANIMATEDIFF, MODELSCOPE, TUNE_A_VIDEO, unet, unet_keys
@@ -27,6 +28,7 @@ ENDS: Rules = [
     (r"\.lora(\.|_linear_layer\.)down\.weight$", ".lora_A.weight"),
     (r"\.lora(\.|_linear_layer\.)up\.weight$", ".lora_B.weight"),
 ]
+LAYOUTS = {"kohya": r"lora_(unet|te\d?)_", "AnimateDiff's motion LoRA": r"(?!unet\.).*\.motion_modules\."}
 NAMES = {"lora_A.weight": "lora_down", "lora_B.weight": "lora_up", "alpha": "lora_alpha"}
 
 
@@ -89,17 +91,26 @@ def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | floa
     for full, value in tensors.items():
         found = re.fullmatch(r"(unet|text_encoder)\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)", rename(full, ENDS))
         if found is None:
-            raise InputError(
-                f"{path} has {full}, which is no adapter of a U-Net or a text encoder; take it out of the file"
-            )
+            raise InputError(f"{path} has {full}, {foreign(full, tensors)}")
         (part, module, end), (prefix, rules) = found.groups(), parts[found[1]]
         layer = prefix + rename(f"{module}.", rules).rstrip(".")
         name = NAMES[end]
+        convert.check_finite(value, f"{path}: {full}")
         out[f"{layer}.{name}"] = _scalar(value, full, path) if name == "lora_alpha" else _matrix(value, full, path)
         if name == "lora_down" and f"{part}.lora_alpha" in metadata:
             out.setdefault(f"{layer}.lora_alpha", _alpha(metadata, part, module, path))
     layers_of(out, str(path))
     return out
+
+
+def foreign(key: str, keys: Iterable[str]) -> str:
+    """What a key is that is none of `diffusers`, among which others, and what to do."""
+    for layout, pattern in LAYOUTS.items():
+        if re.match(pattern, key):
+            return f"which is {layout}'s layout: it is not read yet; give a LoRA that diffusers has saved"
+    if not any(key.startswith(("unet.", "text_encoder.")) for key in keys):
+        return "a layout that is not read: keys of diffusers begin with unet. or text_encoder."
+    return "which is no adapter of a U-Net or a text encoder; take it out of the file"
 
 
 def _read(path: Path) -> tuple[Mapping[str, np.ndarray], dict[str, Any]]:
@@ -123,7 +134,7 @@ def _scalar(value: np.ndarray, key: str, path: Path) -> float:
 
 def _matrix(value: np.ndarray, key: str, path: Path) -> np.ndarray:
     """[out, in] of a linear layer, or [out, in, 1, 1] of a convolution, as [in, out]."""
-    if value.ndim < 2 or value.size != value.shape[0] * value.shape[1]:
+    if value.ndim < 2 or not value.size or value.size != value.shape[0] * value.shape[1]:
         raise InputError(f"{path}: {key} has shape {value.shape}; only adapters of linear layers are read")
     return value.reshape(value.shape[:2]).T
 
