@@ -3,6 +3,7 @@
 `python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.storage import AnyPath, check_writable, local, local_file, path_of
+from vidjax.outputs import open_file, open_folder
+from vidjax.storage import AnyPath, local, local_file, path_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +83,7 @@ def main() -> None:
     from vidjax.subjects import read_subject
     from vidjax.watermark import embed
 
+    out, kept = outputs(), SAVE_LATENTS.value and open_file(SAVE_LATENTS.value, "--save_latents")
     generator = make_generator()
     if LORA.value:
         generator.params = adapted(generator, LORA.value)
@@ -97,12 +100,11 @@ def main() -> None:
     if ALL_STAGES.value and generator.below is None:
         raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
     if is_long(generator):
-        return write_long(generator, prompts, size, options)
+        return write_long(generator, prompts, size, options, local(os.fspath(out)))
     subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
     began = time.perf_counter()
     steps = cascade.steps(generator, options)
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    out, kept = outputs(), SAVE_LATENTS.value and path_of(SAVE_LATENTS.value, "--save_latents")
 
     def write(videos: np.ndarray, fps: float, out: Path) -> None:
         marked = np.stack([embed(video) for video in videos]) if WATERMARK.value else videos
@@ -145,9 +147,7 @@ def main() -> None:
 
 def outputs() -> AnyPath:
     """Where the videos go. Raises InputError if nothing can be written there."""
-    out = path_of(OUT.value, "--out") if OUT.value else path_of(WORKDIR.value or "") / "more"
-    check_writable(out)
-    return out
+    return open_folder(OUT.value or (f"{WORKDIR.value}/more" if WORKDIR.value else "more"))
 
 
 def is_long(generator: "Generator") -> bool:
@@ -157,7 +157,6 @@ def is_long(generator: "Generator") -> bool:
         return False
     if FRAMES.value is None:
         raise InputError("--known, --levels and --between are of long videos: say how long, --frames=1000")
-    local(OUT.value or WORKDIR.value or "")  # it grows there
     for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS):
         if flag.value:
             raise InputError(f"--{flag.name} is for videos made at once; leave it out, or make --frames fewer")
@@ -166,7 +165,9 @@ def is_long(generator: "Generator") -> bool:
     return True
 
 
-def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int, int], options: dict) -> None:
+def write_long(
+    generator: "Generator", prompts: list[str | int], size: tuple[int, int], options: dict, out: Path
+) -> None:
     """One after the other; the n-th has the seed --seed + n."""
     import json
 
@@ -179,7 +180,6 @@ def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int
     between = recipe.generator(path_of(BETWEEN.value, "--between")) if BETWEEN.value else None
     if KNOWN.value:
         options = {**options, "known": KNOWN.value}
-    out = outputs()
     models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
     mark = embed if WATERMARK.value else lambda video: video
     for i, prompt in enumerate(prompts):

@@ -26,7 +26,7 @@ WAIT = 20  # seconds for a bucket's first answers
 def path_of(text: str, flag: str = "--workdir") -> AnyPath:
     """A folder's path, or that of a bucket's, `gs://BUCKET/FOLDER`, which is there and answers. Raises InputError."""
     if "://" not in text:
-        return Path(text)
+        return local(text, flag)
     if not (found := re.fullmatch(r"gs://([^/]+)/+[^/].*", text)):
         raise InputError(
             f"{flag}={text} is no folder of a disk and no gs://BUCKET/FOLDER: name one, or mount it and name the mount"
@@ -44,6 +44,8 @@ def local(text: str, flag: str = "--out") -> Path:
     """A path that must be of a disk. Raises InputError."""
     if "://" in text:
         raise InputError(f"{flag}={text} is no folder of a disk: name one, and copy it when it is done")
+    if "\0" in text:
+        raise InputError(f"{flag}={text} has a zero byte in it: name another place")
     return Path(text)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import IO
 
 from vidjax.errors import InputError
-from vidjax.storage import AnyPath, check_writable
+from vidjax.outputs import open_folder
+from vidjax.storage import AnyPath
 
 HELD: list[IO[str]] = []  # locks, which end with the process
 
@@ -15,8 +16,8 @@ HELD: list[IO[str]] = []  # locks, which end with the process
 def open_workdir(workdir: AnyPath) -> None:
     """Make the folder, and hold it until the process ends; a bucket can't be held: a run that is killed would leave its
     lock. Raises InputError if it can't be written or is held."""
+    open_folder(os.fspath(workdir), "--workdir")
     if not isinstance(workdir, Path):
-        check_writable(workdir)
         print(f"{workdir} is in a bucket, which can't be locked: start only one run in it", flush=True)
         return
     try:
