@@ -6,6 +6,7 @@ from typing import Any
 MAX_PIXELS = 2**26  # of a frame or a picture: those of 8K video have half of it
 MAX_FRAMES = 2**24  # of a video: six days at 30 a second
 MAX_DECODED = 2**33  # bytes of the frames that are held at once, and of other decompressed arrays
+MAX_FILE = 2**28  # bytes of a file of text or JSON that is read whole
 MAX_HEADER = 10**8  # bytes of a safetensors header
 MAX_TEXT = 2**17  # characters of a caption
 
