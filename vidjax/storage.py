@@ -106,10 +106,16 @@ def listing(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[
 
 @contextlib.contextmanager
 def local_file(path: str | AnyPath) -> Iterator[Path]:
-    """Where to write a file that wants a disk: at `path`, its folder made; or what goes to the bucket at the end."""
+    """Where to write a file that wants a disk; at the end it is at `path`, whole, its folder made, or in the bucket."""
     if not isinstance(path, epath.Path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        yield Path(path)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name

@@ -1,7 +1,6 @@
 """What a run tells while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
 import contextlib
-import io
 import json
 import math
 import sys
@@ -19,6 +18,7 @@ from vidjax.event_file import EventFile
 from vidjax.log_file import LogFile
 from vidjax.processes import lead, say
 from vidjax.storage import AnyPath, Growing
+from vidjax.video_files import animation
 
 EVERY = 30  # seconds after which a bucket gets the metrics again
 
@@ -101,15 +101,12 @@ class Telemetry:
         """uint8 `[n, t, h, w, c]` side by side as one animation in TensorBoard."""
         if not lead():
             return
-        from PIL import Image
-
         strip = np.concatenate(list(videos), axis=2)
-        frames = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in strip]
-        gif = io.BytesIO()
-        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=max(1, round(1000 / fps)), loop=0)
         summary = self._board.summary
         height, width, colorspace = strip.shape[1:]
-        picture = summary.Image(height=height, width=width, colorspace=colorspace, encoded_image_string=gif.getvalue())
+        picture = summary.Image(
+            height=height, width=width, colorspace=colorspace, encoded_image_string=animation(strip, fps)
+        )
         self._board.add(step, summary.Value(tag=name, image=picture))
 
     def close(self) -> None:

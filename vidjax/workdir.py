@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from vidjax.errors import InputError
-from vidjax.outputs import open_folder
-from vidjax.storage import AnyPath
+from vidjax.storage import AnyPath, check_writable
 
 HELD: list[IO[str]] = []  # locks, which end with the process
 
@@ -16,8 +15,8 @@ HELD: list[IO[str]] = []  # locks, which end with the process
 def open_workdir(workdir: AnyPath) -> None:
     """Make the folder, and hold it until the process ends; a bucket can't be held: a run that is killed would leave its
     lock. Raises InputError if it can't be written or is held."""
-    open_folder(os.fspath(workdir), "--workdir")
     if not isinstance(workdir, Path):
+        check_writable(workdir)
         print(f"{workdir} is in a bucket, which can't be locked: start only one run in it", flush=True)
         return
     try:
