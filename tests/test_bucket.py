@@ -21,9 +21,9 @@ from vidjax.data.video_io import probe
 from vidjax.editing import kept
 from vidjax.errors import InputError
 from vidjax.report import write_report
-from vidjax.results import write_samples
 from vidjax.storage import path_of
 from vidjax.telemetry import Telemetry
+from vidjax.video_files import write_samples
 
 ROOT = Path(__file__).parents[1]
 FLAGS = (
@@ -115,7 +115,9 @@ def test_a_killed_run_in_a_bucket_leaves_what_a_whole_one_on_a_disk_does(killed,
     assert losses(there["diffusion/metrics.jsonl"]) == losses((on_disk / "diffusion" / "metrics.jsonl").read_text())
     about = {path.relative_to(on_disk).as_posix() for path in on_disk.glob("*.json")} | {"summary.json", "report.html"}
     about |= {f"diffusion/{name}" for name in ("metrics.jsonl", "done.json", "parameters.txt")}
-    about |= {f"samples/{i:02d}-class-{i}.{kind}" for i in range(3) for kind in ("mp4", "png", "txt")}
+    videos = [f"samples/{i:02d}-class-{i}-seed{seed}" for i in range(3) for seed in range(2)]
+    about |= {f"{name}.{kind}" for name in videos for kind in ("mp4", "json", "txt")} | {"samples/samples.json"}
+    about |= {f"samples/{i:02d}-class-{i}.png" for i in range(3)}
     kept = ("diffusion/checkpoints/", "diffusion/tensorboard/events", "compilation_cache/")
     assert {name for name in there if not name.startswith(kept)} == about
     assert sum(len(data) for name, data in there.items() if name.startswith(kept[1])) > 1000
@@ -124,10 +126,10 @@ def test_a_killed_run_in_a_bucket_leaves_what_a_whole_one_on_a_disk_does(killed,
 
 def test_other_programs_read_and_write_the_bucket(killed, buckets, outside, inside):
     status, said, errors = run("sample", f"--workdir={RUN}", "--label=1", "--num_steps=2", env=outside)
-    assert status == 0 and f"{RUN}/more/00-class-1.mp4" in said, errors
-    assert probe(buckets.files("bucket", "run")["more/00-class-1.mp4"]).frames == 2
+    assert status == 0 and f"{RUN}/more/00-class-1-seed0.mp4" in said, errors
+    assert probe(buckets.files("bucket", "run")["more/00-class-1-seed0.mp4"]).frames == 2
     before = buckets.files("bucket", "run/report.html")[""]
-    assert before.count(b"data:video/mp4") == 3 and b"<svg" in before
+    assert before.count(b"data:video/mp4") == 6 and b"<svg" in before
     buckets.remove("bucket", "run/report.html")
     assert write_report(path_of(RUN)) == path_of(RUN) / "report.html"
     assert buckets.files("bucket", "run/report.html")[""] == before
@@ -201,12 +203,12 @@ def test_what_was_computed_once_is_kept_in_a_bucket(inside):
 
 
 def test_videos_go_to_a_bucket(buckets, inside):
-    entry = {"caption": "a b", "png": "samples/00-a-b.png", "mp4": "samples/00-a-b.mp4"}
+    entry = {"caption": "a b", "png": "samples/00-a-b.png", "videos": ["samples/00-a-b-seed0.mp4"]}
     video = np.zeros((1, 3, 16, 16, 3), np.uint8)
-    assert write_samples(path_of("gs://bucket/shown"), ["a b"], [video], 8.0) == [entry]
+    assert write_samples(path_of("gs://bucket/shown/samples"), ["a b"], [video], 8.0) == [entry]
     found = buckets.files("bucket", "shown")
-    assert probe(found[entry["mp4"]]).frames == 3 and found[entry["png"]].startswith(b"\x89PNG")
-    assert found["samples/00-a-b.txt"] == b"a b\n"
+    assert probe(found[entry["videos"][0]]).frames == 3 and found[entry["png"]].startswith(b"\x89PNG")
+    assert found["samples/00-a-b-seed0.txt"] == b"a b\n"
 
 
 @pytest.mark.parametrize(

@@ -249,5 +249,5 @@ def test_a_run_trains_all_stages_and_samples_through_them(env, tmp_path):
     done = program("sample", f"--workdir={workdir}", "--prompt=a fox", "--all_stages", f"--out={out}", env=env)
     assert done.returncode == 0, done.stderr
     for folder, frames in (("4x16x16", 4), ("8x16x16", 8), (".", 8)):
-        with Video(out / folder / "00-a-fox.mp4") as video:
+        with Video(out / folder / "00-a-fox-seed0.mp4") as video:
             assert video.frames == frames

@@ -37,7 +37,7 @@ def run(workdir, *flags, env, **how):
 
 
 def one_error(done) -> str:
-    """The one line that vidjax itself says; around it a library may tell more."""
+    """The one line that vidjax itself says; beside it there may be warnings."""
     status, _, errors = done
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert status == 1 and len(lines) == 1, done
@@ -159,7 +159,9 @@ def test_on_a_full_disk_a_run_ends_with_what_it_had(half, env):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    error = one_error(run(half, env=env, preexec_fn=limited))
+    done = run(half, env=env, preexec_fn=limited)
+    error = one_error(done)
+    assert "Traceback" not in done[2]
     assert f"that of step {before[-1]} is whole" in error and "make room" in error
     assert saved(half) == before
 

@@ -158,8 +158,27 @@ def test_what_lies_there_of_another_video_is_refused(tmp_path):
     with pytest.raises(Interrupted):
         raising = lambda count: (_ for _ in ()).throw(Interrupted)
         long_video.write(model, plan, tmp_path / "v", 9, 1, "one", 8.0, report=raising)
+    again = lambda identity: long_video.write(model, plan, tmp_path / "v", 9, 1, identity, 8.0)
     with pytest.raises(InputError, match="other arguments or another model"):
-        long_video.write(model, plan, tmp_path / "v", 9, 1, "two", 8.0)
+        again("two")
+    with long_video.Progress(tmp_path / "v", "one"), pytest.raises(InputError, match="by another program"):
+        again("one")
+    state, frames = tmp_path / "v.npz", tmp_path / "v.frames"
+    whole = state.read_bytes()
+    with np.load(state) as saved:
+        arrays = dict(saved)
+    for damage in (b"", b"PK", whole[:-40], whole[: len(whole) // 2]):
+        state.write_bytes(damage)
+        with pytest.raises(InputError, match=r"v\.npz or v\.frames beside it is damaged.*delete both"):
+            again("one")
+    for name, value in (("count", -1), ("count", 10**12), ("number", 0), ("shape", [8, -8, 3]), ("count", np.ones(2))):
+        np.savez(state, **{**arrays, name: value})
+        with pytest.raises(InputError, match="is damaged"):
+            again("one")
+    state.write_bytes(whole)
+    frames.write_bytes(b"")
+    with pytest.raises(InputError, match="is cut off"):
+        again("one")
 
 
 def test_clip_seeds_are_those_of_their_places():

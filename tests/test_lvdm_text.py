@@ -82,7 +82,7 @@ def test_sample_writes_a_video_of_a_prompt(run, tmp_path):
     workdir, env = run
     done = program("sample", f"--workdir={workdir}", "--prompt=the fox", f"--out={tmp_path}", env=env)
     assert done.returncode == 0, done.stderr
-    with Video(tmp_path / "00-the-fox.mp4") as video:
+    with Video(tmp_path / "00-the-fox-seed0.mp4") as video:
         assert video.frames == 4
     export = ("export", f"--workdir={workdir}", "--format=diffusers", f"--out={tmp_path / 'folder'}")
     refused = program(*export, env=env)

@@ -49,7 +49,8 @@ def test_a_run_leaves_what_it_promises(trained):
     keys = {"autoencoder_psnr", "pca_psnr", "retrieval", "sample_psnr", "mean_window_psnr", "motion_ratio"}
     assert keys <= summary.keys()
     assert summary["autoencoder_psnr"] > summary["pca_psnr"] - 0.2  # the linear path starts there
-    assert len(list((workdir / "samples").glob("*.mp4"))) == len(list((workdir / "samples").glob("*.png"))) == 8
+    assert len(list((workdir / "samples").glob("*.png"))) == 8
+    assert len(list((workdir / "samples").glob("*.mp4"))) == len(list((workdir / "clips").glob("*.mp4"))) == 16
     assert (workdir / "report.html").stat().st_size > 10_000
     assert "python -m vidjax.sample" in said
 
@@ -124,10 +125,12 @@ def test_evaluate_judges_what_a_run_generates(trained, env, network_files, tmp_p
 
 
 def test_sample_makes_a_video_longer_than_the_clips_of_the_training(trained, sampled, env):
-    assert sorted(path.name for path in (sampled / "long").iterdir()) == ["00-a-tower.mp4", "00-a-tower.png"]
+    assert sorted(path.name for path in (sampled / "long").iterdir()) == [
+        f"00-a-tower-seed0.{kind}" for kind in ("json", "mp4", "png", "txt")
+    ]
     from vidjax.data.video_io import Video
 
-    with Video(sampled / "long" / "00-a-tower.mp4") as video:
+    with Video(sampled / "long" / "00-a-tower-seed0.mp4") as video:
         assert video.frames == 9
     ask = ("sample", f"--workdir={trained[0]}", "--prompt=a tower", "--frames=9", "--save_latents=z.npy")
     done = program(*ask, env=env)

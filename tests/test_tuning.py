@@ -75,8 +75,12 @@ def test_edits_lie_beside_their_source(run):
     summary = json.loads((run / "summary.json").read_text())
     assert [entry["caption"] for entry in summary["samples"]] == ["a fox walks", "a cat"]
     for entry in summary["samples"]:
-        with Video(run / entry["mp4"]) as video:
-            assert (video.frames, video.height, video.width) == (4, 16, 32)
+        (edit,) = entry["videos"]
+        for name in (edit, entry["source"]):
+            with Video(run / name) as video:
+                assert (video.frames, video.height, video.width) == (4, 16, 16)
+        made = json.loads((run / edit).with_suffix(".json").read_text())
+        assert made["prompt"] == entry["caption"] and made["seed"] == 0
         assert (run / entry["png"]).stat().st_size > 0
     assert np.isfinite(summary["inversion_error"])
 

@@ -24,8 +24,8 @@ from ml_collections import config_flags
 from vidjax import cli, profiling, recipe, settings, sharding
 from vidjax.errors import InputError
 from vidjax.flops import flops_by_scope
+from vidjax.outputs import open_file, open_folder
 from vidjax.stage import Stage, abstract_loss, on_device, step_flops
-from vidjax.storage import path_of
 from vidjax.telemetry import peak_flops
 from vidjax.train_state import abstract_parameters
 
@@ -48,7 +48,9 @@ def main() -> None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
     if (LAYERS.value or TRACE.value) and not STEPS.value:
         raise InputError("--steps=0 runs nothing to be profiled: leave out --layers and --trace")
-    file = JSON.value and path_of(JSON.value, "--json")
+    file = JSON.value and open_file(JSON.value, "--json")
+    if TRACE.value:
+        open_folder(TRACE.value, "--trace", disk=True)
     config = recipe.uncached(settings.checked(CONFIG.value))
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +67,7 @@ def main() -> None:
             figures["stages"][name] = found
             show(name, found)
     if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
         settings.write_json(file, figures)
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, printable
 
 # A full disk, a file or a user over a limit, a folder that may only be read.
 UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -71,7 +71,6 @@ def parse(argv: list[str]) -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit status 1; also where what it quotes of a file has lines, or commands to a terminal."""
-    line = "".join(c if c.isprintable() else " " for c in message)
-    sys.stderr.write(f"error: {line}\n")  # at once: a library's thread may be writing, too
+    sys.stderr.write(f"error: {printable(message)}\n")  # at once: a library's thread may be writing, too
     sys.stderr.flush()
     sys.exit(1)

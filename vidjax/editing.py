@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 from zipfile import BadZipFile
@@ -11,12 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vidjax.data.pictures import read_picture
-from vidjax.data.video_io import BrokenClip, contact_sheet, slug, write_mp4
+from vidjax.data.video_io import BrokenClip, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
 from vidjax.processes import agreed, lead
 from vidjax.sharding import batch_ways
 from vidjax.storage import AnyPath, local_file
+from vidjax.video_files import write_index, write_samples
 
 Latents = Float[np.ndarray, "b t h w c"]
 
@@ -74,10 +76,8 @@ def left(file: AnyPath, stamp: str) -> np.ndarray | None:
 
 def leave(file: AnyPath, stamp: str, array: np.ndarray) -> None:
     """All of it, or nothing."""
-    part = file.with_suffix(".part.npz")
-    with local_file(part) as whole:
+    with local_file(file) as whole:
         np.savez(whole, array=array, stamp=stamp)
-    part.replace(file)
 
 
 def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
@@ -177,20 +177,23 @@ def latent_mask(
 
 
 def write_edits(
-    workdir: AnyPath, clip: np.ndarray, prompts: Sequence[str], videos: Sequence[np.ndarray], fps: float
+    workdir: AnyPath,
+    clip: np.ndarray,
+    prompts: Sequence[str],
+    videos: Sequence[np.ndarray],
+    fps: float,
+    about: Mapping[str, Any] = {},
 ) -> Any:
-    """For each prompt an mp4 and a contact sheet, the source beside the edit, by the first process; entries for
-    summary.json."""
+    """For each prompt its edit, and a contact sheet of the source above the edit; the source in clips/source.mp4.
+
+    The first process writes; it gets entries for summary.json."""
     if not lead():
         return []
-    (workdir / "samples").mkdir(parents=True, exist_ok=True)
-    entries = []
-    for i, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
-        stem = f"samples/{i:02d}-{slug(prompt)}"
-        write_mp4(workdir / f"{stem}.mp4", np.concatenate([clip, video], 2), fps)
-        contact_sheet(workdir / f"{stem}.png", [clip[None], video[None]], labels=["source", prompt])
-        entries.append({"caption": prompt, "png": f"{stem}.png", "mp4": f"{stem}.mp4"})
-    return entries
+    write_mp4(workdir / "clips" / "source.mp4", clip, fps)
+    each, above = [video[None] for video in videos], {"source": clip}
+    entries = write_samples(workdir / "samples", prompts, each, fps, about=about, above=above)
+    write_index(workdir / "samples", entries)
+    return [{**entry, "source": "clips/source.mp4"} for entry in entries]
 
 
 def reconstruction_error(generator: Generator, latents: Latents, noise: Latents, prompt: str, **options: Any) -> float:
@@ -209,7 +212,8 @@ def show(
     clip, how = clips[0], generator.defaults
     prompts = split_prompts(how.prompts) or [captions[0]]
     videos = edits(generator, clips, prompts, captions[0], workdir)
-    found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, how.fps)}
+    about = {"model": str(workdir), "clip": captions[0], **asdict(how)}
+    found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, how.fps, about)}
     if how.invert and how.strength == 1:
         latents = np.asarray(generator.encode(clip[None]))
         noise = inverted(generator, latents, workdir / "inversion.npz")

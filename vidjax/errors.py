@@ -8,6 +8,11 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: line ends and control characters of `text` become spaces."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 class InputError(ValueError):
     """What is wrong, with which value, and what to do: one line. Programs print it alone and exit with 1."""
 

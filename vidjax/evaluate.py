@@ -6,6 +6,7 @@ Distances named frechet_* do with what pip installs: they compare sets by one pr
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from vidjax.data.source import Item
 from vidjax.errors import InputError
 from vidjax.metrics import each
 from vidjax.metrics.sets import SETS, Key, SetMetric, figure
-from vidjax.storage import local, path_of
+from vidjax.outputs import open_file
+from vidjax.storage import path_of
 from vidjax.weights import efficientnet
 
 if TYPE_CHECKING:
@@ -91,9 +93,10 @@ def main() -> None:
 
 def run() -> None:
     """All processes make the videos of --workdir, the first one judges them."""
-    from vidjax.processes import lead
+    from vidjax.processes import agreed, lead
 
     chosen = asked()
+    file = agreed(lambda: JSON.value and os.fspath(open_file(JSON.value, "--json", disk=True)))
     items, reference = videos(chosen)
     if not lead():
         for _ in items if WORKDIR.value else ():
@@ -119,8 +122,8 @@ def run() -> None:
         else:
             figures[name] = of_each(metric, ours, ours.parts[name], scorer)
     print_table(figures)
-    if JSON.value:
-        path = local(JSON.value, "--json")
+    if file:
+        path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         unreadable = ours.unreadable | ({f"reference {k}": v for k, v in theirs.unreadable.items()} if theirs else {})
         settings.write_json(path, finite({"folder": ours.folder, "metrics": figures, "unreadable": unreadable}))
@@ -132,7 +135,6 @@ def asked() -> dict[str, each.Metric | SetMetric]:
         raise InputError(f"--metrics is empty; name some of {', '.join(ALL)}")
     if bool(VIDEOS.value) == bool(WORKDIR.value):
         raise InputError("name either a folder with videos, --videos, or a run whose model makes them, --workdir")
-    local(JSON.value or "", "--json")
     chosen = {name: settings.choose(name, ALL, "metric") for name in METRICS.value}
     for name, metric in chosen.items():
         needs = metric.needs if isinstance(metric, each.Metric) else metric.network * metric.trained

@@ -15,7 +15,8 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.storage import AnyPath, local, path_of
+from vidjax.outputs import open_new_folder
+from vidjax.storage import AnyPath, path_of
 
 if TYPE_CHECKING:
     from vidjax.video_model import VideoModel
@@ -33,9 +34,7 @@ def main() -> None:
         if not flag.value:
             raise InputError(f"--{name} is missing")
     write = choose(FORMAT.value, FORMATS, "--format")
-    workdir, out = path_of(WORKDIR.value), local(OUT.value)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out={out} is not empty; name a new folder")
+    workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
     part = out.with_name(out.name + ".part")  # nothing half-written: the folder appears when it is whole
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,19 +12,35 @@ import numpy as np
 from vidjax.data.source import Item, OpenClip, open_clip
 from vidjax.data.transforms import cover_size, crop_at
 from vidjax.data.video_io import ArrayVideo, BrokenClip
-from vidjax.errors import InputError
+from vidjax.errors import InputError, printable
+from vidjax.inputs import read_json
 from vidjax.storage import AnyPath
+from vidjax.video_files import INDEX
 
 
 def in_folder(path: str, flag: str) -> Iterator[Item]:
-    """All videos under a folder, named by their path in it. Raises InputError at once if it is none."""
+    """All videos under a folder, named by their path in it; of a run's samples only those of its newest settings.
+    Raises InputError at once if it is no folder."""
     from vidjax.data.sources import folder
 
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"--{flag}={path} is no folder; name one with videos")
-    source = folder(path)
-    items = (source[i] for i in range(len(source)))
-    return (dataclasses.replace(item, name=Path(item.name).relative_to(path).as_posix()) for item in items)
+    source, own = folder(path), listed(Path(path))
+    names = [Path(source[i].name).relative_to(path).as_posix() for i in range(len(source))]
+    visible = [i for i, name in enumerate(names) if not name.rpartition("/")[2].startswith(".")]
+    chosen = [i for i in visible if own is None or names[i] in own]
+    if others := len(visible) - len(chosen):
+        print(f"{others} other videos in {printable(path)} are not of its newest samples ({INDEX}): left out")
+    return (dataclasses.replace(source[i], name=names[i]) for i in chosen)
+
+
+def listed(folder: Path) -> set[str] | None:
+    """The videos that a run has listed in its folder of samples, None where there is no such list."""
+    try:
+        names = read_json(folder / INDEX)["videos"] if (folder / INDEX).exists() else None
+    except (InputError, KeyError, TypeError):
+        raise InputError(f"{folder / INDEX} is damaged: delete it, and all videos there count") from None
+    return None if names is None else set(map(str, names))
 
 
 def generated(workdir: AnyPath, count: int, batch: int) -> Iterator[Item]:
@@ -78,7 +95,7 @@ def readable(
                 shown = decoded(video, frames or video.frames, size)
         except BrokenClip as error:
             unreadable[item.name] = str(error)
-            print(f"warning: {item.name} is left out: {error}", file=sys.stderr)
+            print(f"warning: {printable(item.name)} is left out: {error}", file=sys.stderr)
             continue
         yield item, shown
 

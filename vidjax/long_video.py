@@ -5,7 +5,9 @@ with, so that an interrupted video goes on as if it had not been, and memory is 
 """
 
 import dataclasses
+import fcntl
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from vidjax.data.video_io import Mp4Writer, contact_sheet, settle
-from vidjax.errors import InputError
+from vidjax.errors import InputError, reason
 from vidjax.generator import Generator
 
 BLOCK = 64  # frames of an interrupted video that are read at a time
@@ -139,25 +141,44 @@ def videos(generator: Generator, clips: Iterable[tuple[Latents, int]]) -> Iterat
 class Progress:
     """A video on its way: the frames of finished parts in STEM.frames, raw, and what the next part needs in STEM.npz.
 
-    `identity` is all that decides what is in the video. Raises InputError if what lies there has another one.
+    `identity` is all that decides what is in the video. One program at a time holds it, as a context manager. Raises
+    InputError if another one does, and if what lies there is damaged or of another video.
     """
 
     def __init__(self, stem: Path, identity: str):
         self.state, self.frames, self.identity = stem.with_suffix(".npz"), stem.with_suffix(".frames"), identity
         self.number, self.tail, self.shape, self.count = 0, None, (0, 0, 0), 0
+        self.frames.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self.frames.open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.frames} is being written by another program: wait for it, or give another --out"
+            ) from None
         if self.state.exists():
+            self._go_on()
+        self._lock.truncate(self.count * math.prod(self.shape))  # a part that was interrupted is made again
+
+    def _go_on(self) -> None:
+        """Raises InputError for a state of another video, and for one that is damaged."""
+        try:
             with np.load(self.state, allow_pickle=False) as saved:
-                if str(saved["identity"]) != identity:
-                    raise InputError(
-                        f"{self.state} is of a video with other arguments or another model; "
-                        "give the ones it was begun with, another --out, or delete it"
-                    )
+                known = str(saved["identity"])
                 self.number, self.tail, self.count = int(saved["number"]), saved["tail"], int(saved["count"])
                 self.shape = tuple(map(int, saved["shape"]))
-        self.frames.parent.mkdir(parents=True, exist_ok=True)
-        self.frames.touch()
-        with self.frames.open("r+b") as file:  # a part that was interrupted is made again
-            file.truncate(self.count * int(np.prod(self.shape)))
+            there = self.frames.stat().st_size
+            if min(self.shape) < 1 or min(self.number, self.count) < 1 or there < self.count * math.prod(self.shape):
+                raise ValueError(f"{self.frames.name} is cut off")
+        except Exception as error:  # of numpy and zipfile, many kinds
+            raise InputError(
+                f"{self.state} or {self.frames.name} beside it is damaged ({reason(error)}): delete both to begin again"
+            ) from None
+        if known != self.identity:
+            raise InputError(
+                f"{self.state} is of a video with other arguments or another model; "
+                "give the ones it was begun with, another --out, or delete it"
+            )
 
     def add(self, parts: Iterable[UInt8[np.ndarray, "t h w c"]], tail: Latents) -> None:
         """One part, whole: its frames as they come, then what the next part needs."""
@@ -181,6 +202,12 @@ class Progress:
         self.state.unlink()
         self.frames.unlink()
 
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
 
 def write(
     generator: Generator,
@@ -198,7 +225,21 @@ def write(
     Until then STEM.part.mp4 plays as far as it has come. `mark` is applied to each piece of the video as it comes,
     `report` gets the number of frames so far.
     """
-    progress = Progress(stem, identity)
+    with Progress(stem, identity) as progress:
+        return _write(progress, generator, plan, stem, frames, seed, fps, mark, report)
+
+
+def _write(
+    progress: Progress,
+    generator: Generator,
+    plan: Plan,
+    stem: Path,
+    frames: int,
+    seed: int,
+    fps: float,
+    mark: Callable[[np.ndarray], np.ndarray],
+    report: Callable[[int], None],
+) -> Path:
     path, growing, fresh = (stem.with_suffix(suffix) for suffix in (".mp4", ".part.mp4", ".whole.mp4"))
 
     with Mp4Writer(growing, fps, growing=True) as out:

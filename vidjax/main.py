@@ -33,6 +33,7 @@ def run() -> None:
     import jax
 
     from vidjax import recipe, results, settings
+    from vidjax.aside import send_aside
     from vidjax.processes import agreed
     from vidjax.storage import absolute, path_of
     from vidjax.train import train
@@ -41,6 +42,8 @@ def run() -> None:
     config = settings.checked(CONFIG.value)
     workdir = path_of(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     agreed(lambda: open_workdir(workdir))
+    if isinstance(workdir, Path):
+        send_aside(workdir / "errors.log")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir) / "compilation_cache"))
     recipe.check_unchanged(config, workdir, ALLOW_CHANGES.value)

@@ -31,10 +31,10 @@ def main() -> None:
     import jax
 
     from vidjax import chips, recipe, settings
+    from vidjax.outputs import open_file
     from vidjax.planning import compiler_of, planned
-    from vidjax.storage import path_of
 
-    file = JSON.value and path_of(JSON.value, "--json")
+    file = JSON.value and open_file(JSON.value, "--json")
     chip, count = chips.named(TOPOLOGY.value)
     os.environ.update(chips.QUIET)
     jax.config.update("jax_platforms", "cpu")
@@ -57,6 +57,7 @@ def main() -> None:
             print(name, *map(partial(line, found), found), sep="\n  ", flush=True)
             figures["stages"][name] = found
     if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
         settings.write_json(file, figures)
 
 

@@ -29,9 +29,10 @@ def lead() -> bool:
 
 
 def say(text: str) -> None:
-    """Print it, once."""
+    """Print it, once; on a full disk, or to a reader that is gone, it is lost, and the run goes on."""
     if lead():
-        print(text, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, flush=True)
 
 
 def tells_of_a_loss(error: BaseException) -> bool:

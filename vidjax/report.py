@@ -11,7 +11,7 @@ from typing import Any
 from vidjax.errors import InputError
 from vidjax.storage import AnyPath, modified, path_of
 
-MEDIA = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
+MEDIA = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".mp4": "video/mp4"}
 PANELS = {  # curves, where a stage has them
     "loss": "loss",
     "validation/loss": "loss on held-out windows",
@@ -87,11 +87,12 @@ def _samples(workdir: AnyPath, summary: Mapping[str, Any]) -> str:
     """A card a caption: the samples moving, the nearest real windows if the run kept them, all frames on request."""
     cards = []
     for entry in summary.get("samples", []):
-        moving = _media(workdir, entry.get("mp4"))
+        moving = _row(workdir, entry.get("videos", entry.get("mp4")))
         sheet = _media(workdir, entry.get("png"))
-        real = _media(workdir, entry.get("real"))
+        beside = [("the nearest real windows", entry.get("real")), ("the source", entry.get("source"))]
+        real = "".join(f"<p class=note>{what}</p>{row}" for what, names in beside if (row := _row(workdir, names)))
         if moving or sheet:
-            shown = (moving or sheet) + (f"<p class=note>the nearest real windows</p>{real}" if real else "")
+            shown = (moving or sheet) + real
             more = (
                 f"<details><summary>all frames</summary><div class=scroll>{sheet}</div></details>"
                 if moving and sheet
@@ -227,6 +228,12 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     )
 
 
+def _row(workdir: AnyPath, names: Any) -> str:
+    """One or several videos, side by side."""
+    found = [_media(workdir, name) for name in (names if isinstance(names, list) else [names])]
+    return f"<div class=row>{''.join(found)}</div>" if any(found) else ""
+
+
 def _media(workdir: AnyPath, name: Any) -> str:
     """The picture or video as an element with its bytes in it; nothing if it is missing or outside the run's folder."""
     path = workdir / str(name or "")
@@ -307,6 +314,7 @@ figure .note { margin: .5rem 0 .15rem; font-size: .8rem; }
 .cards.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
 figure { margin: 0; padding: .8rem; background: var(--card); border-radius: 8px; min-width: 0; }
 figcaption { font-size: .88rem; margin-bottom: .55rem; }
+.row { display: flex; gap: .3rem; } .row > * { flex: 1 1 0; min-width: 0; }
 figure img, figure video { display: block; width: 100%; height: auto; border-radius: 4px; }
 details { margin-top: .6rem; font-size: .88rem; }
 summary { cursor: pointer; color: var(--quiet); }
@@ -319,8 +327,8 @@ td:nth-child(2) { white-space: nowrap; }
 td.n { width: 7rem; } td.fill { width: 60%; padding-right: 0; }
 .bar { height: .55rem; margin-top: .45rem; background: var(--accent); border-radius: 2px; }
 .plot svg { display: block; width: 100%; height: auto; color: var(--ink); }
-pre { overflow-x: auto; background: var(--card); padding: .9rem 1rem; border-radius: 8px; font-size: .85rem;
-  line-height: 1.7; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: .9rem 1rem;
+  border-radius: 8px; font-size: .85rem; line-height: 1.7; }
 code, details td { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 details table { font-size: .8rem; } details td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; }
 """

@@ -1,7 +1,10 @@
 """What a finished run shows: samples, reconstructions, how good they are, and a page with all of it."""
 
+import dataclasses
+import importlib.util
 import json
 import resource
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -16,12 +19,14 @@ from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_io import contact_sheet, slug, write_mp4
 from vidjax.encoded import first_windows
+from vidjax.errors import printable
 from vidjax.generator import Generator, what_to_ask
 from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
 from vidjax.processes import lead
 from vidjax.storage import AnyPath
+from vidjax.video_files import write_index, write_samples
 from vidjax.video_model import Codec
 
 SMALL = 64  # clips of a data set that is evaluated whole
@@ -54,7 +59,7 @@ def show(workdir: AnyPath) -> dict[str, Any]:
     settings.write_json(workdir / "summary.json", summary)
     page = write_report(workdir)
     print_table(summary)
-    print(f"\nOpen {page}. Then:")
+    print(f"\nOpen {printable(str(page))}. Then:")
     for line in summary["next"]:
         print("  " + line)
     return summary
@@ -69,7 +74,11 @@ def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict
     through = [generator.reconstruct(list(clip)) for clip in heldout] if whole and generator.codec else []
     if not lead():
         return {}
-    found: dict[str, Any] = {"samples": write_samples(workdir, names, per_caption, generator.defaults.fps)}
+    how = generator.defaults
+    about, seeds = {"model": str(workdir), **dataclasses.asdict(how)}, range(how.per_caption)
+    entries = write_samples(workdir / "samples", names, per_caption, how.fps, seeds=seeds, about=about)
+    write_index(workdir / "samples", entries)
+    found: dict[str, Any] = {"samples": entries}
     if whole:
         if generator.codec:
             found |= reconstruction(workdir, generator.codec, dataset, heldout, *zip(*through))
@@ -81,25 +90,6 @@ def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict
 
 def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
     return [generator(prompts, seed=seed) for seed in range(generator.defaults.per_caption)]
-
-
-def write_samples(
-    workdir: AnyPath, names: Sequence[str], videos: Sequence[np.ndarray], fps: float, folder: str = "samples"
-) -> list[dict[str, str]]:
-    """An mp4 (images: none) and a contact sheet a name, into a folder of `workdir`; paths are relative to that."""
-    (workdir / folder).mkdir(parents=True, exist_ok=True)
-    entries = []
-    for i, (name, samples) in enumerate(zip(names, videos)):
-        stem = f"{i:02d}-{slug(name)}"
-        entry = {"caption": name, "png": f"{folder}/{stem}.png"}
-        rows = list(samples[:, None]) if samples.shape[1] > 1 else [samples[None, :, 0]]  # images side by side
-        contact_sheet(workdir / entry["png"], rows, labels=[name] * len(rows))
-        (workdir / folder / f"{stem}.txt").write_bytes(f"{name}\n".encode(errors="replace"))
-        if samples.shape[1] > 1:
-            entry["mp4"] = f"{folder}/{stem}.mp4"
-            write_mp4(workdir / entry["mp4"], np.concatenate(list(samples), axis=2), fps)
-        entries.append(entry)
-    return entries
 
 
 def reconstruction(
@@ -143,7 +133,7 @@ def rate_distortion(
 
 def beside_real(
     workdir: AnyPath,
-    entries: Sequence[dict[str, str]],
+    entries: Sequence[dict[str, Any]],
     samples: Sequence[np.ndarray],
     heldout: Sequence[np.ndarray],
     fps: float,
@@ -151,8 +141,9 @@ def beside_real(
     """Beside each sample, in `clips/`, the held-out window of its own clip that is nearest to it."""
     for entry, videos, clip in zip(entries, samples, heldout):
         closest = [clip[psnr(clip, video[None]).argmax()] for video in videos]
-        entry["real"] = f"clips/{Path(entry['png']).stem}.mp4"
-        write_mp4(workdir / entry["real"], np.concatenate(closest, axis=2), fps)
+        entry["real"] = [f"clips/{Path(name).with_suffix('.mp4').name}" for name in entry["videos"]]
+        for name, window in zip(entry["real"], closest):
+            write_mp4(workdir / name, window, fps)
 
 
 def likeness(
@@ -193,11 +184,13 @@ def versions() -> dict[str, str]:
 
 
 def next_lines(workdir: AnyPath, conditions: Sequence[str], prompt: str) -> list[str]:
-    ask = f'--prompt "{prompt}" ' if "text" in conditions else "--label 0 " if "label" in conditions else ""
-    return [
-        f"python -m vidjax.sample --workdir {workdir} {ask}--num_steps 50 --seed 1",
-        f"tensorboard --logdir {workdir}",
-    ]
+    """Commands that a shell takes as they are, whatever the caption or the folder's name has in it."""
+    words = ["python", "-m", "vidjax.sample", "--workdir", str(workdir)]
+    words += [f"--prompt={prompt}"] if "text" in conditions else ["--label=0"] if "label" in conditions else []
+    commands = [[*words, "--num_steps=50", "--seed=1"]]
+    if importlib.util.find_spec("tensorboard"):
+        commands.append(["tensorboard", "--logdir", str(workdir)])
+    return [printable(shlex.join(command)) for command in commands]
 
 
 def print_table(summary: Mapping[str, Any]) -> None:

@@ -3,16 +3,18 @@
 `python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vidjax import cli
-from vidjax.errors import InputError
-from vidjax.storage import AnyPath, check_writable, local, local_file, path_of
+from vidjax.errors import InputError, printable
+from vidjax.outputs import open_file, open_folder
+from vidjax.storage import AnyPath, local, local_file, path_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +79,8 @@ KNOWN = flags.DEFINE_integer(
 LEVELS = flags.DEFINE_integer("levels", 0, "Long videos: so many times fill what lies between two.", lower_bound=0)
 BETWEEN = flags.DEFINE_string("between", None, "The run that fills them, on the same latents; default: --workdir.")
 ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Cascades: also write what each stage below made, OUT/TxHxW.")
-OUT = flags.DEFINE_string("out", None, "Folder for mp4 files and contact sheets; default: WORKDIR/more, or more.")
+OUT = flags.DEFINE_string("out", None, "Folder for the videos and contact sheets; default: WORKDIR/more, or more.")
+FORMAT = flags.DEFINE_enum("format", "mp4", ["mp4", "gif", "webp"], "Of the videos: H.264, or an animated picture.")
 
 
 def main() -> None:
@@ -95,11 +98,12 @@ def main() -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from vidjax import cascade, results
+    from vidjax import cascade, video_files
     from vidjax.adapters import adapted
     from vidjax.subjects import read_subject
     from vidjax.watermark import embed
 
+    out, kept = outputs(), SAVE_LATENTS.value and open_file(SAVE_LATENTS.value, "--save_latents")
     generator = make_generator()
     if LORA.value:
         generator.params = adapted(generator, LORA.value)
@@ -118,7 +122,7 @@ def main() -> None:
     if ALL_STAGES.value and generator.below is None:
         raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
     if is_long(generator):
-        return write_long(generator, prompts, size, options)
+        return write_long(generator, prompts, size, options, local(os.fspath(out)))
     subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
     trained, chunk = generator.size[0], generator.defaults.chunk
     if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
@@ -130,12 +134,13 @@ def main() -> None:
     began = time.perf_counter()
     steps = cascade.steps(generator, options)
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    out, kept = outputs(), SAVE_LATENTS.value and path_of(SAVE_LATENTS.value, "--save_latents")
 
-    def write(videos: np.ndarray, fps: float, out: Path) -> None:
+    def write(videos: np.ndarray, fps: float, out: AnyPath) -> None:
         marked = np.stack([embed(video) for video in videos]) if WATERMARK.value else videos
-        for entry in results.write_samples(out.parent, names, marked[:, None], fps, out.name):
-            print(out.parent / entry.get("mp4", entry["png"]))
+        how = dict(seeds=[SEED.value], about=about_of(generator, options), kind=FORMAT.value)
+        for entry in video_files.write_samples(out, names, list(marked[:, None]), fps, **how):
+            for name in entry.get("videos", [entry["png"]]):
+                print(printable(str(out.parent / name)))
 
     lowres = None
     if ALL_STAGES.value:
@@ -173,9 +178,7 @@ def main() -> None:
 
 def outputs() -> AnyPath:
     """Where the videos go. Raises InputError if nothing can be written there."""
-    out = path_of(OUT.value, "--out") if OUT.value else path_of(WORKDIR.value or "") / "more"
-    check_writable(out)
-    return out
+    return open_folder(OUT.value or (f"{WORKDIR.value}/more" if WORKDIR.value else "more"))
 
 
 def is_long(generator: "Generator") -> bool:
@@ -185,7 +188,8 @@ def is_long(generator: "Generator") -> bool:
         return False
     if FRAMES.value is None:
         raise InputError("--known, --levels and --between are of long videos: say how long, --frames=1000")
-    local(OUT.value or WORKDIR.value or "")  # it grows there
+    if FORMAT.value != "mp4":
+        raise InputError(f"--format={FORMAT.value} is for videos made at once; leave it out, or make --frames fewer")
     for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS):
         if flag.value:
             raise InputError(f"--{flag.name} is for videos made at once; leave it out, or make --frames fewer")
@@ -194,7 +198,9 @@ def is_long(generator: "Generator") -> bool:
     return True
 
 
-def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int, int], options: dict) -> None:
+def write_long(
+    generator: "Generator", prompts: list[str | int], size: tuple[int, int], options: dict, out: Path
+) -> None:
     """One after the other; the n-th has the seed --seed + n."""
     import json
 
@@ -202,22 +208,35 @@ def write_long(generator: "Generator", prompts: list[str | int], size: tuple[int
 
     from vidjax import long_video, recipe
     from vidjax.data.video_io import slug
+    from vidjax.video_files import describe
     from vidjax.watermark import embed
 
     between = recipe.generator(path_of(BETWEEN.value, "--between")) if BETWEEN.value else None
     if KNOWN.value:
         options = {**options, "known": KNOWN.value}
-    out = outputs()
     models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
     mark = embed if WATERMARK.value else lambda video: video
     for i, prompt in enumerate(prompts):
         plan = long_video.plan_of(generator, prompt, between, LEVELS.value, size, **options)
-        stem, seed = out / f"{i:02d}-{slug(str(prompt))}", SEED.value + i
+        seed = SEED.value + i
+        stem = out / f"{i:02d}-{slug(str(prompt))}-seed{seed}"
         how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]
         with tqdm(total=FRAMES.value, desc="sampling", unit="frame", disable=None) as bar:
             report = lambda count, bar=bar: bar.update(count - bar.n)
             fps, identity = generator.defaults.fps, json.dumps(how)
-            print(long_video.write(generator, plan, stem, FRAMES.value, seed, identity, fps, mark, report))
+            path = long_video.write(generator, plan, stem, FRAMES.value, seed, identity, fps, mark, report)
+        about = {**about_of(generator, options), "levels": LEVELS.value, "between": BETWEEN.value}
+        describe(path, str(prompt), seed, (FRAMES.value, *size), fps, about)
+        print(printable(str(path)))
+
+
+def about_of(generator: "Generator", options: dict) -> dict[str, Any]:
+    """What made the videos, beside prompt and seed."""
+    import dataclasses
+
+    how = dataclasses.asdict(dataclasses.replace(generator.defaults, **options))
+    flags = {"model": WORKDIR.value or PRETRAINED.value, "lora": LORA.value, "subject": SUBJECT.value}
+    return {**flags, "motion": MOTION.value, "init_noise": INIT_NOISE.value, "watermark": WATERMARK.value, **how}
 
 
 def make_generator() -> "Generator":

@@ -26,7 +26,7 @@ WAIT = 20  # seconds for a bucket's first answers
 def path_of(text: str, flag: str = "--workdir") -> AnyPath:
     """A folder's path, or that of a bucket's, `gs://BUCKET/FOLDER`, which is there and answers. Raises InputError."""
     if "://" not in text:
-        return Path(text)
+        return local(text, flag)
     if not (found := re.fullmatch(r"gs://([^/]+)/+[^/].*", text)):
         raise InputError(
             f"{flag}={text} is no folder of a disk and no gs://BUCKET/FOLDER: name one, or mount it and name the mount"
@@ -44,6 +44,8 @@ def local(text: str, flag: str = "--out") -> Path:
     """A path that must be of a disk. Raises InputError."""
     if "://" in text:
         raise InputError(f"{flag}={text} is no folder of a disk: name one, and copy it when it is done")
+    if "\0" in text:
+        raise InputError(f"{flag}={text} has a zero byte in it: name another place")
     return Path(text)
 
 
@@ -104,10 +106,16 @@ def listing(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[
 
 @contextlib.contextmanager
 def local_file(path: str | AnyPath) -> Iterator[Path]:
-    """Where to write a file that wants a disk: at `path`, its folder made; or what goes to the bucket at the end."""
+    """Where to write a file that wants a disk; at the end it is at `path`, whole, its folder made, or in the bucket."""
     if not isinstance(path, epath.Path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        yield Path(path)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / path.name

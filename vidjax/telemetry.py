@@ -1,7 +1,6 @@
 """What a run tells while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
 import contextlib
-import io
 import json
 import math
 import sys
@@ -15,8 +14,11 @@ import numpy as np
 from vidjax import chips
 from vidjax.compilation import so_far
 from vidjax.errors import InputError
-from vidjax.processes import lead
+from vidjax.event_file import EventFile
+from vidjax.log_file import LogFile
+from vidjax.processes import lead, say
 from vidjax.storage import AnyPath, Growing
+from vidjax.video_files import animation
 
 EVERY = 30  # seconds after which a bucket gets the metrics again
 
@@ -36,7 +38,6 @@ class Telemetry:
         self._last, self._waited, self._compiled = (start, time.perf_counter()), 0.0, so_far()
         if not lead():
             return
-        from tensorboardX import SummaryWriter
         from tqdm import tqdm
 
         self._files, self._copied = Growing(folder), time.monotonic()
@@ -45,8 +46,8 @@ class Telemetry:
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         part.replace(path)
-        self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(self._files.here / "tensorboard"), purge_step=start + 1)
+        self._file = LogFile(path)
+        self._board = EventFile(self._files.here / "tensorboard", start + 1)
         self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step") if sys.stderr.isatty() else None
 
     @contextlib.contextmanager
@@ -75,22 +76,23 @@ class Telemetry:
         check_finite(self.stage, step, values)
         if not lead():
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for key, value in values.items():
-            self._board.add_scalar(key, value, step)
+        self._file.append(f"{json.dumps({'step': step, **values})}\n".encode())
+        value = self._board.summary.Value
+        self._board.add(step, *(value(tag=key, simple_value=number) for key, number in values.items()))
         shown = {"loss": f"{values['loss']:.4g}", "steps/s": f"{values.get('steps_per_second', math.nan):.3g}"}
         shown |= {"compiled in": str(compiled)} if compiled.seconds >= 1 else {}
         if self._bar is not None:
             self._bar.set_postfix(shown)
             self._bar.update(step - self._bar.n)
         else:
-            print(f"{self.stage} {step}/{self.steps} " + " ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+            say(f"{self.stage} {step}/{self.steps} " + " ".join(f"{k} {v}" for k, v in shown.items()))
         if time.monotonic() - self._copied > EVERY:
             self.flush()
 
     def flush(self) -> None:
         """So that whoever goes on from a checkpoint that is saved now finds the metrics up to it."""
         if lead():
+            self._file.flush()
             self._board.flush()
             self._files.copy()
             self._copied = time.monotonic()
@@ -99,21 +101,13 @@ class Telemetry:
         """uint8 `[n, t, h, w, c]` side by side as one animation in TensorBoard."""
         if not lead():
             return
-        from PIL import Image
-        from tensorboardX.proto import summary_pb2
-
         strip = np.concatenate(list(videos), axis=2)
-        frames = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in strip]
-        gif = io.BytesIO()
-        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=max(1, round(1000 / fps)), loop=0)
-        proto: Any = summary_pb2  # its classes are made at run time
+        summary = self._board.summary
         height, width, colorspace = strip.shape[1:]
-        picture = proto.Summary.Image(
-            height=height, width=width, colorspace=colorspace, encoded_image_string=gif.getvalue()
+        picture = summary.Image(
+            height=height, width=width, colorspace=colorspace, encoded_image_string=animation(strip, fps)
         )
-        value = proto.Summary.Value(tag=name, image=picture)
-        writer: Any = self._board.file_writer
-        writer.add_summary(proto.Summary(value=[value]), step)
+        self._board.add(step, summary.Value(tag=name, image=picture))
 
     def close(self) -> None:
         if lead():

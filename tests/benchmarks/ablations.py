@@ -31,17 +31,6 @@ ABLATIONS = {
 }
 
 
-def edits_alone(workdir: Path, summary: dict, folder: Path) -> None:
-    """The right halves of the run's videos, each with its prompt, for the evaluator."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in summary["samples"]:
-        with Video(workdir / entry["mp4"]) as video:
-            frames, fps = video.read(range(video.frames)), video.fps
-        name = folder / Path(entry["mp4"]).name
-        write_mp4(name, np.ascontiguousarray(frames[:, :, frames.shape[2] // 2 :]), fps)
-        name.with_suffix(".txt").write_text(entry["caption"])
-
-
 def palette(video: np.ndarray) -> np.ndarray:
     """Of each pixel the nearest of the colours that are drawn: their number, or -1 for the field."""
     colours = np.array([*COLOURS.values(), (128, 128, 128)], np.float32)
@@ -104,15 +93,14 @@ def main() -> None:
         command += [f"--config.prompt={args.prompt}", f"--config.sample.prompts={args.prompts}", *more, *flags]
         subprocess.run(command, check=True)
         summary = json.loads((workdir / "summary.json").read_text())
-        edits_alone(workdir, summary, workdir / "edits")
         metrics = "flow_smoothness,motion_magnitude" + (",frame_consistency,text_alignment" if args.clip else "")
-        command = [sys.executable, "-m", "vidjax.evaluate", f"--videos={workdir / 'edits'}", f"--metrics={metrics}"]
+        command = [sys.executable, "-m", "vidjax.evaluate", f"--videos={workdir / 'samples'}", f"--metrics={metrics}"]
         command += [f"--json={workdir / 'figures.json'}", *([f"--clip={args.clip}"] if args.clip else [])]
         subprocess.run(command, check=True)
         figures = json.loads((workdir / "figures.json").read_text())
         table[name] = {"inversion_error": summary.get("inversion_error"), "evaluate": figures}
         if drawing is not None:
-            table[name] |= judged(workdir / "edits", drawing)
+            table[name] |= judged(workdir / "samples", drawing)
     found = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": results.device(),

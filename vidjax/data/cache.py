@@ -12,7 +12,8 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.storage import local, path_of
+from vidjax.outputs import open_new_folder
+from vidjax.storage import path_of
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run whose autoencoder is trained (vidjax.main --stage=autoencoder).")
 STAGE = flags.DEFINE_string("stage", None, "The stage to encode for; default: the run's last.")
@@ -27,9 +28,7 @@ def main() -> None:
     for name, flag in (("workdir", WORKDIR), ("out", OUT)):
         if not flag.value:
             raise InputError(f"--{name} is missing")
-    workdir, out = path_of(WORKDIR.value), local(OUT.value)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out={out} is not empty; name a new folder")
+    workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
     from tqdm import tqdm
 
     from vidjax import recipe

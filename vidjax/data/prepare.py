@@ -29,6 +29,7 @@ from vidjax.data import shards
 from vidjax.data.screening import Rules
 from vidjax.data.sources import SOURCES
 from vidjax.errors import InputError
+from vidjax.outputs import open_new_folder
 
 SOURCE = flags.DEFINE_string("source", "folder", "How the clips lie: as config.data.source.")
 PATH = flags.DEFINE_string("path", None, "Where they lie: as config.data.path.")
@@ -59,9 +60,7 @@ def main() -> None:
     if not re.fullmatch(r"\w*", SPLIT.value):
         raise InputError(f"--split={SPLIT.value}: a name of letters, digits and _")
     rules = Rules(FRAMES_MIN.value, SIZE_MIN.value, SECONDS.value, SCENES.value, DUPLICATES.value)
-    out = Path(OUT.value)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out={out} is not empty; name a new folder")
+    out = open_new_folder(OUT.value)
     if not all(find_spec(module) for module in ("apache_beam", "scenedetect", "imagehash")):
         raise InputError("to prepare data sets takes Apache Beam and others: pip install -e '.[prepare]'")
     part = out.with_name(out.name + ".part")
