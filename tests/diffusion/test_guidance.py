@@ -147,7 +147,8 @@ def test_every_sampler_ends_on_the_known_frames_guided_or_not(name, schedule):
     clamped = known_frames(schedule, guided, known, MASK, show=False)
     x = schedule.sigma(schedule.noisiest) * X
     found = sample(clamped, schedule, x, schedule.timesteps(4), 4, SAMPLERS[name](), KEY)
-    np.testing.assert_array_equal(found[MASK > 0.5], known[MASK > 0.5])
+    rounded = 1e-5 if name == "pndm" else 0.0  # its last step is along a mean of four eps
+    np.testing.assert_allclose(found[MASK > 0.5], known[MASK > 0.5], rtol=0, atol=rounded)
     assert float(jnp.abs(found - known)[MASK < 0.5].max()) > 0.1
 
 
