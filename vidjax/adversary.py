@@ -48,8 +48,7 @@ def autoencoder(
     released VQGAN and LVDM; it matters to w, which is bounded. With accumulation w is that of each micro-batch.
     """
     x = to_unit(batch["video"])
-    dtype = model.decoder.conv_out.kernel.dtype
-    posterior = model.encode(x.astype(dtype))
+    dtype, posterior = model.dtype, model.encode(x)
     noise = draws.normal(posterior.mean.shape[1:])
     decoded, features = model.decode_features(posterior.sample(noise.astype(dtype)))
     decoded = decoded.astype(jnp.float32)
