@@ -4,7 +4,6 @@ orbax: the averaged parameters by path, and the config. diffusers: for runs that
 folder again with the tuned weights; with LoRA, the adapters of the stage alone (pytorch_lora_weights.safetensors).
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.storage import AnyPath, local, path_of
+from vidjax.storage import AnyPath, local, path_of, whole_folder
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
 FORMAT = flags.DEFINE_string("format", "orbax", "orbax or diffusers.")
@@ -28,18 +27,8 @@ def main() -> None:
             raise InputError(f"--{name} is missing")
     write = choose(FORMAT.value, FORMATS, "--format")
     workdir, out = path_of(WORKDIR.value), local(OUT.value)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out={out} is not empty; name a new folder")
-    part = out.with_name(out.name + ".part")  # nothing half-written: the folder appears when it is whole
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with whole_folder(out) as part:
         write(workdir, part)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
     print(out)
 
 
