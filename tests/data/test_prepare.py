@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.screening import Rules, Seen
 from vidjax.data.shapes import draw
 from vidjax.data.sources import make_source
-from vidjax.data.video_io import read_frames, write_mp4
+from vidjax.data.video_io import BrokenClip, read_frames, write_mp4
 from vidjax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,16 @@ def test_two_workers_write_the_same_shards(folder, whole, tmp_path):
     done = prepare(*flags(folder, tmp_path / "out", workers=2))
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "out") == files(whole)
+
+
+@needs_beam
+def test_a_damaged_record_of_a_prepared_set_is_a_broken_clip(whole, tmp_path, damage):
+    shutil.copytree(whole, tmp_path / "out")
+    damage(tmp_path / "out" / "clips-train.array_record-00000-of-00003", 1)
+    source, intact = (make_source("tfds", str(folder), "train") for folder in (tmp_path / "out", whole))
+    with pytest.raises(BrokenClip, match="its record is damaged"):
+        source[1].open()
+    assert [source[i].name for i in (0, 2, 3)] == [intact[i].name for i in (0, 2, 3)]
 
 
 def kill_when(pattern, part, arguments):
