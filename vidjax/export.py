@@ -6,7 +6,6 @@ class of diffusers has the layers over time of Tune-A-Video: they are left out, 
 tune_a_video: the whole folder with them, for Tune-A-Video's own code, and for `--pretrained` here.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.outputs import open_new_folder
-from vidjax.storage import AnyPath, path_of
+from vidjax.storage import AnyPath, path_of, whole_folder
 
 if TYPE_CHECKING:
     from vidjax.video_model import VideoModel
@@ -35,16 +34,8 @@ def main() -> None:
             raise InputError(f"--{name} is missing")
     write = choose(FORMAT.value, FORMATS, "--format")
     workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
-    part = out.with_name(out.name + ".part")  # nothing half-written: the folder appears when it is whole
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with whole_folder(out) as part:
         write(workdir, part)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
     print(out)
 
 

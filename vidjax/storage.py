@@ -9,6 +9,8 @@ import importlib.util
 import logging
 import os
 import re
+import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -121,6 +123,36 @@ def local_file(path: str | AnyPath) -> Iterator[Path]:
         file = Path(folder) / path.name
         yield file
         path.write_bytes(file.read_bytes())
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, flag: str = "--out") -> Iterator[Path]:
+    """Yields a new folder to write in, which becomes `out` when the block ends, and is removed if it raises.
+
+    It lies beside `out` under a name that nothing else has, and nothing that was there before is touched. Raises
+    InputError, before the block, unless `out` is new or an empty folder, and can be made.
+    """
+    out = Path(os.path.abspath(out))
+    taken, part = False, out.parent / f"{out.name[:40]}.{uuid.uuid4().hex[:12]}.part"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            taken = not stat.S_ISDIR(os.lstat(out).st_mode) or any(out.iterdir())
+        if not taken:
+            part.mkdir(parents=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{flag}={out} can't be written ({why}): name another folder") from None
+    if taken:
+        raise InputError(f"{flag}={out} is not empty; name a new folder")
+    try:
+        yield part
+        try:
+            part.rename(out)  # an empty folder gives way
+        except OSError as error:
+            raise InputError(f"{flag}={out} can't be made ({error.strerror}): name another folder") from None
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 class Growing:

@@ -1,7 +1,9 @@
 """Preparing a data set, as a user runs it: the same shards however it went, all good clips, a line for each bad one."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidjax.data import shards
 from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.screening import Rules, Seen
 from vidjax.data.shapes import draw
 from vidjax.data.sources import make_source
-from vidjax.data.video_io import read_frames, write_mp4
+from vidjax.data.video_io import BrokenClip, read_frames, write_mp4
 from vidjax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +132,16 @@ def test_two_workers_write_the_same_shards(folder, whole, tmp_path):
     assert files(tmp_path / "out") == files(whole)
 
 
+@needs_beam
+def test_a_damaged_record_of_a_prepared_set_is_a_broken_clip(whole, tmp_path, damage):
+    shutil.copytree(whole, tmp_path / "out")
+    damage(tmp_path / "out" / "clips-train.array_record-00000-of-00003", 1)
+    source, intact = (make_source("tfds", str(folder), "train") for folder in (tmp_path / "out", whole))
+    with pytest.raises(BrokenClip, match="its record is damaged"):
+        source[1].open()
+    assert [source[i].name for i in (0, 2, 3)] == [intact[i].name for i in (0, 2, 3)]
+
+
 def kill_when(pattern, part, arguments):
     """Runs the program, and ends it at once when a file of this pattern is there."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -202,8 +215,14 @@ def test_pictures_and_long_clips_are_encoded_in_parts(tmp_path):
     assert found.keys() == {"0-9", "10-19"} and "1 remainder" in done.stdout and source.num_classes == 0
     with found["10-19"].open() as video:
         assert video.fps == 25 and abs(video.read(range(10)).astype(float) - frames[10:20]).mean() < 4
+    made = files(tmp_path / "out")
+    (tmp_path / "out.part").mkdir()  # as if it had been killed before it removed what it had worked in
+    (tmp_path / "out.part" / "job.json").write_text(json.dumps(json.loads(made["report.json"])["settings"]))
     again = prepare(*given)
-    assert again.returncode == 1 and again.stderr.endswith("out is not empty; name a new folder\n")
+    assert again.returncode == 0 and again.stdout == done.stdout.splitlines(True)[-1], again.stderr
+    assert files(tmp_path / "out") == made and not (tmp_path / "out.part").exists()
+    other = prepare(*given, "--frames_min=9")
+    assert other.returncode == 1 and other.stderr.endswith("out is not empty; name a new folder\n")
 
 
 @needs_beam
@@ -214,6 +233,8 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path):
         "--path=/nowhere": "no such path: /nowhere",
         "--frames_min=1000": "none of the 14 clips is kept",
         "--beam_options=--runner=Nope": "Unexpected pipeline runner: Nope",
+        "--beam_options='--runner": "No closing quotation: close every quote",
+        "--seconds=nan": "--seconds=nan: must be at least 0",
     }
     for i, (flag, says) in enumerate(wrong.items()):
         done = prepare(*flags(folder, tmp_path / str(i)), flag)
@@ -230,6 +251,39 @@ def test_without_its_libraries_it_says_what_to_install(folder, tmp_path):
     assert (
         done.returncode == 1 and done.stderr.endswith("pip install -e '.[prepare]'\n") and done.stderr.count("\n") == 1
     )
+
+
+def test_a_folder_that_is_in_the_way_is_left_alone(tmp_path):
+    """Whoever made it: it is worked in, and removed at the end, only if this program made it."""
+    part = tmp_path / "out.part"
+    job = shards.Job("shapes", "", "", Rules(), 1, str(part))
+    part.mkdir()
+    (part / "thesis").write_text("three years of it")
+    with pytest.raises(InputError, match="is in the way, and not of this program"):
+        shards.begin(job)
+    shards.clear(job)
+    assert (part / "thesis").read_text() == "three years of it"
+    (part / "thesis").rename(tmp_path / "thesis")
+    shards.begin(job)
+    shards.begin(job)  # again: it goes on
+    for other in (Rules(frames_min=9), Rules(seconds=3.0)):
+        shards.clear(dataclasses.replace(job, rules=other))
+        with pytest.raises(InputError, match="was begun with"):
+            shards.begin(dataclasses.replace(job, rules=other))
+    for content in ("", "[]", "{}", "["):
+        (part / "job.json").write_text(content)
+        with pytest.raises(InputError, match=r"is not JSON|was begun with"):
+            shards.begin(job)
+    (part / "job.json").unlink()
+    shards.begin(job)
+    shards.clear(job)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
+def test_lengths_that_are_none_are_refused(seconds):
+    with pytest.raises(InputError, match=r"--seconds=.* must be at least 0 and at most"):
+        Rules(seconds=seconds)
 
 
 def test_fingerprints_that_differ_in_few_bits_are_one_clip():

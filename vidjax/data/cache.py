@@ -6,14 +6,13 @@ reads posterior moments in place of videos, features in place of captions, and n
 """
 
 import itertools
-import shutil
 
 from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.outputs import open_new_folder
-from vidjax.storage import path_of
+from vidjax.storage import path_of, whole_folder
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run whose autoencoder is trained (vidjax.main --stage=autoencoder).")
 STAGE = flags.DEFINE_string("stage", None, "The stage to encode for; default: the run's last.")
@@ -34,18 +33,14 @@ def main() -> None:
     from vidjax import recipe
     from vidjax.data.latents import write_latents
 
-    dataset, encode, about, beside = recipe.to_encode(workdir, STAGE.value)
-    count = EXAMPLES.value or len(dataset)
-    batch = min(BATCH.value, len(dataset))
-    batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))
-    examples = ({key: value[i] for key, value in b.items()} for b in batches for i in range(len(b["index"])))
-    shown = tqdm(itertools.islice(examples, count), desc="encoding", unit="example", total=count, disable=None)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    write_latents(part, shown, about, **beside)
-    if out.exists():
-        out.rmdir()
-    part.rename(out)
+    with whole_folder(out) as part:
+        dataset, encode, about, beside = recipe.to_encode(workdir, STAGE.value)
+        count = EXAMPLES.value or len(dataset)
+        batch = min(BATCH.value, len(dataset))
+        batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))
+        examples = ({key: value[i] for key, value in b.items()} for b in batches for i in range(len(b["index"])))
+        shown = tqdm(itertools.islice(examples, count), desc="encoding", unit="example", total=count, disable=None)
+        write_latents(part, shown, about, **beside)
     print(f"{count} examples in {out}: train with --config.data.latents={out}")
 
 

@@ -13,7 +13,6 @@ import functools
 import os
 import re
 import shlex
-import shutil
 import sys
 import threading
 import traceback
@@ -60,24 +59,39 @@ def main() -> None:
     if not re.fullmatch(r"\w*", SPLIT.value):
         raise InputError(f"--split={SPLIT.value}: a name of letters, digits and _")
     rules = Rules(FRAMES_MIN.value, SIZE_MIN.value, SECONDS.value, SCENES.value, DUPLICATES.value)
-    out = open_new_folder(OUT.value)
+    beam_options()
     if not all(find_spec(module) for module in ("apache_beam", "scenedetect", "imagehash")):
         raise InputError("to prepare data sets takes Apache Beam and others: pip install -e '.[prepare]'")
-    part = out.with_name(out.name + ".part")
-    job = shards.Job(SOURCE.value, PATH.value, SPLIT.value, rules, SHARDS.value, str(part.absolute()))
+    out, part = Path(OUT.value), Path(f"{os.path.abspath(OUT.value)}.part")
+    job = shards.Job(SOURCE.value, PATH.value, SPLIT.value, rules, SHARDS.value, str(part))
     if not len(job.clips):
         raise InputError(f"--path={PATH.value} has no clips")
+    if not shards.finished(job, out):
+        open_new_folder(OUT.value)
+        make(job, out)
+    shards.clear(job)
+    split = "" if SPLIT.value == "train" else f" --config.data.split={SPLIT.value or 'train'}"
+    print(f"{out}: train with --config.data.source=tfds --config.data.path={out}{split}")
+
+
+def make(job: shards.Job, out: Path) -> None:
+    """All the steps that are not done yet."""
     shards.begin(job)
     run(shards.examine_piece, job, shards.pieces(job), "examining")
     report = shards.plan(job)
     show(report)
     if not report["clips written"]:
-        raise InputError(f"none of the {len(job.clips)} clips is kept: {part / 'report.json'} says why")
+        raise InputError(f"none of the {len(job.clips)} clips is kept: {job.at('report.json')} says why")
     run(shards.write_shard, job, shards.shards(job), "writing")
     shards.finish(job, out)
-    shutil.rmtree(part)
-    split = "" if SPLIT.value == "train" else f" --config.data.split={SPLIT.value or 'train'}"
-    print(f"{out}: train with --config.data.source=tfds --config.data.path={out}{split}")
+
+
+def beam_options() -> list[str]:
+    """--beam_options, as a shell cuts them. Raises InputError."""
+    try:
+        return shlex.split(BEAM_OPTIONS.value)
+    except ValueError as error:
+        raise InputError(f"--beam_options={BEAM_OPTIONS.value}: {error}: close every quote") from None
 
 
 def show(report: dict) -> None:
@@ -95,7 +109,7 @@ def run(step: Callable[[shards.Job, int], None], job: shards.Job, files: Sequenc
     left = [n for n, file in enumerate(files) if not file.exists()]
     if not left:
         return
-    options, log = shlex.split(BEAM_OPTIONS.value), job.at("beam.log")
+    options, log = beam_options(), job.at("beam.log")
     if not any(option.startswith("--runner") for option in options):
         workers = min(WORKERS.value or os.cpu_count() or 1, len(left))
         # DirectRunner would load another runner down from the net first; this is the one it falls back to.
@@ -109,7 +123,7 @@ def run(step: Callable[[shards.Job, int], None], job: shards.Job, files: Sequenc
             with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
                 each = pipeline | beam.Create(left) | beam.Reshuffle()
                 _ = each | what.title() >> beam.Map(functools.partial(step, job))
-    except Exception as error:  # by the runner: wrong options, a worker that died, a full disk
+    except (Exception, SystemExit) as error:  # by the runner: wrong options, a worker that died, a full disk
         with open(log, "a") as file:
             traceback.print_exc(file=file)
         reason = (str(error).strip() or repr(error)).splitlines()[-1][:200]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidjax.data.source import Item, OpenClip
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 
 SMALL = 64  # pixels of the shorter side of the frames that are compared
 CHUNK = 512  # frames decoded at a time
@@ -32,6 +32,7 @@ class Rules:
     duplicates: str = "exact"
 
     def __post_init__(self):
+        check_range("--", 0, 10**9, seconds=self.seconds)
         if self.duplicates not in ("keep", "exact", "alike"):
             raise InputError(f"duplicates={self.duplicates!r} is unknown: choose keep, exact or alike")
 

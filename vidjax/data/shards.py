@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections import Counter
@@ -23,6 +24,8 @@ from vidjax.data.source import OpenClip, Source
 from vidjax.data.sources import make_source
 from vidjax.data.video_io import Mp4Writer, Video
 from vidjax.errors import InputError
+from vidjax.inputs import read_json
+from vidjax.storage import whole_folder
 
 CLIPS = 256  # in a shard, unless it is said how many shards there are
 CHUNK = 2**30  # bytes of frames held at a time while a part is encoded
@@ -67,18 +70,47 @@ def _write_json(job: Job, path: Path, value: Any) -> None:
 
 
 def begin(job: Job) -> None:
-    """Raises InputError if the folder was begun with other settings, or for other clips."""
-    settings = {**asdict(job), "clips": len(job.clips)}
-    del settings["folder"]
+    """Makes the folder, with job.json in it from the start: one without is not ours. Raises InputError for such a one,
+    and if the folder was begun with other settings, or for other clips."""
+    folder = Path(job.folder)
     if not job.at("job.json").exists():
-        _write_json(job, job.at("job.json"), settings)
-    begun = json.loads(job.at("job.json").read_text())
-    for key, value in {**settings.pop("rules"), **settings}.items():
-        was = {**begun, **begun["rules"]}.get(key)
-        if was != value:
-            raise InputError(
-                f"{job.folder} was begun with {key} {was!r}, not {value!r}: finish it so, or remove it to begin again"
-            )
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder} is in the way, and not of this program: move it away, or name another --out")
+        with whole_folder(folder) as part:
+            (part / "job.json").write_text(json.dumps(_settings(job), indent=1) + "\n")
+    begun = read_json(job.at("job.json"), remedy="remove the folder to begin again")
+    for key, was, value in _differences(begun, _settings(job)):
+        raise InputError(
+            f"{job.folder} was begun with {key} {was!r}, not {value!r}: finish it so, or remove it to begin again"
+        )
+
+
+def finished(job: Job, out: Path) -> bool:
+    """Whether this very job has made `out`."""
+    if not (out / "report.json").is_file():
+        return False
+    report = read_json(out / "report.json", remedy="name a new --out")
+    return isinstance(report, dict) and not any(_differences(report.get("settings"), _settings(job)))
+
+
+def clear(job: Job) -> None:
+    """Removes the folder that was worked in; one that this job has not begun stays."""
+    if job.at("job.json").is_file() and not any(_differences(read_json(job.at("job.json")), _settings(job))):
+        shutil.rmtree(job.folder)
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    return {key: value for key, value in asdict(job).items() if key != "folder"} | {"clips": len(job.clips)}
+
+
+def _differences(begun: Any, settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value then, value now) of the settings that are others, those that are missing among them."""
+    begun = begun if isinstance(begun, dict) else {}
+    rules = begun.get("rules") if isinstance(begun.get("rules"), dict) else {}
+    for key, value in {**settings["rules"], **settings}.items():
+        was = {**begun, **rules}.get(key)
+        if key != "rules" and was != value:
+            yield key, was, value
 
 
 def pieces(job: Job) -> list[Path]:
@@ -215,7 +247,10 @@ def finish(job: Job, out: Path) -> None:
     tfds.folder_dataset.write_metadata(
         data_dir=str(data), features=features(job.clips), split_infos=[split], check_data=False
     )
-    os.replace(job.at("report.json"), data / "report.json")
-    if out.exists():
-        out.rmdir()
-    data.rename(out)
+    shutil.copyfile(job.at("report.json"), data / "report.json")
+    try:
+        data.rename(out)  # an empty folder gives way
+    except OSError as error:
+        raise InputError(
+            f"--out={out} can't be made ({error.strerror}): move it away; the same command goes on"
+        ) from None

@@ -154,6 +154,9 @@ def tfds(path: str, split: str = "train") -> Source:
 
     try:
         if Path(path).is_dir():
+            for file in Path(path).iterdir():
+                if not file.is_dir():
+                    open_regular(file, "leave only the files of the data set there").close()
             _check_features(Path(path, "features.json"))
             builder: Any = tfds.builder_from_directory(path)
         else:

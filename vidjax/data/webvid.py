@@ -52,10 +52,11 @@ def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
         file.seek(0)
         lines = partial(io.TextIOWrapper(file, encoding, newline="").readline, MAX_LINE)
         reader = csv.reader(iter(lines, ""), strict=True)
+        line, warned = 0, False
         try:
             header = next(reader, [])
             key, page, name = (_place(table, header, column) for column in COLUMNS)
-            line, warned = reader.line_num, False
+            line = reader.line_num
             for row in reader:
                 line, first = reader.line_num, line + 1
                 if len(row) != len(header):
@@ -75,8 +76,9 @@ def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
                 f"{table}, line {line} is not {encoding.removesuffix('-sig').upper()}: save the table as UTF-8"
             ) from None
         except csv.Error as error:
+            where = f"line {line + 1}" if reader.line_num <= line + 1 else f"lines {line + 1} to {reader.line_num}"
             raise InputError(
-                f'{table}, line {reader.line_num}: {error}: write it as CSV, and a quote in a text twice ("")'
+                f'{table}, {where}: {error}: is a quote left open? Write those inside a text twice ("")'
             ) from None
 
 
