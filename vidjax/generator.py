@@ -97,8 +97,7 @@ class SampleConfig:
         )
         check_range("sample.", -100, 1000, guidance_scale=self.guidance_scale, frame_guidance=self.frame_guidance)
         check_range("sample.", 0, 1000, reconstruction=self.reconstruction)
-        levels = dict(known_level=self.known_level, lowres_level=self.lowres_level)
-        check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, **levels)
+        check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, known_level=self.known_level)
         if not 0.1 <= self.fps <= 1000:
             raise InputError(f"sample.fps={self.fps} is not between 0.1 and 1000 frames per second")
         if not 0 < self.strength <= 1:
