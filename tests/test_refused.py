@@ -118,7 +118,7 @@ def test_adapters_that_are_none(generator, tmp_path):
         (lora_file(tmp_path / "nan.safetensors", value=np.nan), r"to_q\.lora_A\.weight has values that are not finite"),
         (lora_file(tmp_path / "rank.safetensors", rank=0), r"to_q\.lora_A\.weight has shape \(0, 32\)"),
         (str(tmp_path / "kohya.safetensors"), "is kohya's layout: it is not read yet; give a LoRA that diffusers has"),
-        (lora_file(tmp_path / "other.safetensors", prefix="model."), "keys of diffusers begin with unet"),
+        (lora_file(tmp_path / "other.safetensors", prefix="model."), "in diffusers' layout: keys begin with unet"),
     ):
         with pytest.raises(InputError, match=says) as raised:
             adapted(generator, [file])

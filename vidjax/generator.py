@@ -36,6 +36,7 @@ from vidjax.diffusion.schedule import SPACINGS, Schedule
 from vidjax.errors import InputError, check_range, reason
 from vidjax.fits import check_memory
 from vidjax.models.kernels.attention import CHUNK
+from vidjax.models.unet import UNet
 from vidjax.processes import batch_over, gathered, run_over, spread
 from vidjax.settings import choose, construct
 from vidjax.tiles import in_tiles
@@ -98,8 +99,7 @@ class SampleConfig:
         )
         check_range("sample.", -100, 1000, guidance_scale=self.guidance_scale, frame_guidance=self.frame_guidance)
         check_range("sample.", 0, 1000, reconstruction=self.reconstruction)
-        levels = dict(known_level=self.known_level, lowres_level=self.lowres_level)
-        check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, **levels)
+        check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, known_level=self.known_level)
         if not 0.1 <= self.fps <= 1000:
             raise InputError(f"sample.fps={self.fps} is not between 0.1 and 1000 frames per second")
         if not 0 < self.strength <= 1:
@@ -330,14 +330,15 @@ class Generator:
         """Raises InputError where not even the parameters, the videos, the U-Net's skips at its first level and, on a
         CPU, the weights of its attention there fit."""
         frames, places = shape[0], math.prod(shape[1:3])
-        config, seen = self.model.unet.config, min(how.chunk or frames, frames)
-        width = shape[3] + config.channels[0] * (config.blocks_per_level + 1)
-        size = jnp.dtype(self.dtype or "float32").itemsize
-        need = count * places * (2 * 4 * frames * shape[3] + size * seen * width)
-        if config.attention_levels[0] and jax.default_backend() == "cpu":
-            heads = config.heads if isinstance(config.heads, int) else config.heads[0]
-            need += 4 * count * seen * heads * min(CHUNK, places) * places
-        need += count * math.prod(video) * self.channels + sum(value.nbytes for value in self.params.values())
+        need = count * (2 * 4 * math.prod(shape) + math.prod(video) * self.channels)
+        need += sum(value.nbytes for value in self.params.values())
+        network, seen = self.model.unet, min(how.chunk or frames, frames)
+        if isinstance(network, UNet):
+            config, size = network.config, jnp.dtype(self.dtype or "float32").itemsize
+            need += size * count * seen * places * config.channels[0] * (config.blocks_per_level + 1)
+            if config.attention_levels[0] and jax.default_backend() == "cpu":
+                heads = config.heads if isinstance(config.heads, int) else config.heads[0]
+                need += 4 * count * seen * heads * min(CHUNK, places) * places
         t, h, w = video
         what = f"{count} videos of {t} frames of {h}x{w} pixels"
         check_memory(need, what, SMALLER)

@@ -27,10 +27,10 @@ def near_match(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 
 
-def choose(name: str, table: Mapping[str, T], what: str) -> T:
+def choose(name: Any, table: Mapping[str, T], what: str) -> T:
     """The entry `name` of a table of variants; raises InputError with the near match."""
-    if name not in table:
-        raise InputError(f"{what} {name!r} is not known{near_match(name, table)}")
+    if not isinstance(name, str) or name not in table:
+        raise InputError(f"{what} {name!r} is not known{near_match(str(name), table)}")
     return table[name]
 
 

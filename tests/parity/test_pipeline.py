@@ -1,6 +1,7 @@
 """Whole pipelines against diffusers: text to latents to pixels, from the same folder and the same noise."""
 
 import json
+import shutil
 import string
 import subprocess
 import sys
@@ -360,3 +361,21 @@ def test_what_the_norms_go_over_is_read_from_the_class_and_from_our_mark(pipe, t
             (out / "unet" / "config.json").read_text()
         )
     assert pretrained.load(folder, weights=False, inflate="tuned").model.unet.config.norm_over == "frame"
+
+
+def test_a_folder_samples_with_its_own_scheduler(pipe, tmp_path):
+    """PNDM, which most folders name: nothing is asked for, and it is what their pipeline makes."""
+    folder, reference = pipe
+    if reference.scheduler.config.prediction_type != "epsilon":
+        pytest.skip("of v theirs takes another mean")
+    shutil.copytree(folder, tmp_path / "sd")
+    config = {**NOISE, "skip_prk_steps": True}
+    scheduler = diffusers.PNDMScheduler(**{key: value for key, value in config.items() if key != "clip_sample"})
+    scheduler.save_pretrained(tmp_path / "sd" / "scheduler")
+    generator, noise = pretrained.generator(tmp_path / "sd"), noise_like((2, 1, 8, 8, 4))
+    assert generator.defaults.sampler == "pndm"
+    asked, reference.scheduler = reference.scheduler, scheduler
+    expected = theirs(reference, noise, steps=8, guidance_scale=7.5)
+    reference.scheduler = asked
+    assert error(generator.latents(PROMPTS, noise=noise, num_steps=8), expected) <= 1e-3
+    assert error(theirs(reference, noise, steps=8, guidance_scale=7.5), expected) > 0.01

@@ -199,7 +199,7 @@ def test_schedules(config, made):
         ({"_class_name": "PNDMScheduler"}, "pndm", "skip_prk_steps=False of PNDMScheduler is not offered: True is"),
         ({"_class_name": "DPMSolverMultistepScheduler"}, "dpmpp_2m", ""),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp_2m", "solver_order=3 of DPMSolver"),
-        ({"_class_name": "LMSDiscreteScheduler"}, "ddim", "names LMSDiscreteScheduler, which is not offered: ddim"),
+        ({"_class_name": "LMSDiscreteScheduler"}, "ddim", "names 'LMSDiscreteScheduler', which is not offered: ddim"),
         ({}, "ddim", ""),
     ],
 )
@@ -221,6 +221,8 @@ def test_times_and_prediction():
     [
         ({"clip_sample": True}, "clip_sample is True, which is not supported; only False is"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not known"),
+        ({"timestep_spacing": ["leading"]}, r"timestep_spacing \['leading'\] is not known"),
+        ({"final_sigmas_type": None}, "final_sigmas_type None is not known"),
         ({"prediction_type": "v_predicton"}, "prediction_type 'v_predicton' is not known; did you mean 'v_prediction'"),
     ],
 )

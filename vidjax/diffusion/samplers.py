@@ -129,7 +129,11 @@ def ddim_inverse() -> Sampler:
 
 def euler() -> Sampler:
     """Euler's method for the probability-flow ODE. The step is DDIM's, whether one integrates x / alpha over
-    sigma / alpha (Song et al. 2021 eq. 14, Karras et al. 2022) or rectified flow's eps - x0 over t."""
+    sigma / alpha (Song et al. 2021 eq. 14, Karras et al. 2022) or rectified flow's eps - x0 over t.
+
+    Pipelines of `diffusers` start it, and Heun's, from sigma noise instead of noise under linspace and trailing
+    spacing: 0.2% less with Stable Diffusion.
+    """
     return Sampler(lambda x: (), ddim().step, end="sigma_end", spacing="linspace", whole=False)
 
 

@@ -22,6 +22,7 @@ NOT_YET = {
     "UNetMotionModel": "a pipeline of AnimateDiff",
     "MotionAdapter": "the motion module of AnimateDiff",
     "UNetSpatioTemporalConditionModel": "Stable Video Diffusion",
+    "AutoencoderKLTemporalDecoder": "of Stable Video Diffusion",
     "I2VGenXLUNet": "I2VGen-XL",
     "ControlNetModel": "a ControlNet",
     "SparseControlNetModel": "AnimateDiff's SparseCtrl",
@@ -119,6 +120,14 @@ def expect(config: Config, known: Mapping[str, Sequence], where: str) -> None:
             raise InputError(f"{where}: {key} is {config[key]!r}, which is not supported; only {allowed} is")
 
 
+def class_of(config: Config, known: Mapping[str, str], where: str) -> str:
+    """The class that a config.json names. Raises InputError unless it is known, for a family by the family's name."""
+    name = config.get("_class_name", "")
+    if isinstance(name, str) and name in NOT_YET:
+        raise InputError(f"{where}: _class_name is {name!r}: {NOT_YET[name]}, which is not read yet; {READ} are")
+    return choose(name, known, f"{where}: _class_name")
+
+
 def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConfig, Rules]:
     """A U-Net's config.json as ours, and its family's own rules on keys, which go before `diffusers.unet`.
 
@@ -126,10 +135,7 @@ def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConf
     as the class of that name computes: Tune-A-Video's over the clip, all others over the frame. Raises InputError.
     """
     where = "unet/config.json"
-    name = config.get("_class_name", "")
-    if name in NOT_YET:
-        raise InputError(f"{where}: _class_name is {name!r}: {NOT_YET[name]}, which is not read yet; {READ} are")
-    name = choose(name, CLASSES, f"{where}: _class_name")
+    name = class_of(config, CLASSES, where)
     expect(config, UNET, where)
     if name == "UNet3DConditionModel" and "flip_sin_to_cos" not in config:
         name = "ModelScope"  # a namesake: showlab's class has that option, diffusers' has not
@@ -169,7 +175,7 @@ def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConf
 def autoencoder_config(config: Config) -> tuple[AutoencoderConfig, dict[str, float]]:
     """An AutoencoderKL's config.json as ours, and the `shift` and `scale` of its latents. Raises InputError."""
     where = "vae/config.json"
-    choose(config.get("_class_name", ""), {"AutoencoderKL": None}, f"{where}: _class_name")
+    class_of(config, {"AutoencoderKL": "AutoencoderKL"}, where)
     channels, n = tuple(config["block_out_channels"]), config.get("layers_per_block", 1)
     levels, pixels = len(channels), config.get("in_channels", 3)
     known = {
@@ -311,8 +317,8 @@ def schedule(config: Config) -> tuple[Schedule, str]:
 def sampler(config: Config) -> tuple[str, str]:
     """(name in `diffusion.samplers.SAMPLERS`, what of the scheduler_config.json it does not do; "": nothing)."""
     name = config.get("_class_name", "DDIMScheduler")
-    if name not in SAMPLER_OF:
-        return "ddim", f"{SCHEDULER_FILE} names {name}, which is not offered: ddim takes its place"
+    if not isinstance(name, str) or name not in SAMPLER_OF:
+        return "ddim", f"{SCHEDULER_FILE} names {name!r}, which is not offered: ddim takes its place"
     for key, known in OPTIONS.get(name, {}).items():
         if config.get(key, known[0]) != known[-1]:
             asked = config.get(key, known[0])

@@ -109,7 +109,7 @@ def foreign(key: str, keys: Iterable[str]) -> str:
         if re.match(pattern, key):
             return f"which is {layout}'s layout: it is not read yet; give a LoRA that diffusers has saved"
     if not any(key.startswith(("unet.", "text_encoder.")) for key in keys):
-        return "a layout that is not read: keys of diffusers begin with unet. or text_encoder."
+        return "which is no adapter of a U-Net or a text encoder in diffusers' layout: keys begin with unet. there"
     return "which is no adapter of a U-Net or a text encoder; take it out of the file"
 
 
