@@ -1,5 +1,6 @@
 """What is wrong with a recipe, a variant or an override is one line, and a recipe's own mistake is told as such."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,18 @@ def test_a_key_that_is_not_listed_is_answered_with_those_that_are(recipe, capsys
 )
 def test_the_recipe_is_found_on_the_command_line(argv, value):
     assert cli.recipe_of(argv) == value
+
+
+def test_a_clip_that_is_left_out_is_named_once(capfd):
+    logger, handler = logging.getLogger("vidjax.data.pipeline"), logging.StreamHandler()
+    handler.addFilter(cli.Once())
+    logger.addHandler(handler)
+    try:
+        for name in ("a", "b", "a", "a"):  # by several stages, for windows of several kinds
+            logger.warning("clip %s is left out: %s", name, f"no frames in it {name}")
+            logger.warning("another warning")
+    finally:
+        logger.removeHandler(handler)
+    said = capfd.readouterr().err
+    assert said.count("clip a is left out") == said.count("clip b is left out") == 1
+    assert said.count("another warning") == 4

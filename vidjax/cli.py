@@ -2,6 +2,8 @@
 
 import difflib
 import errno
+import functools
+import io
 import os
 import runpy
 import sys
@@ -19,22 +21,41 @@ UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES
 
 def start(program: Callable[[], None]) -> None:
     """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(Once())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    app.run(functools.partial(run, program), flags_parser=parse)
 
-    def checked(argv: list[str]) -> None:
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.WARNING)
-        if len(argv) > 1:
-            fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
-        try:
-            program()
-        except InputError as error:
-            fail(str(error))
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            fail(f"{error.filename or 'a file'} can't be written ({error.strerror}): make room, and start again")
 
-    app.run(checked, flags_parser=parse)
+def run(program: Callable[[], None], argv: list[str]) -> None:
+    """Run `program` after `parse`."""
+    if len(argv) > 1:
+        fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
+    try:
+        program()
+    except InputError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        fail(f"{error.filename or 'a file'} can't be written ({error.strerror}): make room, and start again")
+
+
+class Once:
+    """Passes a warning of ours about the same thing, its first argument, once: stages read the same clips."""
+
+    def __init__(self):
+        self._said: set[tuple[str, Any]] = set()
+
+    def __call__(self, record: Any) -> bool:
+        about = (record.msg, str(record.args[0])) if isinstance(record.args, tuple) and record.args else None
+        if about is None or not record.name.startswith("vidjax"):
+            return True
+        fresh, self._said = about not in self._said, self._said | {about}
+        return fresh
 
 
 def parse(argv: list[str]) -> list[str]:

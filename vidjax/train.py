@@ -144,7 +144,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
         heldout = held_out(stage, dataset)
         heldout = heldout and batch_over(mesh, on_device(heldout), len(heldout["label"]))
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
-        every, unreadable = log_every or options.log_every, 0
+        every = log_every or options.log_every
 
         def validate(state: TrainState) -> dict[str, float]:
             assert stage.validate is not None
@@ -159,7 +159,6 @@ def train(stage: Stage, log_every: int | None = None) -> None:
             for step in range(start + 1, options.steps + 1):
                 with telemetry.waiting():
                     batch = next(batches)
-                unreadable += int(batch["substituted"].sum())
                 with jax.set_mesh(mesh):
                     state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
                 last, stops = step == options.steps, notice.stops_at(step)
@@ -167,7 +166,7 @@ def train(stage: Stage, log_every: int | None = None) -> None:
                 if validated and stage.validate:
                     metrics |= validate(state)
                 if step % every == 0 or last or step == 1 or validated:
-                    telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
+                    telemetry.log(step, {**metrics, "unreadable_clips": len(getattr(dataset, "broken", ()))})
                 if step % options.save_every == 0 or last or stops:
                     check_finite(stage.name, step, metrics)
                     telemetry.flush()
