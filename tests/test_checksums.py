@@ -26,6 +26,10 @@ def test_what_was_written_is_whole_also_without_a_list(folder):
     assert damage(folder) is None  # of an older version: nothing is known
 
 
+def test_an_empty_folder_is_not_whole(tmp_path):
+    assert damage(tmp_path) == "it is empty"
+
+
 @pytest.mark.parametrize(
     "change, says",
     [
@@ -33,6 +37,10 @@ def test_what_was_written_is_whole_also_without_a_list(folder):
         (lambda file: file.write_bytes(b"abc"), "state/a has 3 of 3000 bytes"),
         (lambda file: file.write_bytes(b"abd" * 1000), "state/a holds other bytes"),
         (lambda file: (file.parent.parent / LIST).write_text('{"state/a": [3'), f"{LIST} is cut off"),
+        *(
+            (lambda file, text=text: (file.parent.parent / LIST).write_text(text), f"{LIST} is cut off or damaged")
+            for text in ("", "[]", "3", '{"a": 1}', '{"a": [1]}', "[" * 100_000, '{"a": null}')
+        ),
     ],
 )
 def test_damage_is_named(folder, change, says):

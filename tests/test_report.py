@@ -56,6 +56,17 @@ def run(tmp_path):
         "captions": 8,
         "motion_ratio": float("nan"),
         "seconds": {"autoencoder": 30.1, EVIL: 341.0},
+        "sample_psnr_all": 30.79,
+        "mean_window_psnr_all": 31.26,
+        "data": {
+            "clips": 9,
+            "looked_at": 9,
+            "used": 8,
+            "sizes": {"96x128": 8},
+            "frames": [24, 30],
+            "fps": [12.5],
+            "dropped": [{"clip": f"{EVIL}.mp4", "why": "no frames in it"}],
+        },
         "samples": [{"caption": EVIL, "mp4": "samples/a.mp4", "png": "samples/a.png", "real": "../secret.png"}],
         "reconstructions": [
             {"name": "a", "png": "reconstructions/a.png"},
@@ -83,7 +94,7 @@ def test_everything_is_inside_the_page(run):
 
 def test_what_files_say_stays_text(run):
     page = Page(write_report(run))
-    assert page.text.count(EVIL) == 4  # header, caption, timing, command; the config shows it as JSON
+    assert page.text.count(EVIL) == 6  # header, caption, timing, command, source, clip; the config shows it as JSON
     assert page.tags.count("svg") == 2
 
 
@@ -108,3 +119,53 @@ def test_a_run_with_settings_alone_has_a_page(tmp_path):
     (tmp_path / "config.json").write_text('{"data": {"source": "shapes", "frames": 8}}')
     text = Page(write_report(tmp_path)).text
     assert "config.data.frames" in text and "not finished" in text
+
+
+def test_the_data_are_told_with_what_was_dropped_and_why(run):
+    text = Page(write_report(run)).text
+    for said in ("8 of 9", "96x128 (8 clips)", "24 to 30", "12.5", f"{EVIL}.mp4", "no frames in it"):
+        assert said in text
+    assert "30.8 dB" in text and "31.3 dB" in text  # among all windows
+
+
+def test_every_sample_and_what_it_is_held_against_is_shown(run):
+    names = {"videos": ["a", "b"], "real": ["c", "d"], "source": ["e"]}
+    summary = json.loads((run / "summary.json").read_text())
+    summary["samples"] = [{"caption": "x", **{key: [f"samples/{n}.mp4" for n in each] for key, each in names.items()}}]
+    for name in "abcde":
+        (run / "samples" / f"{name}.mp4").write_bytes(name.encode() * 9)
+    (run / "summary.json").write_text(json.dumps(summary))
+    inside = [base64.b64decode(source.split(",", 1)[1]) for source in Page(write_report(run)).sources if "," in source]
+    assert all(inside.count(name.encode() * 9) == 1 for name in "abcde")
+
+
+ODD = [None, True, -1, 1.5, 1e308, 10**400, "", "a", "\0", "\ud800", [], {}, [[1]], [{}], {"a": [1]}, "x" * 300]
+
+
+def test_odd_values_in_a_runs_own_files_make_a_page(run):
+    """Wherever they are: what cannot be shown is left out."""
+    summary = json.loads((run / "summary.json").read_text())
+    for stage in ("autoencoder", "diffusion"):  # whose curves take long
+        (run / stage / "metrics.jsonl").rename(run / stage / "kept")
+    for key in [*summary, "versions", "device", "peak_memory_gb", "pca_psnr"]:
+        for odd in ODD:
+            (run / "summary.json").write_text(json.dumps({**summary, key: odd}))
+            write_report(run)
+    for odd in ODD:
+        sample = {"caption": odd, "png": odd, "videos": odd, "real": [odd]}
+        (run / "summary.json").write_text(json.dumps({"samples": [sample, odd], "reconstructions": [odd, sample]}))
+        (run / "config.json").write_text(json.dumps({"data": odd, "seed": odd, "stages": {"diffusion": odd}}))
+        lines = [{"step": odd, "loss": 1}, {"step": 1, "loss": odd, "psnr": odd}, odd]
+        (run / "diffusion" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        write_report(run)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.json", "diffusion/metrics.jsonl"])
+@pytest.mark.parametrize("content", [None, b"", b"[1", b"3", b"[" * 10**5, b"\xff\xfe\0", b"1" * 5000])
+def test_a_damaged_file_of_the_run_is_a_warning_at_most(run, name, content):
+    (run / name).unlink()
+    if content is None:
+        (run / name).mkdir()
+    else:
+        (run / name).write_bytes(content)
+    assert "Curves" in Page(write_report(run)).text

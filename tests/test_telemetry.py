@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -35,7 +36,9 @@ def test_a_resumed_run_leaves_one_line_a_step(tmp_path):
 
 def test_lines_name_stage_step_and_loss(tmp_path, capsys):
     log(tmp_path, [4])
-    assert capsys.readouterr().out.startswith("diffusion 4/10 loss 0.25 steps/s ")
+    first, line = capsys.readouterr().out.splitlines()
+    assert first.startswith("diffusion: compiling") and line.startswith("diffusion 4/10 loss 0.25 steps/s ")
+    assert re.search(r" left \d+ s$", line)
 
 
 def test_flops_become_a_rate_in_proportion_to_the_steps(tmp_path):

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -13,12 +13,14 @@ import orbax.checkpoint as ocp
 
 from vidjax import checksums
 from vidjax.errors import InputError, reason
-from vidjax.limits import from_json
 from vidjax.processes import agreed, lead, tells_of_a_loss
+from vidjax.run_files import read_json
 from vidjax.storage import AnyPath, absolute
 from vidjax.train_state import Params, TrainState
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save it shows a traceback an array
+
+STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class Checkpoints:
@@ -71,7 +73,8 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         """What is there and was finished, newest first: on a disk by its name, in a bucket by a mark."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        there = (path for path in found if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
+        numbered = (path for path in found if STEP.fullmatch(path.name) and path.is_dir())
+        there = (path for path in numbered if ocp.utils.is_checkpoint_finalized(path))
         return sorted((int(path.name) for path in there), reverse=True)
 
     def _set_aside(self) -> None:
@@ -171,8 +174,7 @@ class Checkpoints:
             raise InputError(f"there is no complete checkpoint in {self.folder}: train that stage first")
         if step != self._steps()[0]:
             print(f"warning: {self.folder / str(self._steps()[0])} is broken: step {step} is read", flush=True)
-        meta = read_json(self.folder / str(step) / "meta" / "metadata")
-        there, here = meta.get(what, meta["parameters"]), shapes(params)
+        there, here = shapes_in(read_json(self.folder / str(step) / "meta" / "metadata"), what), shapes(params)
         for path in sorted(there.keys() | here.keys()):
             if there.get(path) != here.get(path):
                 raise InputError(
@@ -192,12 +194,9 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def read_json(path: AnyPath) -> Any:
-    """Raises InputError if the file is missing: the run that should have written it did not get that far. And
-    if it is damaged."""
-    try:
-        return from_json(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): take another --workdir") from None
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: is this the --workdir of a vidjax run that got that far?") from None
+def shapes_in(meta: Any, what: str) -> Mapping[str, Any]:
+    """The shapes by path that a checkpoint's `meta` has of `what`; those of its parameters, if it has no such part."""
+    for part in (what, "parameters"):
+        if isinstance(meta, Mapping) and isinstance(meta.get(part), Mapping):
+            return meta[part]
+    return {}

@@ -4,6 +4,8 @@ import json
 import zlib
 from pathlib import Path
 
+from vidjax.errors import InputError
+from vidjax.inputs import read_json
 from vidjax.storage import AnyPath, listing
 
 LIST = "files.json"
@@ -18,12 +20,12 @@ def write(folder: AnyPath) -> None:
 def damage(folder: AnyPath, contents: bool = False) -> str | None:
     """What is wrong with a folder, None if nothing is or it has no list. With `contents` the files are read, too (a
     bucket compares them anyway); of those that were copied from a disk to a bucket, or back, only sizes can be."""
+    if not (folder / LIST).exists():  # of an older version
+        return None if any(folder.iterdir()) else "it is empty"
     try:
-        listed = json.loads((folder / LIST).read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return f"{LIST} is cut off"
+        listed = {str(name): (size, code) for name, (size, code) in read_json(folder / LIST).items()}
+    except (InputError, AttributeError, TypeError, ValueError):
+        return f"{LIST} is cut off or damaged"
     there = listing(folder, crc if contents else None)
     for name, (size, code) in listed.items():
         found, now = there.get(name, (None, None))

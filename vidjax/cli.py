@@ -1,12 +1,16 @@
 """How every program starts and fails: flags in, one line and exit status 1 out if the input is bad."""
 
+import difflib
 import errno
-import re
+import functools
+import io
+import os
+import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Callable
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -18,55 +22,109 @@ UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES
 
 def start(program: Callable[[], None]) -> None:
     """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(Once())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    app.run(functools.partial(run, program), flags_parser=parse)
 
-    def checked(argv: list[str]) -> None:
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.WARNING)
-        if len(argv) > 1:
-            fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
-        try:
-            program()
-        except InputError as error:
-            fail(str(error))
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            fail(f"{error.filename or 'a file'} can't be written ({error.strerror}): make room, and start again")
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            sys.exit(128 + signal.SIGINT)
 
-    app.run(checked, flags_parser=parse)
+def run(program: Callable[[], None], argv: list[str]) -> None:
+    """Run `program` after `parse`."""
+    if len(argv) > 1:
+        fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
+    try:
+        program()
+    except InputError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        fail(f"{error.filename or 'a file'} can't be written ({error.strerror}): make room, and start again")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(128 + signal.SIGINT)
+
+
+class Once:
+    """Passes a warning of ours about the same thing, its first argument, once: stages read the same clips."""
+
+    def __init__(self):
+        self._said: set[tuple[str, Any]] = set()
+
+    def __call__(self, record: Any) -> bool:
+        about = (record.msg, str(record.args[0])) if isinstance(record.args, tuple) and record.args else None
+        if about is None or not record.name.startswith("vidjax"):
+            return True
+        fresh, self._said = about not in self._said, self._said | {about}
+        return fresh
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser, with the config library's exceptions turned into lines for people."""
-    for arg in argv[1:]:
-        name, _, value = arg.partition("=")
-        path = value.split(":")[0]
-        if name in ("--config", "-config") and not Path(path).is_file():
-            fail(
-                f"--config={value}: there is no file {path}; recipes are files such as configs/lvdm.py, "
-                "with a variant configs/lvdm.py:sky"
-            )
+    """absl's parser, after the recipe and what is set of it were checked in words for people."""
+    if (value := recipe_of(argv)) is not None:
+        config = load_recipe(value)
+        for arg in argv[1:]:
+            check_override(config, arg)
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:  # how the config library says that an override names no key
-        text = " ".join(str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'").split())
-        key = re.search(r"'(\w+)'", text)
-        where = next((a.split("=")[0] for a in argv if key and a.startswith("--config.") and key[1] in a), "--config")
-        near = re.search(r'Did you mean "(\w+)"', text)
-        hint = (
-            f"; did you mean {near[1]!r}?"
-            if near
-            else "; only keys that the recipe file lists can be set on the command line"
-        )
-        fail(f"{where}: the config has no key {key[1] if key else text!r}{hint}")
-    except TypeError:
-        named = " ".join(arg for arg in argv if arg.startswith(("--config.", "-config.")))
-        fail(f"{named}: a setting is named as if it were a section; leave out what follows its name")
-    except (flags.Error, InputError, ValueError) as error:
+    except (flags.Error, InputError, ValueError, AttributeError, KeyError, TypeError) as error:
         fail(str(error))
+
+
+def recipe_of(argv: list[str]) -> str | None:
+    """The value of the last --config, None if there is none."""
+    found = None
+    for arg, after in zip(argv[1:], [*argv[2:], ""]):
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-config"):
+            found = value if equals else after
+    return found
+
+
+def load_recipe(value: str) -> Any:
+    """The config of PATH or PATH:VARIANT. Ends the program if there is no such file, if the recipe refuses the variant,
+    or if there is a mistake in it, which is told with its line."""
+    path, *variant = value.split(":", 1)
+    if not os.path.isfile(path):
+        fail(
+            f"--config={value}: there is no file {path}; recipes are files such as configs/lvdm.py, "
+            "with a variant configs/lvdm.py:sky"
+        )
+    try:
+        names = runpy.run_path(path, run_name="vidjax_recipe")
+        if not callable(names.get("get_config")):
+            fail(f"--config={value}: {path} is no recipe: it has no function get_config")
+        return names["get_config"](*variant)
+    except SyntaxError as error:
+        fail(f"--config={value}: {path} is not Python, line {error.lineno}: {error.msg}")
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        refused = isinstance(error, ValueError) and frames[-1].filename == path
+        if refused:  # it says itself what is wrong
+            fail(f"--config={value}: {error}")
+        where = f", line {lines[-1]}" if lines else ""
+        fail(f"--config={value}: the recipe {path} has a mistake{where}: {type(error).__name__}: {error}")
+
+
+def check_override(config: Any, arg: str) -> None:
+    """Ends the program if `arg` is --config.SECTION.KEY=VALUE of a key that the recipe does not list."""
+    name = arg.partition("=")[0].lstrip("-")
+    if not arg.startswith("-") or not name.startswith("config.") or "[" in name:
+        return
+    section, path = config, "config"
+    for key in name.split(".")[1:]:
+        if not hasattr(section, "keys"):
+            fail(f"--{name}: {path} is a setting, not a section; leave out what follows its name")
+        if key not in section:
+            known = sorted(section.keys())
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "it is set in the recipe's file, not here;"
+            fail(f"--{name}: the recipe lists no {path}.{key}; {hint} what can be set of {path}: {', '.join(known)}")
+        section, path = section[key], f"{path}.{key}"
 
 
 def fail(message: str) -> NoReturn:

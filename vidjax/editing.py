@@ -15,7 +15,8 @@ from vidjax.data.pictures import read_picture
 from vidjax.data.video_io import BrokenClip, write_mp4
 from vidjax.errors import InputError
 from vidjax.generator import Generator
-from vidjax.processes import agreed, lead
+from vidjax.processes import agreed, lead, say
+from vidjax.progress import counted
 from vidjax.sharding import batch_ways
 from vidjax.storage import AnyPath, local_file
 from vidjax.video_files import write_index, write_samples
@@ -33,7 +34,11 @@ def inverted(generator: Generator, latents: Latents, file: AnyPath) -> Latents:
 
     A file for other latents, steps or weights than these is computed again.
     """
-    make = lambda: np.asarray(generator.invert(latents, [""] * len(latents)))
+
+    def make() -> np.ndarray:
+        say(f"inverting the clip in {generator.defaults.num_steps} steps")
+        return np.asarray(generator.invert(latents, [""] * len(latents)))
+
     return kept(file, stamp(generator, latents), make)
 
 
@@ -41,7 +46,12 @@ def nulled(generator: Generator, latents: Latents, prompt: str, folder: AnyPath)
     """The noise of `latents` under `prompt`, and the null captions a step that lead back; likewise kept."""
     how = generator.defaults
     under = f"{stamp(generator, latents)}|{prompt}|{how.negative_prompt}|{how.guidance_scale}|{how.null_text}"
-    made = cache(lambda: generator.null_text(latents, [prompt] * len(latents)))
+
+    @cache
+    def made() -> Any:
+        say(f"inverting the clip with null captions in {how.num_steps} steps")
+        return generator.null_text(latents, [prompt] * len(latents))
+
     noise, nulls = (
         kept(folder / f"null_text_{name}.npz", under, lambda i=i: np.asarray(made()[i]))
         for i, name in enumerate(("noise", "tokens"))
@@ -115,7 +125,7 @@ def edits(
     if how.mask or how.edit_frames:
         start["kept"] = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
     videos = []
-    for some in groups(generator, prompts):
+    for some in counted(groups(generator, prompts), "sampling"):
         if len(some) > 1 and "noise" not in start:
             start["noise"] = generator.noise(1, len(clip), size)
         videos += list(generator(some, frames=len(clip), size=size, **for_each(start, len(some))))

@@ -87,9 +87,9 @@ def readable(
     items: Iterable[Item], frames: int | None, size: tuple[int, int] | None, unreadable: dict[str, str]
 ) -> Iterator[tuple[Item, np.ndarray]]:
     """Videos and their first frames, see `decoded`; why others cannot be read goes to `unreadable`."""
-    from tqdm import tqdm
+    from vidjax.progress import watched
 
-    for item in tqdm(items, desc="judging", unit="video", disable=None):
+    for item in watched(items, "judging", "video"):
         try:
             with item.open() as video:
                 shown = decoded(video, frames or video.frames, size)

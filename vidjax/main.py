@@ -33,6 +33,7 @@ def run() -> None:
     import jax
 
     from vidjax import recipe, results, settings
+    from vidjax.alike import check_alike
     from vidjax.aside import send_aside
     from vidjax.processes import agreed
     from vidjax.storage import absolute, path_of
@@ -40,6 +41,9 @@ def run() -> None:
     from vidjax.workdir import open_workdir
 
     config = settings.checked(CONFIG.value)
+    check_alike(
+        config, {f"--{flag.name}": flag.value for flag in (WORKDIR, STAGE, MAX_STEPS, LOG_EVERY, ALLOW_CHANGES)}
+    )
     workdir = path_of(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     agreed(lambda: open_workdir(workdir))
     if isinstance(workdir, Path):

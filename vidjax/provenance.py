@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vidjax.checkpoint import Checkpoints, read_json
+from vidjax.checkpoint import Checkpoints
 from vidjax.data.latents import Latents
 from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
 from vidjax.processes import say
+from vidjax.run_files import read_json
 from vidjax.settings import write_json
 from vidjax.storage import AnyPath, listing
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vidjax import adversary, cascade, objectives, provenance, settings, sharding
-from vidjax.checkpoint import Checkpoints, read_json
+from vidjax import adversary, cascade, objectives, provenance, run_files, settings, sharding
+from vidjax.checkpoint import Checkpoints
 from vidjax.compiler import jit
 from vidjax.conditioning import EMBEDDERS
 from vidjax.data.latents import Latents
@@ -31,6 +31,7 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
 from vidjax.optim import make_optimizer
 from vidjax.processes import agreed, run_over, say
+from vidjax.run_files import read_statistics
 from vidjax.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes, fit
 from vidjax.storage import AnyPath
 from vidjax.surroundings import AUTOENCODER, EMPTY, surroundings
@@ -256,7 +257,7 @@ def codec(section: Mapping[str, Any], workdir: AnyPath, rngs: nnx.Rngs) -> Codec
         return surroundings(section["pretrained"]).codec(rngs)
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
     statistics = workdir / section["source"] / "latents.json"
-    return Codec(Autoencoder(config, rngs=rngs), **(read_json(statistics) if statistics.exists() else {}))
+    return Codec(Autoencoder(config, rngs=rngs), **read_statistics(statistics))
 
 
 def to_encode(workdir: AnyPath, name: str | None) -> tuple[Dataset, Callable[..., Any], dict[str, Any], dict[str, Any]]:
@@ -415,7 +416,7 @@ def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.Shap
 
 def read_config(workdir: AnyPath) -> dict[str, Any]:
     """The config that a run was started with. Raises InputError if `workdir` is not a run's."""
-    return read_json(workdir / "config.json")
+    return run_files.read_config(workdir)
 
 
 def tuned(workdir: AnyPath) -> bool:

@@ -3,12 +3,14 @@
 import base64
 import io
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Any
 
-from vidjax.errors import InputError
+from vidjax.errors import InputError, printable
+from vidjax.inputs import read_bytes, read_json
+from vidjax.run_files import read_metrics
 from vidjax.storage import AnyPath, modified, path_of
 
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".mp4": "video/mp4"}
@@ -27,6 +29,8 @@ def write_report(workdir: AnyPath) -> AnyPath:
 
     Raises: InputError if the folder holds no run.
     """
+    if not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is no folder: name that of a run")
     stages = {path.parent.name: _metrics(path) for path in sorted(workdir.glob("*/metrics.jsonl"), key=_age)}
     config, summary = _json(workdir / "config.json"), _json(workdir / "summary.json")
     if not (stages or config or summary):
@@ -37,6 +41,7 @@ def write_report(workdir: AnyPath) -> AnyPath:
         _section(
             "How good they are", _figures(summary), "Measured on windows of the clips that no stage was trained on."
         ),
+        _section("Data", _data(config, summary), "What the last stage read."),
         _section(
             "Reconstructions", _reconstructions(workdir, summary), "Held-out frames above, the autoencoder's below."
         ),
@@ -48,17 +53,17 @@ def write_report(workdir: AnyPath) -> AnyPath:
     title = escape(f"{workdir.resolve().name} · vidjax")
     page = PAGE.replace("{title}", title).replace("{style}", STYLE).replace("{body}", "\n".join(filter(None, parts)))
     path = workdir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_bytes(page.encode(errors="replace"))
     return path
 
 
 def _header(workdir: AnyPath, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    total = sum(summary.get("seconds", {}).values())
+    total, source = sum(_numbers(summary.get("seconds")).values()), _map(config.get("data")).get("source")
     facts = [
-        config.get("data", {}).get("source") and f"data: {config['data']['source']}",
+        source and f"data: {source}",
         summary.get("device"),
         total and f"{_duration(total)} in all",
-        "peak_memory_gb" in summary and f"{summary['peak_memory_gb']:.1f} GB at most",
+        _finite(summary.get("peak_memory_gb")) and f"{summary['peak_memory_gb']:.1f} GB at most",
         "" if summary else "not finished",
     ]
     line = " · ".join(str(fact) for fact in facts if fact)
@@ -68,11 +73,12 @@ def _header(workdir: AnyPath, config: Mapping[str, Any], summary: Mapping[str, A
 def _figures(summary: Mapping[str, Any]) -> str:
     """What was measured, and what it is to be held against."""
     captions = summary.get("captions")
-    of = f" of {captions}" if captions else ""
+    of = f" of {captions:.0f}" if _finite(captions) else ""
     rows = [
         ("Reconstruction of held-out windows, PSNR", "autoencoder_psnr", "{:.1f} dB", "pca_psnr", PCA),
         ("Captions all of whose samples find their clip", "retrieval", "{:.0f}" + of, "", ""),
         ("Samples to the nearest window of their clip, PSNR", "sample_psnr", "{:.1f} dB", "mean_window_psnr", MEAN),
+        ("The same, among all windows of their clip", "sample_psnr_all", "{:.1f} dB", "mean_window_psnr_all", MEAN),
         ("Motion of the samples, that of the clips being 100%", "motion_ratio", "{:.0%}", "", "100%"),
     ]
     cells = []
@@ -83,10 +89,34 @@ def _figures(summary: Mapping[str, Any]) -> str:
     return _table(("", "this run", "against"), cells)
 
 
+def _data(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What was read, what could be used, and why the rest could not."""
+    about, asked = _map(summary.get("data")), _map(config.get("data"))
+    if not about:
+        return ""
+    dropped = [_map(each) for each in _list(about.get("dropped"))]
+    counts = f"{about.get('used')} of {about.get('looked_at')}"
+    if about.get("looked_at") != about.get("clips"):
+        counts += f" looked at, of {about.get('clips')} in all"
+    between = lambda key: " to ".join(dict.fromkeys(map(str, _list(about.get(key)))))
+    sizes = ", ".join(f"{size} ({count} clips)" for size, count in _map(about.get("sizes")).items())
+    window = f"{asked.get('frames')} frames of {asked.get('size')}, the last {asked.get('heldout', 0)} held out"
+    rows = [
+        ("source", f"{asked.get('source')} {asked.get('video') or asked.get('path') or ''}"),
+        ("clips used", counts),
+        ("their sizes, rows x columns", sizes),
+        ("their frames", between("frames")),
+        ("frames per second", between("fps")),
+        ("windows", window),
+    ]
+    why = _table(("left out", "why"), [(each.get("clip"), each.get("why")) for each in dropped])
+    return _table(("", ""), rows) + why
+
+
 def _samples(workdir: AnyPath, summary: Mapping[str, Any]) -> str:
     """A card a caption: the samples moving, the nearest real windows if the run kept them, all frames on request."""
     cards = []
-    for entry in summary.get("samples", []):
+    for entry in map(_map, _list(summary.get("samples"))):
         moving = _row(workdir, entry.get("videos", entry.get("mp4")))
         sheet = _media(workdir, entry.get("png"))
         beside = [("the nearest real windows", entry.get("real")), ("the source", entry.get("source"))]
@@ -106,7 +136,7 @@ def _samples(workdir: AnyPath, summary: Mapping[str, Any]) -> str:
 
 def _reconstructions(workdir: AnyPath, summary: Mapping[str, Any]) -> str:
     figures = []
-    for entry in summary.get("reconstructions", []):
+    for entry in map(_map, _list(summary.get("reconstructions"))):
         if picture := _media(workdir, entry.get("png")):
             caption = escape(str(entry.get("name", "")))
             figures.append(f"<figure><figcaption>{caption}</figcaption><div class=scroll>{picture}</div></figure>")
@@ -187,7 +217,7 @@ def _running_mean(values: Iterable[float], width: int) -> Iterable[float]:
 
 
 def _timings(summary: Mapping[str, Any]) -> str:
-    times = {name: value for name, value in summary.get("seconds", {}).items() if _finite(value)}
+    times = _numbers(summary.get("seconds"))
     longest = max(times.values(), default=0) or 1
     bar = lambda value: f"<div class=bar style='width:{100 * value / longest:.1f}%'></div>"
     rows = (
@@ -198,7 +228,7 @@ def _timings(summary: Mapping[str, Any]) -> str:
 
 
 def _versions(summary: Mapping[str, Any]) -> str:
-    versions = " · ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
+    versions = " · ".join(f"{name} {version}" for name, version in _map(summary.get("versions")).items())
     return f"<p>{escape(versions)}</p>" if versions else ""
 
 
@@ -208,7 +238,7 @@ def _config(config: Mapping[str, Any]) -> str:
 
 
 def _commands(summary: Mapping[str, Any]) -> str:
-    lines = "\n".join(map(str, summary.get("next", [])))
+    lines = "\n".join(map(str, _list(summary.get("next"))))
     return f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
 
 
@@ -237,32 +267,49 @@ def _row(workdir: AnyPath, names: Any) -> str:
 def _media(workdir: AnyPath, name: Any) -> str:
     """The picture or video as an element with its bytes in it; nothing if it is missing or outside the run's folder."""
     path = workdir / str(name or "")
-    inside = path.resolve().is_relative_to(workdir.resolve())
-    if not (name and inside and path.is_file() and path.suffix in MEDIA):
+    try:
+        inside = bool(name) and path.suffix in MEDIA and path.resolve().is_relative_to(workdir.resolve())
+        content = read_bytes(path) if inside else b""
+    except (InputError, OSError, ValueError):  # of a name, too
         return ""
-    source = f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    if not content:
+        return ""
+    source = f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(content).decode()}"
     if path.suffix == ".mp4":
         return f'<video src="{source}" autoplay loop muted playsinline controls></video>'
     return f'<img src="{source}" alt="{escape(path.stem)}">'
 
 
 def _metrics(path: AnyPath) -> list[dict[str, Any]]:
-    """The complete lines of metrics.jsonl; a run that is still going may be writing the last."""
-    entries = []
-    for line in path.read_bytes().decode(errors="replace").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [entry for entry in entries if isinstance(entry, dict) and _finite(entry.get("step"))]
+    """The complete lines of metrics.jsonl; of one that cannot be read, none, and a warning."""
+    try:
+        return read_metrics(path)
+    except InputError as error:
+        print(f"warning: {printable(str(error))}", file=sys.stderr)
+        return []
 
 
 def _json(path: AnyPath) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    """What is in a file of the run; of one that is damaged, nothing, and a warning."""
+    if not path.exists():
         return {}
-    return value if isinstance(value, dict) else {}
+    try:
+        return _map(read_json(path))
+    except InputError as error:
+        print(f"warning: {printable(str(error))}", file=sys.stderr)
+        return {}
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {name: number for name, number in _map(value).items() if _finite(number)}
 
 
 def _flat(config: Any, path: str = "") -> Iterable[tuple[str, Any]]:
@@ -275,11 +322,12 @@ def _flat(config: Any, path: str = "") -> Iterable[tuple[str, Any]]:
 
 def _age(path: AnyPath) -> float:
     """When the stage ran: its folder's first file, near enough; stages are shown in their order."""
-    return min(modified(child) for child in path.parent.iterdir() if child.is_file())
+    return min((modified(child) for child in path.parent.iterdir() if child.is_file()), default=0.0)
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it can be drawn and written with a few digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _duration(seconds: float) -> str:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import importlib.util
-import json
 import resource
 import shlex
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,8 @@ from vidjax.metrics import windows
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
 from vidjax.processes import lead
+from vidjax.progress import counted, watched
+from vidjax.run_files import read_figures
 from vidjax.storage import AnyPath
 from vidjax.video_files import write_index, write_samples
 from vidjax.video_model import Codec
@@ -41,7 +43,7 @@ def show(workdir: AnyPath) -> dict[str, Any]:
     from vidjax.report import write_report
 
     summary: dict[str, Any] = {"device": device(), "versions": versions()}
-    summary["seconds"] = left_by_stages(workdir, "seconds")
+    summary["seconds"] = read_figures(workdir, "seconds")
     generator = recipe.generator(workdir)
     dataset = recipe.dataset(workdir)
     began = time.perf_counter()
@@ -54,7 +56,7 @@ def show(workdir: AnyPath) -> dict[str, Any]:
         return {}
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
     here = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    summary["peak_memory_gb"] = max(here, *left_by_stages(workdir, "peak_memory_gb").values())
+    summary["peak_memory_gb"] = max(here, *read_figures(workdir, "peak_memory_gb").values())
     summary["next"] = next_lines(workdir, generator.embedder_names, summary["samples"][0]["caption"])
     settings.write_json(workdir / "summary.json", summary)
     page = write_report(workdir)
@@ -66,50 +68,97 @@ def show(workdir: AnyPath) -> dict[str, Any]:
 
 
 def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict[str, Any]:
-    """Samples of what the model learned, and how good they and the reconstructions of held-out windows are."""
-    prompts, names = what_to_ask(generator, dataset)
+    """Samples of what the model learned, and how good they and the reconstructions of held-out windows are.
+
+    Clips that training left out are not asked for; those that are too short to hold a window back are not measured.
+    """
+    used, about_data = data_of(dataset)
+    prompts, names = asked_for(generator, dataset, used)
     per_caption = list(np.stack(repeated(generator, prompts), axis=1))
-    heldout = dataset.windows("heldout") if dataset.heldout and len(dataset) <= SMALL else []
-    whole = heldout and all(map(len, heldout))
-    through = [generator.reconstruct(list(clip)) for clip in heldout] if whole and generator.codec else []
+    small = len(dataset) <= SMALL
+    every = dataset.windows("heldout", clips=used) if dataset.heldout and small else []
+    measured = [i for i, clip in zip(used, every) if len(clip)]
+    heldout = [clip for clip in every if len(clip)]
+    through = []
+    if generator.codec and heldout:
+        each = watched(heldout, "reconstructing held-out windows", "clip", len(heldout))
+        through = [generator.reconstruct(list(clip)) for clip in each]
     if not lead():
         return {}
     how = generator.defaults
     about, seeds = {"model": str(workdir), **dataclasses.asdict(how)}, range(how.per_caption)
     entries = write_samples(workdir / "samples", names, per_caption, how.fps, seeds=seeds, about=about)
     write_index(workdir / "samples", entries)
-    found: dict[str, Any] = {"samples": entries}
-    if whole:
-        if generator.codec:
-            found |= reconstruction(workdir, generator.codec, dataset, heldout, *zip(*through))
-        if generator.tokenize and len(per_caption) == len(heldout):
-            found |= likeness(per_caption, heldout, dataset.windows("train", per_clip=EVERY))
-            beside_real(workdir, found["samples"], per_caption, heldout, generator.defaults.fps)
+    found: dict[str, Any] = {"samples": entries, "data": about_data}
+    if through:
+        found |= reconstruction(workdir, generator.codec, dataset, measured, heldout, *zip(*through))
+    if generator.tokenize and small:
+        texts = dataset.texts
+        of, own = dict(zip(measured, heldout)), [texts.index(name) for name in names]
+        if all(i in of and texts.count(texts[i]) == 1 for i in own):
+            train = dataset.windows("train", per_clip=EVERY, clips=own)
+            found |= likeness(per_caption, [of[i] for i in own], train)
+        beside_real(workdir, entries, per_caption, real_windows(dataset, used, names), how.fps)
     return found
 
 
+def data_of(dataset: Dataset) -> tuple[list[int], dict[str, Any]]:
+    """Numbers of the clips that can be used, and for the report what there is and why others cannot be; of large data
+    sets both are of a sample."""
+    looked = dataset.sample_of(SMALL)
+    used, dropped = dataset.survey(looked)
+    names = dataset.clips if dropped and len(dataset) <= SMALL else {}
+    sizes, frames = Counter(f"{h}x{w}" for _, h, w, _ in used.values()), [t for t, *_ in used.values()]
+    about = {"clips": len(dataset), "looked_at": len(looked), "used": len(used), "sizes": dict(sizes)}
+    about |= {"frames": [min(frames), max(frames)], "fps": sorted({round(fps, 2) for *_, fps in used.values()})}
+    about["dropped"] = [{"clip": names[i] if names else f"clip {i}", "why": why} for i, why in dropped.items()]
+    return list(used), about
+
+
+def asked_for(generator: Generator, dataset: Dataset, used: Sequence[int]) -> tuple[list[str | int], list[str]]:
+    """As `what_to_ask`, without captions that only clips have which cannot be used."""
+    prompts, names = what_to_ask(generator, dataset)
+    if "text" not in generator.embedder_names or len(dataset) > SMALL or len(used) == len(dataset):
+        return prompts, names
+    texts = dataset.texts
+    kept = [name for name in names if name in {texts[i] for i in used}]
+    return list(kept), kept
+
+
+def real_windows(dataset: Dataset, used: Sequence[int], names: Sequence[str]) -> list[np.ndarray]:
+    """For each caption the windows of its clips: held out, or where nothing is, those of the training."""
+    texts = dataset.texts
+    of = [[i for i in used if texts[i] == name] for name in names]
+    return [np.concatenate(dataset.windows("heldout" if dataset.heldout else "train", clips=clips)) for clips in of]
+
+
 def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
-    return [generator(prompts, seed=seed) for seed in range(generator.defaults.per_caption)]
+    """Videos of all prompts, once per seed."""
+    seeds = range(generator.defaults.per_caption)
+    return [generator(prompts, seed=seed) for seed in counted(seeds, f"sampling {len(prompts)} prompts, seed")]
 
 
 def reconstruction(
     workdir: AnyPath,
     codec: Codec,
     dataset: Dataset,
+    clips: Sequence[int],
     heldout: Sequence[np.ndarray],
     decoded: Sequence[np.ndarray],
     kl: Sequence[np.ndarray],
 ) -> dict[str, Any]:
     """How much the autoencoder says of windows that nothing trained on and how well, beside the PSNR of a patch PCA
-    with as many latents; pictures. `decoded` and `kl` are a clip's windows as `Generator.reconstruct` has them."""
+    with as many latents; pictures. `clips` are the numbers of the clips with these windows; `decoded` and `kl` are a
+    clip's windows as `Generator.reconstruct` has them."""
     train = np.concatenate([clip for clip in dataset.windows("train")])
     pca = patch_pca(train, codec.autoencoder.strides, codec.autoencoder.latent_channels)
     linear = [np.asarray(to_uint8(pca.reconstruct(to_unit(clip)))) for clip in heldout]
     folder = workdir / "reconstructions"
     folder.mkdir(exist_ok=True)
     entries = []
-    for i, (clip, original, ours) in enumerate(zip(dataset.clips, heldout, decoded)):
-        name = Path(clip).stem
+    names = dataset.clips
+    for i, (clip, original, ours) in enumerate(zip(clips, heldout, decoded)):
+        name = Path(names[clip]).stem
         entries.append({"name": name, "png": f"reconstructions/{i:02d}-{slug(name)}.png"})
         contact_sheet(workdir / entries[-1]["png"], [original[:1], ours[:1]], labels=["held out", "reconstruction"])
     mean = lambda videos: float(np.mean([psnr(a, b).mean() for a, b in zip(videos, heldout)]))
@@ -138,8 +187,10 @@ def beside_real(
     heldout: Sequence[np.ndarray],
     fps: float,
 ) -> None:
-    """Beside each sample, in `clips/`, the held-out window of its own clip that is nearest to it."""
+    """Beside each sample, in `clips/`, the window of its own clips that is nearest to it."""
     for entry, videos, clip in zip(entries, samples, heldout):
+        if not len(clip) or "videos" not in entry:
+            continue
         closest = [clip[psnr(clip, video[None]).argmax()] for video in videos]
         entry["real"] = [f"clips/{Path(name).with_suffix('.mp4').name}" for name in entry["videos"]]
         for name, window in zip(entry["real"], closest):
@@ -165,11 +216,6 @@ def likeness(
         "mean_window_psnr_all": windows.mean_window_psnr(train, every),
         "motion_ratio": windows.motion_ratio(samples, heldout),
     }
-
-
-def left_by_stages(workdir: AnyPath, figure: str) -> dict[str, float]:
-    """A figure of done.json by stage."""
-    return {path.parent.name: json.loads(path.read_text())[figure] for path in sorted(workdir.glob("*/done.json"))}
 
 
 def device() -> str:

@@ -96,9 +96,8 @@ def main() -> None:
     if MOTION.value and SUBJECT.value:
         raise InputError("--motion moves the whole picture; leave --subject out")
     import numpy as np
-    from tqdm import tqdm
 
-    from vidjax import cascade, video_files
+    from vidjax import cascade, progress, video_files
     from vidjax.adapters import adapted
     from vidjax.subjects import read_subject
     from vidjax.watermark import embed
@@ -151,7 +150,7 @@ def main() -> None:
             cascade.chain(generator.below), cascade.videos(generator.below, prompts, **lower), strict=True
         ):
             write(lowres, stage.defaults.fps, out / "x".join(map(str, lowres.shape[1:4])))
-    with tqdm(total=steps, desc="sampling", unit="step", disable=None) as bar:
+    with progress.shown("compiling, then sampling", "step", steps) as report:
         if MOTION.value:
             frames = FRAMES.value or generator.size[0]
             latents = generator.in_motion(prompts, read_motion(), frames=frames, size=size, seed=SEED.value, **options)
@@ -164,7 +163,7 @@ def main() -> None:
                 noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
                 lowres=lowres,
                 subjects=subjects,
-                progress=None if bar.disable else lambda n: bar.update(int(n) - bar.n),
+                progress=report,
                 **options,
             )
         latents.block_until_ready()
@@ -204,9 +203,7 @@ def write_long(
     """One after the other; the n-th has the seed --seed + n."""
     import json
 
-    from tqdm import tqdm
-
-    from vidjax import long_video, recipe
+    from vidjax import long_video, progress, recipe
     from vidjax.data.video_io import slug
     from vidjax.video_files import describe
     from vidjax.watermark import embed
@@ -221,8 +218,7 @@ def write_long(
         seed = SEED.value + i
         stem = out / f"{i:02d}-{slug(str(prompt))}-seed{seed}"
         how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]
-        with tqdm(total=FRAMES.value, desc="sampling", unit="frame", disable=None) as bar:
-            report = lambda count, bar=bar: bar.update(count - bar.n)
+        with progress.shown(f"sampling video {i + 1} of {len(prompts)}", "frame", FRAMES.value) as report:
             fps, identity = generator.defaults.fps, json.dumps(how)
             path = long_video.write(generator, plan, stem, FRAMES.value, seed, identity, fps, mark, report)
         about = {**about_of(generator, options), "levels": LEVELS.value, "between": BETWEEN.value}

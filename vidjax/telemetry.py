@@ -17,6 +17,8 @@ from vidjax.errors import InputError
 from vidjax.event_file import EventFile
 from vidjax.log_file import LogFile
 from vidjax.processes import lead, say
+from vidjax.progress import duration
+from vidjax.run_files import read_metrics
 from vidjax.storage import AnyPath, Growing
 from vidjax.video_files import animation
 
@@ -42,12 +44,13 @@ class Telemetry:
 
         self._files, self._copied = Growing(folder), time.monotonic()
         path = self._files.here / "metrics.jsonl"
-        kept = [line for line in _lines(folder / path.name) if line["step"] <= start]
+        kept = [line for line in read_metrics(folder / path.name) if line["step"] <= start]
         part = path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         part.replace(path)
         self._file = LogFile(path)
         self._board = EventFile(self._files.here / "tensorboard", start + 1)
+        say(f"{stage}: compiling, then steps {start + 1} to {steps}")
         self._bar = tqdm(total=steps, initial=start, desc=stage, unit="step") if sys.stderr.isatty() else None
 
     @contextlib.contextmanager
@@ -81,6 +84,8 @@ class Telemetry:
         self._board.add(step, *(value(tag=key, simple_value=number) for key, number in values.items()))
         shown = {"loss": f"{values['loss']:.4g}", "steps/s": f"{values.get('steps_per_second', math.nan):.3g}"}
         shown |= {"compiled in": str(compiled)} if compiled.seconds >= 1 else {}
+        if "steps_per_second" in values and not compiled.seconds:
+            shown["left"] = duration((self.steps - step) / values["steps_per_second"])
         if self._bar is not None:
             self._bar.set_postfix(shown)
             self._bar.update(step - self._bar.n)
@@ -131,14 +136,3 @@ def check_finite(stage: str, step: int, metrics: Mapping[str, Any]) -> None:
             "finite loss: lower config.optimizer.learning_rate or set config.train.dtype=float32, and start again with "
             "--allow_changes to go on from there"
         )
-
-
-def _lines(path: AnyPath) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; a killed run may have left half of one at the end."""
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return entries

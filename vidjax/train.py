@@ -147,7 +147,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
         heldout = held_out(stage, dataset)
         heldout = heldout and batch_over(mesh, on_device(heldout), len(heldout["label"]))
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
-        every, unreadable = log_every or options.log_every, 0
+        every = log_every or options.log_every
         unproven = start  # the step of the newest checkpoint until the next step's loss, the first of its parameters
 
         def validate(state: TrainState) -> dict[str, float]:
@@ -162,7 +162,6 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
         for step in range(start + 1, options.steps + 1):
             with telemetry.waiting():
                 batch = next(batches)
-            unreadable += int(batch["substituted"].sum())
             with jax.set_mesh(mesh):
                 state, metrics = step_fn(state, sharding.put_batch(mesh, on_device(batch)))
             if step == unproven + 1 and not_finite(metrics):
@@ -172,7 +171,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
             if validated:
                 metrics |= validate(state)
             if step % every == 0 or last or step == 1 or validated:
-                telemetry.log(step, {**metrics, "unreadable_clips": unreadable})
+                telemetry.log(step, {**metrics, "unreadable_clips": len(getattr(dataset, "broken", ()))})
             if step % options.save_every == 0 or last or stops:
                 check_finite(stage.name, step, metrics)
                 telemetry.flush()

@@ -28,10 +28,9 @@ def main() -> None:
         if not flag.value:
             raise InputError(f"--{name} is missing")
     workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
-    from tqdm import tqdm
-
     from vidjax import recipe
     from vidjax.data.latents import write_latents
+    from vidjax.progress import watched
 
     with whole_folder(out) as part:
         dataset, encode, about, beside = recipe.to_encode(workdir, STAGE.value)
@@ -39,7 +38,7 @@ def main() -> None:
         batch = min(BATCH.value, len(dataset))
         batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))
         examples = ({key: value[i] for key, value in b.items()} for b in batches for i in range(len(b["index"])))
-        shown = tqdm(itertools.islice(examples, count), desc="encoding", unit="example", total=count, disable=None)
+        shown = watched(itertools.islice(examples, count), "encoding", "example", count)
         write_latents(part, shown, about, **beside)
     print(f"{count} examples in {out}: train with --config.data.latents={out}")
 

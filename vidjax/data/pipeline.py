@@ -226,6 +226,20 @@ class Dataset:
         which = f"{'first ' * (tried < len(self))}{tried}"
         raise InputError(f"none of the {which} clips can be used (the first one: {reason}): {remedy}")
 
+    def survey(self, clips: Sequence[int]) -> tuple[dict[int, tuple[int, int, int, float]], dict[int, str]]:
+        """Of the clips with these numbers: (frames, height, width, frames per second) of those that a training window
+        can be cut from, and why the others are left out."""
+        used, dropped = {}, {}
+        for index in clips:
+            item = self._source[index]
+            try:
+                self._window(index, item, np.full(4, 0.5))
+                with item.open() as video:
+                    used[index] = video.frames, video.height, video.width, float(video.fps)
+            except BrokenClip as reason:
+                dropped[index] = str(reason)
+        return used, dropped
+
     def _example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One element of a batch; all its random numbers are drawn before anything is read."""
         u = rng.random(4)
