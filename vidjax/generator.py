@@ -349,7 +349,7 @@ class Generator:
             with jax.set_mesh(mesh):
                 return jax.block_until_ready(gathered(function(*args, **static)))
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not any(said in str(error) for said in ("RESOURCE_EXHAUSTED", "Out of memory")):
                 raise
             raise InputError(f"{reason(error)}: {SMALLER}") from None
 

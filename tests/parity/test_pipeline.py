@@ -1,5 +1,6 @@
 """Whole pipelines against diffusers: text to latents to pixels, from the same folder and the same noise."""
 
+import copy
 import json
 import shutil
 import string
@@ -379,3 +380,31 @@ def test_a_folder_samples_with_its_own_scheduler(pipe, tmp_path):
     reference.scheduler = asked
     assert error(generator.latents(PROMPTS, noise=noise, num_steps=8), expected) <= 1e-3
     assert error(theirs(reference, noise, steps=8, guidance_scale=7.5), expected) > 0.01
+
+
+class OverTheClip(torch.nn.Module):
+    """A GroupNorm as Tune-A-Video's code has it, on [1, c, t, h, w]; here the frames are the batch."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.transpose(0, 1)[None])[0].transpose(0, 1)
+
+
+def test_norms_of_residual_blocks_over_the_clip_are_those_of_the_released_code(pipe):
+    """All of them and the one before the output; those in front of transformers stay over the frame."""
+    folder, reference = pipe
+    network = copy.deepcopy(reference.unet)
+    for module in list(network.modules()):
+        for name in ("norm1", "norm2", "conv_norm_out"):
+            if isinstance(norm := getattr(module, name, None), torch.nn.GroupNorm):
+                setattr(module, name, OverTheClip(norm))
+    x, tokens = noise_like((1, 3, 8, 8, 4)), noise_like((1, 12, 24))
+    with torch.no_grad():
+        frames = torch.from_numpy(np.moveaxis(x[0], -1, 1).copy())
+        expected = network(frames, 500, torch.from_numpy(tokens).expand(3, -1, -1)).sample.numpy()
+    ask = lambda over: jax.jit(pretrained.load(folder, norm_over=over).model.unet)(x, jnp.full((1, 3), 500.0), tokens)
+    assert error(ask("clip")[0], np.moveaxis(expected, 1, -1)) <= 1e-5
+    assert error(ask("frame")[0], np.moveaxis(expected, 1, -1)) > 0.01

@@ -134,7 +134,9 @@ def _scalar(value: np.ndarray, key: str, path: Path) -> float:
 
 def _matrix(value: np.ndarray, key: str, path: Path) -> np.ndarray:
     """[out, in] of a linear layer, or [out, in, 1, 1] of a convolution, as [in, out]."""
-    if value.ndim < 2 or not value.size or value.size != value.shape[0] * value.shape[1]:
+    if not value.size:
+        raise InputError(f"{path}: {key} has shape {value.shape}: an adapter of rank 0 adapts nothing")
+    if value.ndim < 2 or value.size != value.shape[0] * value.shape[1]:
         raise InputError(f"{path}: {key} has shape {value.shape}; only adapters of linear layers are read")
     return value.reshape(value.shape[:2]).T
 

@@ -122,7 +122,7 @@ def sampling(options: Options) -> dict[str, Any]:
     whole = VideoModel(network, {"text": StoredText(TOKENS[-1])}, StoredMoments(0.0, SCALE))
     graph, state = nnx.split(whole)
     schedule = schedules.scaled_linear(set_alpha_to_one=False)
-    times = np.append(theirs.timesteps.numpy(), -1).astype(np.float32)
+    times = np.append(theirs.timesteps.numpy(), schedule.end).astype(np.float32)
 
     @jit
     def sampled(state: Any, x: jax.Array, tokens: jax.Array, null: jax.Array) -> jax.Array:
