@@ -66,7 +66,7 @@ def main() -> None:
     if not len(job.clips):
         raise InputError(f"--path={PATH.value} has no clips")
     if not shards.finished(job, out):
-        if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        if os.path.lexists(out) and (not os.path.isdir(out) or any(out.iterdir())):
             raise InputError(f"--out={out} is not empty; name a new folder")
         make(job, out)
     shards.clear(job)
