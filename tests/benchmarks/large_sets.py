@@ -1,8 +1,8 @@
 """Does a data set cost by its batches, or by its size? `python tests/benchmarks/large_sets.py --json FILE`.
 
 Tables with as many rows as WebVid-10M, and of a thousand, whose files are links to eight shipped clips; folders with a
-sub-folder for each clip. Each is measured in a process of its own: seconds until the first batch could be asked for,
-seconds per batch of 8 windows, and the most memory that was held.
+sub-folder for each clip. Each is measured in a process of its own: seconds until the first batch could be asked for (of
+the CPU, too, as others may use the machine), seconds per batch of 8 windows, and the most memory that was held.
 """
 
 import argparse

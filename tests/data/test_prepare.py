@@ -280,6 +280,16 @@ def test_a_folder_that_is_in_the_way_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/under", "file", "/proc/x/y"])
+def test_a_folder_that_cannot_be_made_is_refused_in_a_line(tmp_path, name):
+    (tmp_path / "file").write_text("1")
+    job = shards.Job("shapes", "", "", Rules(), 1, str(tmp_path / name))
+    assert not shards.finished(job, tmp_path / name)
+    with pytest.raises(InputError, match=r"can't be written|is not empty") as caught:
+        shards.begin(job)
+    assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
 def test_lengths_that_are_none_are_refused(seconds):
     with pytest.raises(InputError, match=r"--seconds=.* must be at least 0 and at most"):

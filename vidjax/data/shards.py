@@ -73,8 +73,8 @@ def begin(job: Job) -> None:
     """Makes the folder, with job.json in it from the start: one without is not ours. Raises InputError for such a one,
     and if the folder was begun with other settings, or for other clips."""
     folder = Path(job.folder)
-    if not job.at("job.json").exists():
-        if folder.is_dir() and any(folder.iterdir()):
+    if not os.path.isfile(job.at("job.json")):
+        if os.path.isdir(folder) and any(folder.iterdir()):
             raise InputError(f"{folder} is in the way, and not of this program: move it away, or name another --out")
         with whole_folder(folder) as part:
             (part / "job.json").write_text(json.dumps(_settings(job), indent=1) + "\n")
@@ -87,7 +87,7 @@ def begin(job: Job) -> None:
 
 def finished(job: Job, out: Path) -> bool:
     """Whether this very job has made `out`."""
-    if not (out / "report.json").is_file():
+    if not os.path.isfile(out / "report.json"):
         return False
     report = read_json(out / "report.json", remedy="name a new --out")
     return isinstance(report, dict) and not any(_differences(report.get("settings"), _settings(job)))
@@ -95,7 +95,7 @@ def finished(job: Job, out: Path) -> bool:
 
 def clear(job: Job) -> None:
     """Removes the folder that was worked in; one that this job has not begun stays."""
-    if job.at("job.json").is_file() and not any(_differences(read_json(job.at("job.json")), _settings(job))):
+    if os.path.isfile(job.at("job.json")) and not any(_differences(read_json(job.at("job.json")), _settings(job))):
         shutil.rmtree(job.folder)
 
 

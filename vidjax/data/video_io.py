@@ -23,7 +23,7 @@ from vidjax.storage import AnyPath, local_file
 # their name ends in.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,h264,hevc,m4v,yuv4mpegpipe,dv"
 NO_TIME = -(2**63)
-LATE = 64  # packets, at most, before the first frame comes out of a decoder
+TRIED = 8  # key frames at most that are decoded to see how frames are to be turned
 
 
 class BrokenClip(ValueError):
@@ -71,10 +71,10 @@ class Video:
         # Only mp4's header counts the samples that are in the file; others (AVI) may promise anything.
         claimed = stream.frames if "mp4" in self._container.format.name else 0
         check_size(stream.codec_context.height, stream.codec_context.width)
-        times, keys, packets, turn = array("q"), array("b"), 0, None
+        times, keys, packets, tried, turn = array("q"), array("b"), 0, 0, None
         for packet in self._container.demux(stream) if claimed <= MAX_FRAMES else ():
-            if turn is None and packets < LATE:
-                turn = _turn(packet)
+            if turn is None and tried < TRIED and packet.size and packet.is_keyframe:
+                turn, tried = _turn(stream, packet), tried + 1
             packets += bool(packet.size)
             if packets > MAX_FRAMES:
                 break
@@ -277,15 +277,16 @@ def _open(file: str | Path | bytes) -> Any:
         return av.open(source, "r", metadata_errors="ignore", container_options=options)
 
 
-def _turn(packet: Any) -> Turn | None:
-    """What a packet's first frame, which the decoder may hold back or refuse, says of how it is shown."""
+def _turn(stream: Any, packet: Any) -> Turn | None:
+    """What a key frame says of how frames are shown; None if it does not decode."""
     import av
     from av.sidedata.sidedata import Type
 
     try:
-        frames = packet.decode()
+        frames = packet.decode() or stream.decode(None)
     except av.FFmpegError:
-        return None
+        frames = []
+    stream.codec_context.flush_buffers()
     matrix = frames[0].side_data.get(Type.DISPLAYMATRIX) if frames else None
     return of_matrix(bytes(matrix)) if matrix else Turn() if frames else None
 
