@@ -6,7 +6,6 @@ forks for each of them, and that calls its `main` for one input after the other:
 
 import contextlib
 import faulthandler
-import functools
 import io
 import json
 import os
@@ -213,7 +212,7 @@ def run(count: int) -> dict:
     shutil.copy(CLIPS / "box.mp4", "samples")
     fork("train", train)
     assert Path("run", "config.json").exists()
-    return {name: fork(name, functools.partial(drive, name, count * share // 100)) for name, share in SHARES.items()}
+    return {p: fork(p, lambda p=p, share=share: drive(p, count * share // 100)) for p, share in SHARES.items()}
 
 
 if __name__ == "__main__":
