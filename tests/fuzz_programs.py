@@ -5,6 +5,7 @@ forks for each of them, and that calls its `main` for one input after the other:
 """
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -14,56 +15,23 @@ import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from fuzz_inputs import ODD, ROOT, altered, mutated
 
-LIMIT = 20  # seconds an input
+LIMIT = 60  # seconds an input, on a busy machine
 RECIPE = f"--config={ROOT}/tests/tiny.py:pixels"
 TRAIN = ["--stage=diffusion", "--max_steps=1", "--config.stages.diffusion.train.sample_every=0"]
 CLIPS = ROOT / "vidjax" / "clips" / "real"
 SHARES = {"report": 40, "sample": 14, "evaluate": 20, "export": 10, "main": 6, "watermark": 8, "plan": 2}
-OUTPUTS = [
-    "file",
-    "file/x",
-    "/proc/x",
-    "dangling",
-    "pipe",
-    "y" * 300,
-    "a/" + "y" * 300,
-    "a\0b",
-    "gs://",
-    "s3://b/x",
-    "/",
-]
-TEXTS = [
-    "",
-    " ",
-    "nothing",
-    "-1",
-    "1e999",
-    "nan",
-    "\udcff",
-    "a\nb",
-    "\x1b[2J",
-    "☃" * 90,
-    "--",
-    "x" * 5000,
-    "{}",
-    "%s",
-    "0",
-]
-FILES = ["config.json", "summary.json", "diffusion/metrics.jsonl", "diffusion/done.json", "diffusion/latents.json"]
-FILES += [f"diffusion/checkpoints/1/{name}" for name in ("files.json", "meta/metadata", "_CHECKPOINT_METADATA")]
-FILES += [
-    "diffusion/checkpoints/99",
-    "diffusion/checkpoints/²",
-    "diffusion/checkpoints/1",
-    "diffusion/checkpoints",
-    "diffusion",
-]
+OUTPUTS = ["file", "file/x", "/proc/x", "dangling", "pipe", "y" * 300, "a/" + "y" * 300, "a\0b", "gs://", "s3://b/x"]
+TEXTS = ["", " ", "nothing", "-1", "1e999", "nan", "\udcff", "a\nb", "\x1b[2J", "☃" * 90, "--", "x" * 5000, "{}", "%s"]
+STAGE, SAVED = "diffusion", "diffusion/checkpoints"
+FILES = ["config.json", "summary.json", *(f"{STAGE}/{name}" for name in ("metrics.jsonl", "done.json", "latents.json"))]
+FILES += [f"{SAVED}/1/{name}" for name in ("files.json", "meta/metadata", "_CHECKPOINT_METADATA")]
+FILES += [STAGE, SAVED, f"{SAVED}/99", f"{SAVED}/²", f"{SAVED}/1"]
 DATA = "diffusion/checkpoints/1/state/manifest.ocdbt"
 
 
@@ -165,7 +133,7 @@ def drive(program: str, count: int) -> dict:
     cli.start = start
     logging.use_absl_handler()
     (main,), found = captured, Counter()
-    wrong, rng = [], np.random.default_rng(sum(program.encode()))
+    wrong, rng = [], np.random.default_rng(sum(program.encode()) + int(os.environ.get("FUZZ_SEED", "0")))
 
     def late(*_: object) -> None:
         raise TimeoutError("it hangs")
@@ -187,6 +155,7 @@ def drive(program: str, count: int) -> dict:
                 flags.FLAGS[name].unparse()
         said, status, argv = io.StringIO(), 0, [program, *argv]
         signal.alarm(LIMIT)
+        faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
                 cli.run(main, cli.parse(argv))
@@ -197,6 +166,7 @@ def drive(program: str, count: int) -> dict:
             status = "Traceback"
         finally:
             signal.alarm(0)
+            faulthandler.cancel_dump_traceback_later()
         errors = [line for line in said.getvalue().split("\n") if line.startswith("error: ")]
         if status not in (0, 1) or "Traceback" in said.getvalue() or len(errors) != status:
             wrong.append([argv, status, said.getvalue()[-2500:]])
@@ -204,9 +174,10 @@ def drive(program: str, count: int) -> dict:
     return {**found, "wrong": wrong}
 
 
-def fork(program: str, work: object) -> dict:
+def fork(program: str, work: Callable[[], dict]) -> dict:
     """What `work()` gives in a process of its own."""
     if not (child := os.fork()):
+        os.dup2(2, 1)
         made = work()
         Path(f"{program}.found").write_text(json.dumps(made))
         os._exit(0)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vidjax.checksums import LIST, damage, write
+from vidjax.checksums import LIST, TIMES, damage, write
 
 
 @pytest.fixture
@@ -46,6 +46,14 @@ def test_an_empty_folder_is_not_whole(tmp_path):
 def test_damage_is_named(folder, change, says):
     change(folder / "state" / "a")
     assert says in damage(folder, contents=True)
+
+
+@pytest.mark.parametrize("text", ["", "3", "[]", '{"commit_timestamp_nsecs": 1e30}', '{"init_timestamp_nsecs": "a"}'])
+def test_a_note_that_orbax_cannot_read_is_damage(text, folder):
+    (folder / TIMES).write_text('{"init_timestamp_nsecs": 1, "commit_timestamp_nsecs": null, "custom_metadata": {}}')
+    assert damage(folder) is None
+    (folder / TIMES).write_text(text)
+    assert damage(folder) == f"{TIMES} is damaged"
 
 
 def test_contents_are_read_only_when_asked(folder):

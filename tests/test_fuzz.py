@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = 250  # of whole programs; `python fuzz_programs.py 1000` tries more
 COUNTS = {"videos": 2500, "tables": 1500, "headers": 3500, "overrides": 2500}
 LEFT = {
     "videos": {"number", "clip.mp4"},
@@ -38,3 +39,18 @@ def test_bad_inputs_are_refused(kind, tmp_path):
 
 def test_there_are_ten_thousand():
     assert sum(COUNTS.values()) == 10_000
+
+
+def test_programs_answer_odd_command_lines_and_damaged_runs_in_words(tmp_path):
+    """Each ends well, or with one line that begins with "error: "; see `fuzz_programs`."""
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    command = [sys.executable, ROOT / "tests" / "fuzz_programs.py", str(COMMANDS)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=inside, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    wrong = [each for of in found.values() for each in of["wrong"]]
+    assert not wrong, f"{len(wrong)} of {COMMANDS}, such as {wrong[0]}"
+    assert found["report"]["done"] and found["report"]["refused"] and found["sample"]["done"]
+    assert {path.name for path in tmp_path.rglob("*") if inside not in path.parents} == {"a", "b"}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from vidjax import checksums
 from vidjax.errors import InputError, reason
 from vidjax.processes import agreed, lead, tells_of_a_loss
-from vidjax.run_files import read_json
+from vidjax.run_files import REMEDY, read_json
 from vidjax.storage import AnyPath, absolute
 from vidjax.train_state import Params, TrainState
 
@@ -35,6 +36,8 @@ class Checkpoints:
     def __init__(self, folder: str | AnyPath, keep: int = 2, keep_every: int | None = None, *, read_only: bool = False):
         self.folder, self._read_only, self._saving = absolute(folder), read_only, 0
         if read_only:
+            if wrong := self._unreadable():
+                raise InputError(f"{wrong[0] / checksums.TIMES} is damaged: rename that checkpoint")
             me = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
             options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
@@ -46,7 +49,10 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:  # of damaged files
+            raise InputError(f"the checkpoints in {self.folder} cannot be read ({reason(error)}): {REMEDY}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -72,13 +78,22 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """What is there and was finished, newest first: on a disk by its name, in a bucket by a mark."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        numbered = (path for path in found if STEP.fullmatch(path.name) and path.is_dir())
-        there = (path for path in numbered if ocp.utils.is_checkpoint_finalized(path))
+        there = (path for path in self._numbered() if ocp.utils.is_checkpoint_finalized(path))
         return sorted((int(path.name) for path in there), reverse=True)
+
+    def _numbered(self) -> list[AnyPath]:
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [path for path in found if STEP.fullmatch(path.name) and path.is_dir()]
+
+    def _unreadable(self) -> list[AnyPath]:
+        """Those whose note of their time keeps Orbax from reading any."""
+        return [path for path in self._numbered() if checksums.damaged_times(path / checksums.TIMES)]
 
     def _set_aside(self) -> None:
         """Rename what is newer than the newest whole one, and say so."""
+        for path in self._unreadable():
+            path.rename(path.with_name(f"{path.name}.broken-{uuid.uuid4().hex[:8]}"))
+            print(f"warning: the checkpoint {path} is broken ({checksums.TIMES} is damaged): set aside", flush=True)
         for step in self._steps():
             whole = self.folder / str(step)
             damage = checksums.damage(whole, contents=True)

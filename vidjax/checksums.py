@@ -9,6 +9,7 @@ from vidjax.inputs import read_json
 from vidjax.storage import AnyPath, listing
 
 LIST = "files.json"
+TIMES = "_CHECKPOINT_METADATA"
 
 
 def write(folder: AnyPath) -> None:
@@ -20,6 +21,8 @@ def write(folder: AnyPath) -> None:
 def damage(folder: AnyPath, contents: bool = False) -> str | None:
     """What is wrong with a folder, None if nothing is or it has no list. With `contents` the files are read, too (a
     bucket compares them anyway); of those that were copied from a disk to a bucket, or back, only sizes can be."""
+    if wrong := damaged_times(folder / TIMES):
+        return wrong
     if not (folder / LIST).exists():  # of an older version
         return None if any(folder.iterdir()) else "it is empty"
     try:
@@ -34,6 +37,17 @@ def damage(folder: AnyPath, contents: bool = False) -> str | None:
         if now != code and type(now) is type(code):
             return f"{name} holds other bytes than were written"
     return None
+
+
+def damaged_times(path: AnyPath) -> str | None:
+    """What is wrong with Orbax's own note on a checkpoint: one that it cannot read keeps it from reading any."""
+    try:
+        note = read_json(path) if path.exists() else {}
+        times = [note.get(name) or 1 for name in ("init_timestamp_nsecs", "commit_timestamp_nsecs")]
+        right = isinstance(note.get("item_handlers") or {}, dict | str) and all(0 < time < 2**62 for time in times)
+    except (InputError, AttributeError, TypeError):
+        right = False
+    return None if right else f"{path.name} is damaged"
 
 
 def crc(path: Path) -> int:

@@ -19,6 +19,9 @@ from vidjax.errors import InputError, printable
 # A full disk, a file or a user over a limit, a folder that may only be read.
 UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
+# A name that is too long, goes through a file, or in circles.
+MISNAMED = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+
 
 def start(program: Callable[[], None]) -> None:
     """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
@@ -40,6 +43,8 @@ def run(program: Callable[[], None], argv: list[str]) -> None:
     except InputError as error:
         fail(str(error))
     except OSError as error:
+        if error.errno in MISNAMED and error.filename is not None:
+            fail(f"{error.filename} can't be opened ({error.strerror}): name another file or folder")
         if error.errno not in UNWRITABLE:
             raise
         fail(f"{error.filename or 'a file'} can't be written ({error.strerror}): make room, and start again")

@@ -22,6 +22,7 @@ from etils import epath
 from vidjax.errors import InputError, reason
 
 AnyPath = Path | epath.Path
+LONGEST = 4000, 255  # bytes of a path, and of each name in it
 WAIT = 20  # seconds for a bucket's first answers
 
 
@@ -46,8 +47,14 @@ def local(text: str, flag: str = "--out") -> Path:
     """A path that must be of a disk. Raises InputError."""
     if "://" in text:
         raise InputError(f"{flag}={text} is no folder of a disk: name one, and copy it when it is done")
-    if "\0" in text:
+    try:
+        name = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InputError(f"{flag}={text!r} is no name that a disk can have: name another place") from None
+    if b"\0" in name:
         raise InputError(f"{flag}={text} has a zero byte in it: name another place")
+    if len(name) > LONGEST[0] or max(map(len, name.split(b"/"))) > LONGEST[1]:
+        raise InputError(f"{flag}={text} is too long: name another place")
     return Path(text)
 
 
