@@ -12,39 +12,49 @@ from vidjax.models.layers import Context, ResBlock
 from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
 
 
+def on_tpu(function, *args):
+    """What a TPU's program computes, computed here, and its text."""
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
+        traced = jax.make_jaxpr(function)(*args)
+    return jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *args), str(traced)
+
+
 def test_relative_attention_is_the_sum_of_shaw_et_al():
     """Equations 3 and 4 of Shaw et al. (2018), element by element, distances clipped to the reach."""
     layer = RelativeAttention(4, 2, rngs=nnx.Rngs(0))
-    q, k, v = (np.asarray(jax.random.normal(jax.random.key(i), (1, 5, 4))) for i in range(3))
+    q, k, v = (np.asarray(jax.random.normal(jax.random.key(i), (5, 4))) for i in range(3))
     rel_k, rel_v = np.asarray(layer.k[...]), np.asarray(layer.v[...])
-    expected = np.zeros((1, 5, 4))
+    expected = np.zeros((5, 4))
     for i in range(5):
         near = np.clip(np.arange(5) - i, -2, 2) + 2
-        e = np.array([q[0, i] @ (k[0, j] + rel_k[near[j]]) for j in range(5)]) / 2
+        e = np.array([q[i] @ (k[j] + rel_k[near[j]]) for j in range(5)]) / 2
         a = np.exp(e) / np.exp(e).sum()
-        expected[0, i] = sum(a[j] * (v[0, j] + rel_v[near[j]]) for j in range(5))
-    np.testing.assert_allclose(layer(*map(jnp.asarray, (q, k, v))), expected, atol=1e-5)
+        expected[i] = sum(a[j] * (v[j] + rel_v[near[j]]) for j in range(5))
+    args = [jnp.asarray(a)[None, None] for a in (q, k, v)]
+    np.testing.assert_allclose(layer(*args)[0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(on_tpu(layer, *args)[0][0][0, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_relative_attention_with_empty_tables_is_attention(transposed):
     layer = RelativeAttention(4, 2, transposed, rngs=nnx.Rngs(0))
     layer.k[...], layer.v[...] = jnp.zeros((5, 4)), jnp.zeros((5, 4))
-    q, k, v = (jax.random.normal(jax.random.key(i), (3, 6, 8)) for i in range(3))
-    np.testing.assert_allclose(layer(q, k, v), attend(q, k, v, 4), atol=1e-5)
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 3, 6, 8)) for i in range(3))
+    np.testing.assert_allclose(layer(q, k, v)[0], attend(q[0], k[0], v[0], 4), atol=1e-5)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_sequences_side_by_side_as_on_tpus_are_each_by_itself(transposed):
+@pytest.mark.parametrize("t, transposed, form", [(6, False, ""), (6, True, ",72,72]"), (9, False, ",108,108]")])
+def test_forms_for_tpus_are_equal(t, transposed, form):
+    """Few frames by pairs; else, and with the slip of LVDM, the sequences of all twelve pixels as one."""
     layer = RelativeAttention(4, 2, transposed, rngs=nnx.Rngs(0))
-    args = [jax.random.normal(jax.random.key(i), (12, 6, 8)) for i in range(3)]
-    run = lambda *a: jax.value_and_grad(lambda *a: jnp.sin(layer(*a)).sum(), (0, 1, 2))(*a)
-    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
-        traced = jax.make_jaxpr(run)(*args)
-    assert ",72,72]" in str(traced)  # all twelve in one
-    got, wanted = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *args), jax.tree.leaves(run(*args))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, wanted)
+    args = [jax.random.normal(jax.random.key(i), (2, 6, t, 8)) for i in range(3)]
+    graphdef, state = nnx.split(layer)
+    loss = lambda state, *a: jnp.sin(nnx.merge(graphdef, state)(*a)).sum()
+    run = lambda *a: jax.value_and_grad(loss, (0, 1, 2, 3))(state, *a)
+    got, text = on_tpu(run, *args)
+    assert form in text and (form or f"{12 * t},{12 * t}]" not in text)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(run(*args)))
 
 
 def context(t):

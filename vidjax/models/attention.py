@@ -172,9 +172,9 @@ class Attention(nnx.Module):
         graphdef, relative = (None, None) if self.relative is None else nnx.split(self.relative)
 
         def own(q: Array, k: Array, v: Array, mask: Array | None, relative: Any) -> Array:
-            a, b, c = (rearrange(a, "b s n c -> (b s) n c") for a in (q, k, v))
             if graphdef is not None:
-                return nnx.merge(graphdef, relative)(a, b, c).reshape(q.shape)
+                return nnx.merge(graphdef, relative)(q, k, v)
+            a, b, c = (rearrange(a, "b s n c -> (b s) n c") for a in (q, k, v))
             seen = None if mask is None else rearrange(mask, "b s ... -> (b s) ...")
             return attend(a, b, c, head_dim, seen).reshape(q.shape)
 

@@ -1,18 +1,21 @@
 """Layers over time: relative positions for attention, convolutions over frames, frame positions, learned blends."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vidjax.models import kernels
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.attention import WIDTH, side_by_side
 from vidjax.models.kernels.placement import to_frames, to_pixels
 from vidjax.models.layers import MLP, Context, GroupNorm, activated, apart, sinusoid
+
+FEW_FRAMES = 8  # of which a TPU attends to each pair by itself
 
 
 class RelativeAttention(nnx.Module):
@@ -29,15 +32,40 @@ class RelativeAttention(nnx.Module):
         self.reach, self.transposed = reach, transposed
 
     def __call__(
+        self, q: Float[Array, "b n t c"], k: Float[Array, "b n t c"], v: Float[Array, "b n t c"]
+    ) -> Float[Array, "b n t c"]:
+        tpu = kernels.platform() == "tpu" and not kernels.choice().textbook
+        if tpu and q.shape[2] <= FEW_FRAMES and not self.transposed:
+            return self._by_pairs(*(a.swapaxes(1, 2) for a in (q, k, v))).swapaxes(1, 2)
+        return self._by_sequences(*(rearrange(a, "b n t c -> (b n) t c") for a in (q, k, v))).reshape(q.shape)
+
+    def _by_pairs(
+        self, q: Float[Array, "b t n c"], k: Float[Array, "b t n c"], v: Float[Array, "b t n c"]
+    ) -> Float[Array, "b t n c"]:
+        """Equations 3 and 4 of Shaw et al. as they are written, each pair of frames by itself, pixels along the rows of
+        a TPU: no axis moves, and a head's features are summed by a product with ones."""
+        t, d, heads = q.shape[1], self.k.shape[-1], q.shape[-1] // self.k.shape[-1]
+        rel_k, rel_v = (jnp.tile(a[...][self._distances(t)], heads)[:, :, None] for a in (self.k, self.v))  # [t s 1 c]
+        ones = jnp.repeat(jnp.eye(heads, dtype=q.dtype), d, 0)  # [c heads]
+        dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+        q, of = q * d**-0.5, lambda a, rel, s: a[:, s : s + 1] + rel[:, s]
+        e = jnp.stack([dot(q * of(k, rel_k, s), ones) for s in range(t)])  # [s b t n heads]
+        w = jax.nn.softmax(e, 0).astype(v.dtype)
+        return sum(w[s] @ ones.T * of(v, rel_v, s) for s in range(t))
+
+    def _distances(self, t: int) -> Int[Array, "t t"]:
+        """The row of the tables for the key of frame s and the query of frame t."""
+        steps = jnp.arange(t)
+        return jnp.clip(steps[None] - steps[:, None], -self.reach, self.reach) + self.reach
+
+    def _by_sequences(
         self, q: Float[Array, "b t c"], k: Float[Array, "b t c"], v: Float[Array, "b t c"]
     ) -> Float[Array, "b t c"]:
+        """Each pixel's frames as a sequence, on TPUs several side by side, to fill a matrix unit."""
         (b, t, _), d = q.shape, self.k.shape[-1]
-        # On TPUs several sequences stand side by side, to fill a matrix unit.
         count = side_by_side(b, t, WIDTH) if kernels.platform() == "tpu" and not kernels.choice().textbook else 1
         split = lambda a, r: rearrange(a, "(b r) t (k d) -> b (r t) k d", r=r, d=d)
-        steps = jnp.arange(t)
-        index = jnp.clip(steps[None] - steps[:, None], -self.reach, self.reach) + self.reach
-        rel_k, rel_v = self.k[...][index], self.v[...][index]
+        rel_k, rel_v = (a[...][self._distances(t)] for a in (self.k, self.v))
         if self.transposed:
             bias = jnp.einsum("bskd,std->bkts", split(q, 1), rel_k) * d**-0.25
         else:

@@ -1,5 +1,6 @@
 """Mean and variance, what norms divide by, in as few passes over the numbers as the platform and the dtype allow."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -30,7 +31,12 @@ def moments(x: Float[Array, "*s c"], mean: Mean) -> tuple[Float[Array, "*r"], Fl
 
 def mean_of_groups(x: Float[Array, "*s c"], axes: Sequence[int], groups: int) -> Float[Array, "*r c"]:
     """The mean over `axes` and over each of `groups` of channels, given to all of these; first of each channel, which
-    on a CPU takes half the time of all at once."""
+    on a CPU takes half the time of all at once. On TPUs a product sums the channels, which lie along the lanes."""
     x = total(x, tuple(axes)) / math.prod(x.shape[axis] for axis in axes)
+    if kernels.platform() == "tpu" and not kernels.choice().textbook:
+        size = x.shape[-1] // groups
+        members = jnp.repeat(jnp.eye(groups, dtype=x.dtype), size, 0)  # [c groups]
+        times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        return times(times(x, members) / size, members.T)
     parts = x.reshape(*x.shape[:-1], groups, -1)
     return jnp.broadcast_to(parts.mean(-1, keepdims=True), parts.shape).reshape(x.shape)
