@@ -19,7 +19,12 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
-TIMEOUT = flags.DEFINE_integer("timeout", 60, "Seconds in which the processes must have met.", lower_bound=1)
+TIMEOUT = flags.DEFINE_integer(
+    "timeout",
+    None,
+    "Seconds in which the processes must have met; default: 60 with --coordinator, 600 in a cluster, which starts them.",
+    lower_bound=1,
+)
 SILENCE = 30  # seconds without a sign of life after which a process is lost, and the others end
 
 
@@ -34,9 +39,10 @@ def joined() -> Iterator[None]:
     import jax
 
     # The library would end the process in C++: it gets more time than there is.
-    how = dict(initialization_timeout=10 * TIMEOUT.value, heartbeat_timeout_seconds=SILENCE)
+    seconds = TIMEOUT.value or (60 if COORDINATOR.value else 600)
+    how = dict(initialization_timeout=10 * seconds, heartbeat_timeout_seconds=SILENCE)
     try:
-        with met_within(TIMEOUT.value):
+        with met_within(seconds):
             jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, **how)
     except ValueError as error:
         raise InputError(
