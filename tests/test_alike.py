@@ -5,7 +5,8 @@ import subprocess
 import pytest
 from test_processes import FLAGS, end, start
 
-from vidjax.alike import difference, flat, installed
+from vidjax.alike import difference, installed
+from vidjax.settings import flatten
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_the_first_difference_is_named(theirs, says):
 
 def test_settings_are_compared_one_by_one():
     config = {"data": {"size": (8, 8), "more": {}}, "seed": 3}
-    assert dict(flat(config, "config")) == {"config.data.size": (8, 8), "config.data.more": {}, "config.seed": 3}
+    assert flatten(config, "config.") == {"config.data.size": (8, 8), "config.data.more": {}, "config.seed": 3}
     assert installed() == installed() and len(installed()["the code of vidjax"]) == 16
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state
 
+from vidjax import settings
 from vidjax.errors import InputError
 from vidjax.processes import PATIENCE, agreed, lead
 
@@ -23,7 +24,7 @@ def check_alike(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         return
     client = global_state.client
     assert client is not None
-    mine = {**dict(flat(config, "config")), **options, **installed()}
+    mine = {**settings.flatten(config, "config."), **options, **installed()}
     if not lead():
         client.key_value_set(f"vidjax/alike/{jax.process_index()}", json.dumps(mine, default=str))
 
@@ -52,12 +53,3 @@ def installed() -> dict[str, str]:
         code.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     versions = {f"the version of {name}": version(name) for name in LIBRARIES}
     return {"the code of vidjax": code.hexdigest()[:16], **versions}
-
-
-def flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Settings by path."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from flat(inner, f"{path}.{key}")
-    else:
-        yield path, value

@@ -22,7 +22,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0
 TIMEOUT = flags.DEFINE_integer(
     "timeout",
     None,
-    "Seconds in which the processes must have met; default: 60 with --coordinator, 600 in a cluster, which starts them.",
+    "Seconds in which the processes must have met; default: 60 with --coordinator, 600 in a cluster.",
     lower_bound=1,
 )
 SILENCE = 30  # seconds without a sign of life after which a process is lost, and the others end

@@ -18,7 +18,7 @@ from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
 from vidjax.processes import say
 from vidjax.run_files import read_json
-from vidjax.settings import write_json
+from vidjax.settings import flatten, write_json
 from vidjax.storage import AnyPath, listing
 
 NAME = "trained_with.json"
@@ -47,14 +47,6 @@ def settings_of(section: Mapping[str, Any]) -> dict[str, Any]:
     if section.get("pretrained") and Path(section["pretrained"]).is_dir():
         found["pretrained"] = digest_of_weights(Path(section["pretrained"]))
     return json.loads(json.dumps(found))
-
-
-def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a nested config by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _under(key: str, names: tuple[str, ...]) -> bool:

@@ -125,6 +125,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a nested config by dotted name, such as {"data.size": 64}; an empty section is one."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        inner = isinstance(value, Mapping) and value
+        found |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
 def checked(value: Any) -> dict[str, Any]:
     """A recipe's config as plain data. Raises InputError unless it has stages, and sections where they belong."""
     config = plain(value)
