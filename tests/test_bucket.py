@@ -114,7 +114,7 @@ def test_a_killed_run_in_a_bucket_leaves_what_a_whole_one_on_a_disk_does(killed,
     there = buckets.files("bucket", "run")
     assert losses(there["diffusion/metrics.jsonl"]) == losses((on_disk / "diffusion" / "metrics.jsonl").read_text())
     about = {path.relative_to(on_disk).as_posix() for path in on_disk.glob("*.json")} | {"summary.json", "report.html"}
-    about |= {f"diffusion/{name}" for name in ("metrics.jsonl", "done.json", "parameters.txt")}
+    about |= {f"diffusion/{name}" for name in ("metrics.jsonl", "done.json", "parameters.txt", "trained_with.json")}
     videos = [f"samples/{i:02d}-class-{i}-seed{seed}" for i in range(3) for seed in range(2)]
     about |= {f"{name}.{kind}" for name in videos for kind in ("mp4", "json", "txt")} | {"samples/samples.json"}
     about |= {f"samples/{i:02d}-class-{i}.png" for i in range(3)}

@@ -112,7 +112,7 @@ def test_features_from_a_cache_train_as_captions_do(run, folder, tmp_path):
     random = np.random.default_rng(0)
     for latents in ("", str(tmp_path)):
         made["data"] = {**made["data"], "latents": latents}
-        stage = recipe.build(made, "diffusion", run[0])
+        stage = recipe.build(made, "diffusion", tmp_path / "run")
         recipe.check(stage)
         source = stage.dataset()
         state = create_state(stage, sharding.make_mesh(**stage.mesh), source)

@@ -105,7 +105,15 @@ def test_a_trial_on_a_source_that_was_cut_short_starts_anew(tmp_path, clips):
         provenance.check_source(folder, source, False)
 
 
-def test_a_signal_that_nobody_asked_for_is_sent_again():
+@pytest.fixture
+def keyboard():
+    """Ctrl-C as usual: whoever runs the tests may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_nobody_asked_for_is_sent_again(keyboard):
     with pytest.raises(KeyboardInterrupt), Notice():
         os.kill(os.getpid(), signal.SIGINT)
     with Notice() as notice:

@@ -346,7 +346,6 @@ def test_the_prior_holds_the_class_where_it_was(folder):
 
 WRONG = {
     "/nowhere does not exist": "pretrained=/nowhere",
-    "too short": "data.frames=400",
     "did you mean 'tune_a_video'": "finetune.strategy=tune_a_vidio",
     "attention's keys 'frst' are not known": "model.key_frames=frst",
     "15": "data.size=(15, 16)",
