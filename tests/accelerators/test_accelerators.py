@@ -59,7 +59,10 @@ CUT = [
     ("tune_a_video:default", "tune", "h100x4", (1, 1, 2, 2), {"all-reduce", "all-to-all"}, ANY),
 ]  # fmt: skip
 # Products that are fp32 whatever the dtype of training, and why.
-WIDE = {"_resize": "a cascade's stage makes the video below of pixels, by a product with weights between them"}
+WIDE = {
+    "_resize": "a cascade's stage makes the video below of pixels, by a product with weights between them",
+    "mean_of_groups": "a norm's means over groups of channels are fp32, on TPUs by products with ones",
+}
 
 
 def check(program: Program, platform: str, flash: bool, backward: bool) -> None:

@@ -1,6 +1,5 @@
 """Layers over time: relative positions for attention, convolutions over frames, frame positions, learned blends."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -47,10 +46,9 @@ class RelativeAttention(nnx.Module):
         t, d, heads = q.shape[1], self.k.shape[-1], q.shape[-1] // self.k.shape[-1]
         rel_k, rel_v = (jnp.tile(a[...][self._distances(t)], heads)[:, :, None] for a in (self.k, self.v))  # [t s 1 c]
         ones = jnp.repeat(jnp.eye(heads, dtype=q.dtype), d, 0)  # [c heads]
-        dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
         q, of = q * d**-0.5, lambda a, rel, s: a[:, s : s + 1] + rel[:, s]
-        e = jnp.stack([dot(q * of(k, rel_k, s), ones) for s in range(t)])  # [s b t n heads]
-        w = jax.nn.softmax(e, 0).astype(v.dtype)
+        e = jnp.stack([q * of(k, rel_k, s) @ ones for s in range(t)])  # [s b t n heads]
+        w = jax.nn.softmax(e.astype(jnp.float32), 0).astype(v.dtype)
         return sum(w[s] @ ones.T * of(v, rel_v, s) for s in range(t))
 
     def _distances(self, t: int) -> Int[Array, "t t"]:

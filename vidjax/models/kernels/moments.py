@@ -37,6 +37,7 @@ def mean_of_groups(x: Float[Array, "*s c"], axes: Sequence[int], groups: int) ->
         size = x.shape[-1] // groups
         members = jnp.repeat(jnp.eye(groups, dtype=x.dtype), size, 0)  # [c groups]
         times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        return times(times(x, members) / size, members.T)
+        with jax.named_scope("mean_of_groups"):
+            return times(times(x, members) / size, members.T)
     parts = x.reshape(*x.shape[:-1], groups, -1)
     return jnp.broadcast_to(parts.mean(-1, keepdims=True), parts.shape).reshape(x.shape)
