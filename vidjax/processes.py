@@ -19,6 +19,7 @@ from vidjax.sharding import BATCH, batch_ways
 
 PATIENCE = 24 * 3600 * 1000  # milliseconds for what the first process does alone; a lost one is noticed earlier
 FAREWELL = 5  # seconds that the first process gives the others to end by themselves
+LAST_STEPS = 1  # seconds between their last word and their end
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination")  # words of JAX when others are gone
 _turn = itertools.count()
 
@@ -53,6 +54,7 @@ def after_the_others() -> None:
         for other in range(1, jax.process_count()):
             left = max(deadline - time.monotonic(), 0)
             client.blocking_key_value_get(f"vidjax/ended/{other}", int(1000 * left))
+        time.sleep(LAST_STEPS)
 
 
 def agreed(make: Callable[[], Any]) -> Any:
