@@ -117,7 +117,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
 
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
-    common["data"], note = fit_window(common["data"], source_of(common["data"]))
+    common["data"], note = fitted(common["data"])
     common["notes"] = (note,) if note else ()
     check_samples(section, common["data"], known.model, once)
     if section.get("objective") == "autoencoder":
@@ -167,6 +167,15 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         trainable=tune.trainable,
         **common,
     )
+
+
+def fitted(data: DataConfig) -> tuple[DataConfig, str]:
+    """As `fit_window`; of clips that are not there, as in a plan, nothing: whoever reads them says so."""
+    try:
+        source = source_of(data)
+    except InputError:
+        return data, ""
+    return fit_window(data, source)
 
 
 def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoModel, once: bool) -> None:
