@@ -15,6 +15,7 @@ from vidjax.data.source import Item, Source
 from vidjax.data.video_io import ArrayVideo, BrokenClip
 from vidjax.errors import InputError
 from vidjax.stage import fit
+from vidjax.tuning import fitted
 
 
 def clips(*lengths):
@@ -36,10 +37,10 @@ def reach(config, stride):
 @pytest.mark.parametrize("asked", [dict(stride=2), dict(fps=8.0), dict(stride=2, heldout=8)])
 def test_a_short_clip_gets_a_window_as_long_as_it_can_be(length, asked):
     config = DataConfig(source="clip", frames=24, **asked)
-    fitted, note = fit_window(config, clips(0, length))
-    assert fitted.frames == min(24, length) and fitted.heldout == 0 and fitted.fps is None and note
-    assert reach(fitted, fitted.stride) <= length
-    assert fitted.frames == 1 or reach(fitted, fitted.stride + 1) > length
+    made, note = fit_window(config, clips(0, length))
+    assert made.frames == min(24, length) and made.heldout == 0 and made.fps is None and note
+    assert reach(made, made.stride) <= length
+    assert made.frames == 1 or reach(made, made.stride + 1) > length
 
 
 def test_a_clip_that_is_long_enough_changes_nothing():
@@ -48,13 +49,18 @@ def test_a_clip_that_is_long_enough_changes_nothing():
     assert fit_window(config, clips(0)) == (config, "")  # whoever reads it says what is wrong
 
 
+def test_a_plan_needs_no_clips():
+    config = DataConfig(source="clip", path="/nowhere", frames=24)
+    assert fitted(config) == (config, "")
+
+
 def test_a_small_data_set_makes_the_batch_smaller():
     config = settings.checked(tiny.get_config("pixels"))
     config["stages"]["diffusion"]["train"] |= dict(batch_size=64, accumulate=4)
     stage = recipe.build(config, "diffusion", Path("nowhere"))
-    fitted = fit(stage, stage.dataset())  # of 48 drawn shapes
-    assert (fitted.train.batch_size, fitted.train.accumulate) == (48, 4) and len(fitted.notes) == 1
-    assert fit(fitted, stage.dataset()) == fitted
+    small = fit(stage, stage.dataset())  # of 48 drawn shapes
+    assert (small.train.batch_size, small.train.accumulate) == (48, 4) and len(small.notes) == 1
+    assert fit(small, stage.dataset()) == small
     recipe.check(stage)
     alone = make_dataset(DataConfig(frames=2, size=8), seed=0)  # the eight shipped clips
     odd = dataclasses.replace(stage, train=dataclasses.replace(stage.train, batch_size=9, accumulate=3))
