@@ -16,7 +16,7 @@ from vidjax import checksums
 from vidjax.errors import InputError, reason
 from vidjax.processes import agreed, lead, tells_of_a_loss
 from vidjax.run_files import REMEDY, read_json
-from vidjax.storage import AnyPath, absolute
+from vidjax.storage import AnyPath, absolute, set_aside
 from vidjax.train_state import Params, TrainState
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save it shows a traceback an array
@@ -102,8 +102,7 @@ class Checkpoints:
             self._rename(whole, damage)
 
     def _rename(self, whole: AnyPath, damage: str) -> None:
-        names = (whole.with_name(f"{whole.name}.broken{n or ''}") for n in range(1000))
-        aside = whole.rename(next(name for name in names if not name.exists()))
+        aside = set_aside(whole, "broken")
         print(f"warning: the checkpoint {whole} is broken ({damage}): set aside as {aside.name}", flush=True)
 
     def _seal(self) -> None:

@@ -19,7 +19,7 @@ from vidjax.errors import InputError
 from vidjax.processes import say
 from vidjax.run_files import read_json
 from vidjax.settings import flatten, write_json
-from vidjax.storage import AnyPath, listing
+from vidjax.storage import AnyPath, listing, set_aside
 
 NAME = "trained_with.json"
 CLIPS_SAMPLED = 64  # clips of a data set that its digest looks at
@@ -110,7 +110,7 @@ def check_settings(folder: AnyPath, settings: Mapping[str, Any], allow: bool) ->
         said = ", ".join(f"config.{key}={before.get(key)!r}" for key in keys[:3])
         now = ", ".join(repr(settings.get(key)) for key in keys[:3])
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        _refuse(folder, f"{said}{more}, not {now}", allow and not _finished(folder, keys))
+        _refuse(folder, f"{said}{more}, not {now}", allow, finished=keys != ["train.steps"])
 
 
 def check_data(folder: AnyPath, dataset: Dataset | Latents, allow: bool) -> None:
@@ -119,7 +119,7 @@ def check_data(folder: AnyPath, dataset: Dataset | Latents, allow: bool) -> None
     if before and before != (now := digest_of_data(dataset)):
         clips = "{clips} clips, the first one {first!r}".format
         what = f"{clips(**before)}, not the {clips(**now)}, that data.path has now"
-        _refuse(folder, what, allow and not _finished(folder, ["data"]))
+        _refuse(folder, what, allow)
 
 
 def check_source(folder: AnyPath, source: AnyPath, allow: bool) -> None:
@@ -134,20 +134,14 @@ def check_source(folder: AnyPath, source: AnyPath, allow: bool) -> None:
     if before["latents"] and not now["latents"]:  # lost: whoever reads them says so
         return
     if before["step"] < before["last"]:
-        aside = set_aside(folder)
+        aside = set_aside(folder, "old")
         say(
             f"{folder.name}: was a trial on step {before['step']} of {before['last']} of stage {source.name}, which is "
             f"at step {now['step']} now: starts anew; the trial is kept as {aside.name}"
         )
         return
     what = f"stage {source.name} at step {before['step']}, which has changed since (step {now['step']})"
-    _refuse(folder, what, allow and not _finished(folder, ["source"]))
-
-
-def set_aside(folder: AnyPath) -> AnyPath:
-    """Renames a folder, and returns the first free name of the kind FOLDER.old."""
-    names = (folder.with_name(f"{folder.name}.old{n or ''}") for n in range(1000))
-    return folder.rename(next(name for name in names if not name.exists()))
+    _refuse(folder, what, allow)
 
 
 def write(folder: AnyPath, settings: Mapping[str, Any], dataset: Dataset | Latents, source: AnyPath | None) -> None:
@@ -156,16 +150,12 @@ def write(folder: AnyPath, settings: Mapping[str, Any], dataset: Dataset | Laten
     write_json(folder / NAME, made | ({"source": describe_source(source)} if source else {}))
 
 
-def _finished(folder: AnyPath, keys: list[str]) -> bool:
-    """Whether the stage has nothing left to train, whatever its length is set to."""
-    return (folder / "done.json").exists() and keys != ["train.steps"]
-
-
-def _refuse(folder: AnyPath, what: str, allow: bool) -> None:
-    if allow:
+def _refuse(folder: AnyPath, what: str, allow: bool, finished: bool = True) -> None:
+    """Raises InputError unless `allow` and the stage goes on; `finished`: done.json says that it does not."""
+    finished = finished and (folder / "done.json").exists()
+    if allow and not finished:
         say(f"{folder.name}: trained so far with {what}: goes on, and no longer is the run of one command")
         return
-    finished = (folder / "done.json").exists()
     hint = "" if finished else ", or add --allow_changes, and what follows is the run of neither"
     raise InputError(
         f"stage {folder.name} in {folder.parent} was trained with {what}: take another --workdir, or move {folder} away"

@@ -101,6 +101,12 @@ def modified(path: AnyPath) -> float:
     return float(found.st_mtime if isinstance(path, Path) else found.mtime)
 
 
+def set_aside(path: AnyPath, ending: str) -> AnyPath:
+    """Renames what lies at `path`, and returns the first free name of the kind PATH.ending that it has now."""
+    names = (path.with_name(f"{path.name}.{ending}{n or ''}") for n in range(1000))
+    return path.rename(next(name for name in names if not name.exists()))
+
+
 def listing(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[str, list]:
     """[bytes, code of the contents] by path of all files under a folder: `code`'s on a disk, a bucket knows one."""
     if isinstance(folder, Path):
