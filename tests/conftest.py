@@ -104,9 +104,9 @@ def network_files(tmp_path_factory):
     from flax import nnx
     from safetensors.numpy import save_file
 
-    from vidjax.keys import OneKey
     from vidjax.models.i3d import I3D
     from vidjax.models.inception import InceptionV3
+    from vidjax.models.keys import OneKey
     from vidjax.weights.convert import parameters, unfit
 
     rng, files = np.random.default_rng(0), {}

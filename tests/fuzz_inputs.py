@@ -106,8 +106,8 @@ def videos(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
     """Small clips of a shipped one in many formats, damaged, read as training would."""
     import av
 
-    from vidjax.data.sources import SHIPPED
-    from vidjax.data.video_io import Video, read_frames
+    from vidjax.data.readers import SHIPPED
+    from vidjax.data.video_reading import Video, read_frames
 
     shipped = SHIPPED.parent / "real" / "box.mp4"
     frames = read_frames(shipped, range(4), (16, 16))
@@ -147,8 +147,8 @@ def videos(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
 
 def tables(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
     """WebVid's tables, and lists of captions beside videos."""
-    from vidjax.data.sources import SHIPPED, folder, webvid
-    from vidjax.data.video_io import BrokenClip
+    from vidjax.data.readers import SHIPPED, folder, webvid
+    from vidjax.data.video_reading import BrokenClip
 
     logging.disable(logging.WARNING)  # of rows of several lines
     clip = (SHIPPED.parent / "real" / "box.mp4").read_bytes()
@@ -273,8 +273,9 @@ def overrides(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
     """--config.NAME=VALUE of every setting of some recipes, read and built as `vidjax.main` does."""
     from absl import flags
 
-    from vidjax import cli, main, recipe, settings
+    from vidjax import cli, main, settings
     from vidjax.errors import InputError
+    from vidjax.recipes import build as recipe
 
     def parse(*argv: str) -> dict:
         flags.FLAGS.unparse_flags()
@@ -319,7 +320,7 @@ KINDS = {"videos": videos, "tables": tables, "headers": headers, "overrides": ov
 
 def run(kind: str, count: int) -> Counter:
     """How many inputs were read and refused."""
-    from vidjax.data.video_io import BrokenClip
+    from vidjax.data.video_reading import BrokenClip
     from vidjax.errors import InputError
 
     found, inputs = Counter(read=0, refused=0), KINDS[kind](np.random.default_rng(0))

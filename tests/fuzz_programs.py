@@ -200,9 +200,9 @@ def train() -> dict:
 
 def run(count: int) -> dict:
     """By program."""
-    import vidjax.results
-    import vidjax.train
-    import vidjax.workdir  # noqa: F401
+    import vidjax.evaluation.results
+    import vidjax.runtime.workdir
+    import vidjax.training.loop  # noqa: F401
 
     Path("file").touch()
     Path("dangling").symlink_to("nowhere")

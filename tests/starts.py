@@ -10,7 +10,7 @@ from pathlib import Path
 # A child is what `python -m` would have started: nothing has read flags, and JAX has no threads yet.
 CODE = """
 import json, os, runpy, sys
-import vidjax.results, vidjax.train, vidjax.workdir
+import vidjax.evaluation.results, vidjax.training.loop, vidjax.runtime.workdir
 program, cases = sys.argv[1], json.loads(sys.argv[2])
 statuses = []
 for number, case in enumerate(cases):

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_bucket import Buckets
-from test_checkpoint import equal, toy
+from training.test_checkpoint import equal, toy
 
-from vidjax import checksums, recipe, storage
-from vidjax.checkpoint import Checkpoints
-from vidjax.data.video_io import probe
-from vidjax.editing import kept
+from vidjax.data.video_reading import probe
 from vidjax.errors import InputError
+from vidjax.generation.editing import kept
+from vidjax.generation.output import write_samples
+from vidjax.recipes import build as recipe
 from vidjax.report import write_report
-from vidjax.storage import path_of
-from vidjax.telemetry import Telemetry
-from vidjax.video_files import write_samples
+from vidjax.runtime import checksums, storage
+from vidjax.runtime.storage import path_of
+from vidjax.training.checkpoint import Checkpoints
+from vidjax.training.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[1]
 FLAGS = (

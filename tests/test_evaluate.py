@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from starts import start_each
 
-from vidjax.data.sources import folder
-from vidjax.data.video_io import read_frames, write_mp4
+from vidjax.data.readers import folder
+from vidjax.data.video_reading import read_frames, write_mp4
 from vidjax.metrics.clip_scores import ClipScorer
 from vidjax.metrics.distances import Statistics, frechet
 from vidjax.metrics.feature_networks import FeatureNetwork

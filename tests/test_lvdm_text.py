@@ -11,16 +11,18 @@ from test_configs import ROOT, config
 from test_main import program
 from tiny_folder import write_folder
 
-from vidjax import pretrained, recipe, sharding
-from vidjax.checkpoint import Checkpoints, read_json
-from vidjax.conditioning import Conditioning, dropped
 from vidjax.data.latents import write_latents
-from vidjax.data.video_io import Video
+from vidjax.data.video_reading import Video
 from vidjax.errors import InputError
-from vidjax.stage import on_device
-from vidjax.train import create_state
-from vidjax.train_state import parameters
-from vidjax.train_step import draws_at
+from vidjax.models.conditioning import Conditioning, dropped
+from vidjax.recipes import build as recipe
+from vidjax.runtime import sharding
+from vidjax.training.checkpoint import Checkpoints, read_json
+from vidjax.training.loop import create_state
+from vidjax.training.stage import on_device
+from vidjax.training.state import parameters
+from vidjax.training.step import draws_at
+from vidjax.weights import pretrained
 
 SMALL = dict(
     data=dict(path="", frames=4, size=16, images=2, stride=1, workers=0),

@@ -57,7 +57,7 @@ def test_a_run_leaves_what_it_promises(trained):
 
 def test_the_latents_of_the_second_stage_have_unit_variance(trained):
     workdir, _ = trained
-    from vidjax import recipe
+    from vidjax.recipes import build as recipe
 
     generator, data = recipe.generator(workdir), recipe.dataset(workdir)
     videos = np.concatenate(data.windows("train"))
@@ -128,7 +128,7 @@ def test_sample_makes_a_video_longer_than_the_clips_of_the_training(trained, sam
     assert sorted(path.name for path in (sampled / "long").iterdir()) == [
         f"00-a-tower-seed0.{kind}" for kind in ("json", "mp4", "png", "txt")
     ]
-    from vidjax.data.video_io import Video
+    from vidjax.data.video_reading import Video
 
     with Video(sampled / "long" / "00-a-tower-seed0.mp4") as video:
         assert video.frames == 9

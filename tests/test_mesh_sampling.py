@@ -1,21 +1,21 @@
 """Sampling over eight simulated devices: the videos of one, from parameters that stay where training has them."""
 
 import pytest
-from test_sharding import eight_devices
+from runtime.test_sharding import eight_devices
 
 MODEL = """
 import dataclasses, math, re
 from functools import partial
 from flax import nnx
-from vidjax import editing
-from vidjax.conditioning import TextEmbedder
+from vidjax.generation import editing
+from vidjax.models.conditioning import TextEmbedder
 from vidjax.diffusion.schedule import cosine
-from vidjax.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
-from vidjax.train_state import parameters
-from vidjax.video_model import Codec, VideoModel
+from vidjax.training.state import parameters
+from vidjax.models.video_model import Codec, VideoModel
 
 def network(width=32, **more):
     rngs = nnx.Rngs(0)

@@ -1,15 +1,15 @@
 """Clips cut over eight simulated devices: the same numbers as on one, and no more on the wire than it takes."""
 
 import pytest
-from test_sharding import eight_devices
+from runtime.test_sharding import eight_devices
 
 MODEL = """
 import collections, re
 from flax import nnx
-from vidjax import program
+from vidjax.profiling import program
 from vidjax.models import kernels
 from vidjax.models.unet import UNet, UNetConfig
-from vidjax.train_state import merge, parameters
+from vidjax.training.state import merge, parameters
 
 BLOCK = (("attn1", "first_and_previous"), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "relative_time"))
 

@@ -6,12 +6,13 @@ import re
 import pytest
 import tiny
 from flax import nnx
+from runtime.test_sharding import eight_devices
 from test_main import LATENT, program
-from test_sharding import eight_devices
 
-from vidjax import recipe, settings
-from vidjax.flops import count_flops
-from vidjax.stage import step_flops
+from vidjax import settings
+from vidjax.profiling.flops import count_flops
+from vidjax.recipes import build as recipe
+from vidjax.training.stage import step_flops
 
 
 def test_bytes_a_device_are_those_of_the_compiled_program():
@@ -21,7 +22,9 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         from pathlib import Path
         sys.path.insert(0, "tests")
         import tiny
-        from vidjax import planning, recipe, settings
+        from vidjax.profiling import planning
+        from vidjax.recipes import build as recipe
+        from vidjax import settings
         config = settings.plain(tiny.get_config("pixels"))
         config["mesh"] = dict(data=2, fsdp=4, tensor=1, context=1)
         config["model"]["channels"] = (64,)
@@ -42,7 +45,7 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
 def test_what_travels_is_what_the_collectives_of_a_program_send():
     found = eight_devices("""
         from jax.sharding import PartitionSpec as P
-        from vidjax.planning import collectives
+        from vidjax.profiling.planning import collectives
         mesh = sharding.make_mesh(data=2, context=4)
         one = lambda f, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data", "context"), out_specs=out))
         x = jax.ShapeDtypeStruct((8, 16, 32), jnp.float32)  # 4096 bytes on each device, groups of 4
@@ -68,7 +71,7 @@ def test_what_a_loop_sends_counts_as_often_as_it_turns():
     """Two loops in one another, and one that is no loop's: 5 * 3 times, 5 times and once."""
     found = eight_devices("""
         from jax.sharding import PartitionSpec as P
-        from vidjax.planning import collectives
+        from vidjax.profiling.planning import collectives
         mesh = sharding.make_mesh(data=2, context=4)
         shift = lambda x, step: jax.lax.ppermute(x, "context", [(i, (i + step) % 4) for i in range(4)]) * 1.1
         inner = lambda x: jax.lax.scan(lambda x, _: (shift(x, 1), None), x, None, length=3)[0]

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_folder import write_folder
 
-from vidjax import pretrained
-from vidjax.adapters import adapted
 from vidjax.errors import InputError
-from vidjax.generator import SampleConfig
-from vidjax.optim import make_optimizer
-from vidjax.stage import TrainConfig
+from vidjax.generation.adapters import adapted
+from vidjax.generation.generator import SampleConfig
+from vidjax.training.optimizer import make_optimizer
+from vidjax.training.stage import TrainConfig
+from vidjax.weights import pretrained
 
 PROMPT = ["the"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vidjax.cli import fail
-from vidjax.data.video_io import slug
-from vidjax.editing import kept, latent_mask
+from vidjax.data.video_reading import slug
 from vidjax.errors import InputError
+from vidjax.generation.editing import kept, latent_mask
 from vidjax.sample import read_noise
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def dangers(code: str) -> list[str]:
 def test_no_code_of_a_file_can_run(file):
     known = {
         "vidjax/clips/make_clips.py": ["subprocess"],  # ffmpeg, where the clips were cut: no part of a program
-        "vidjax/allocation.py": ["ctypes"],  # a setting of the C library, with constants; it opens no file
+        "vidjax/runtime/memory.py": ["ctypes"],  # a setting of the C library, with constants; it opens no file
     }
     assert set(dangers(file.read_text())) <= set(known.get(file.relative_to(ROOT).as_posix(), []))
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import ml_collections
 import pytest
 
-from vidjax.conditioning import TextEmbedder
 from vidjax.errors import InputError, check_range
+from vidjax.models.conditioning import TextEmbedder
 from vidjax.settings import checked, choose, construct, plain, stage_settings, write_json
 
 

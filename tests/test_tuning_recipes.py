@@ -12,11 +12,13 @@ from PIL import Image
 from test_configs import config
 from tiny_folder import write_folder
 
-from vidjax import planning, recipe, settings
-from vidjax.data.video_io import read_frames
+from vidjax import settings
+from vidjax.data.video_reading import read_frames
 from vidjax.errors import InputError
-from vidjax.sharding import make_mesh
-from vidjax.train import at_step_0, train
+from vidjax.profiling import planning
+from vidjax.recipes import build as recipe
+from vidjax.runtime.sharding import make_mesh
+from vidjax.training.loop import at_step_0, train
 
 CLIP = Path(__file__).parents[1] / "vidjax" / "clips" / "real" / "path.mp4"
 PRIOR = dict(prompt="a fox", count=2, num_steps=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vidjax import pretrained
+from vidjax.weights import pretrained
 
 LETTERS = [a + end for a in "!" + string.ascii_lowercase for end in ("", "</w>")]
 ENDS = ["<|startoftext|>", "<|endoftext|>"]

@@ -5,6 +5,6 @@ import sys
 __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:  # one of its programs starts: nothing has threads yet
-    from vidjax.allocation import keep_freed_memory
+    from vidjax.runtime.memory import keep_freed_memory
 
     keep_freed_memory()

@@ -21,13 +21,16 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vidjax import cli, profiling, recipe, settings, sharding
+from vidjax import cli, settings
 from vidjax.errors import InputError
-from vidjax.flops import flops_by_scope
-from vidjax.outputs import open_file, open_folder
-from vidjax.stage import Stage, abstract_loss, on_device, step_flops
-from vidjax.telemetry import peak_flops
-from vidjax.train_state import abstract_parameters
+from vidjax.profiling import layers as profiling
+from vidjax.profiling.flops import flops_by_scope
+from vidjax.recipes import build as recipe
+from vidjax.runtime import sharding
+from vidjax.runtime.outputs import open_file, open_folder
+from vidjax.training.stage import Stage, abstract_loss, on_device, step_flops
+from vidjax.training.state import abstract_parameters
+from vidjax.training.telemetry import peak_flops
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
 STEPS = flags.DEFINE_integer(
@@ -85,7 +88,7 @@ def abstract(stage: Stage, config: Any) -> dict[str, float]:
 
 def timed(stage: Stage, traces: Path) -> dict[str, Any]:
     """Compilation, the median step, memory, how fast the data come by themselves, and the layers if asked for."""
-    from vidjax.train import prepare, step_of
+    from vidjax.training.loop import prepare, step_of
 
     mesh = sharding.make_mesh(**stage.mesh)
     dataset = stage.dataset()

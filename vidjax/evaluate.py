@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from vidjax import cli, cluster, judged, settings
+from vidjax import cli, settings
 from vidjax.data.source import Item
 from vidjax.errors import InputError
-from vidjax.metrics import each
-from vidjax.metrics.sets import SETS, Key, SetMetric, figure
-from vidjax.outputs import open_file
-from vidjax.storage import path_of
+from vidjax.evaluation import videos as judged
+from vidjax.metrics import per_video
+from vidjax.metrics.per_set import SETS, Key, SetMetric, figure
+from vidjax.runtime import cluster
+from vidjax.runtime.outputs import open_file
+from vidjax.runtime.storage import path_of
 from vidjax.weights import efficientnet
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ HEIGHT = flags.DEFINE_integer("height", None, "Scale and cut the videos to this 
 WIDTH = flags.DEFINE_integer("width", None, "... and this width in pixels; default: as they are.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
-ALL: dict[str, each.Metric | SetMetric] = {**each.METRICS, **SETS}
+ALL: dict[str, per_video.Metric | SetMetric] = {**per_video.METRICS, **SETS}
 STAND_IN = f"without them there is frechet_efficientnet, which is only relative, after {efficientnet.INSTALL}"
 NEEDS = {
     "clip": "a folder with a CLIP model",
@@ -93,7 +95,7 @@ def main() -> None:
 
 def run() -> None:
     """All processes make the videos of --workdir, the first one judges them."""
-    from vidjax.processes import agreed, lead
+    from vidjax.runtime.processes import agreed, lead
 
     chosen = asked()
     file = agreed(lambda: JSON.value and os.fspath(open_file(JSON.value, "--json", disk=True)))
@@ -102,7 +104,7 @@ def run() -> None:
         for _ in items if WORKDIR.value else ():
             pass
         return
-    by_itself = {name: metric for name, metric in chosen.items() if isinstance(metric, each.Metric)}
+    by_itself = {name: metric for name, metric in chosen.items() if isinstance(metric, per_video.Metric)}
     of_sets = {name: metric for name, metric in chosen.items() if isinstance(metric, SetMetric)}
     networks, scorer = make_networks(of_sets), None
     if any(metric.needs == "clip" for metric in by_itself.values()):
@@ -129,7 +131,7 @@ def run() -> None:
         settings.write_json(path, finite({"folder": ours.folder, "metrics": figures, "unreadable": unreadable}))
 
 
-def asked() -> dict[str, each.Metric | SetMetric]:
+def asked() -> dict[str, per_video.Metric | SetMetric]:
     """The metrics of the command line, all that they need being there. Raises InputError."""
     if not METRICS.value:
         raise InputError(f"--metrics is empty; name some of {', '.join(ALL)}")
@@ -137,7 +139,7 @@ def asked() -> dict[str, each.Metric | SetMetric]:
         raise InputError("name either a folder with videos, --videos, or a run whose model makes them, --workdir")
     chosen = {name: settings.choose(name, ALL, "metric") for name in METRICS.value}
     for name, metric in chosen.items():
-        needs = metric.needs if isinstance(metric, each.Metric) else metric.network * metric.trained
+        needs = metric.needs if isinstance(metric, per_video.Metric) else metric.network * metric.trained
         if needs and not flags.FLAGS[needs].value and not (needs == "source" and VIDEOS.value and REFERENCE.value):
             raise InputError(f"{name} needs --{needs}={needs.upper()}, {NEEDS[needs]}")
         if isinstance(metric, SetMetric) and metric.compares and not (REFERENCE.value or WORKDIR.value):
@@ -174,7 +176,7 @@ def make_networks(chosen: dict[str, SetMetric]) -> dict[Key, "FeatureNetwork"]:
 def judge(
     items: Iterable[Item],
     folder: str,
-    chosen: dict[str, each.Metric],
+    chosen: dict[str, per_video.Metric],
     scorer: Any,
     networks: dict[Key, "FeatureNetwork"],
     frames: int | None,
@@ -188,7 +190,7 @@ def judge(
     shapes, unreadable, parts = {}, {}, {name: [] for name in chosen}
     size = (HEIGHT.value, WIDTH.value) if HEIGHT.value else None
     for item, shown in judged.readable(items, frames, size, unreadable):
-        video = each.Judged(item.name, item.text, shown, scorer, source_of)
+        video = per_video.Judged(item.name, item.text, shown, scorer, source_of)
         shapes[item.name] = shown.shape[:3]
         try:
             for name, metric in chosen.items():
@@ -202,13 +204,13 @@ def judge(
     return Read(folder, shapes, unreadable, parts, {key: stream.features() for key, stream in streams.items()})
 
 
-def source_of(video: each.Judged) -> np.ndarray:
+def source_of(video: per_video.Judged) -> np.ndarray:
     """What psnr and ssim compare it to: as many frames of --source, or of its namesake in --reference."""
     flag, path = ("source", SOURCE.value) if SOURCE.value else ("reference", str(Path(REFERENCE.value) / video.name))
     return judged.source_frames(flag, path, *video.frames.shape[:3])
 
 
-def of_each(metric: each.Metric, ours: Read, parts: list, scorer: Any) -> dict[str, Any]:
+def of_each(metric: per_video.Metric, ours: Read, parts: list, scorer: Any) -> dict[str, Any]:
     """A figure of every video by itself, with what it depends on beside the videos."""
     made = {"value": metric.total(parts), "unit": metric.unit, **ours.protocol()}
     if metric.needs == "clip":

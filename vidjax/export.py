@@ -14,11 +14,11 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.outputs import open_new_folder
-from vidjax.storage import AnyPath, path_of, whole_folder
+from vidjax.runtime.outputs import open_new_folder
+from vidjax.runtime.storage import AnyPath, path_of, whole_folder
 
 if TYPE_CHECKING:
-    from vidjax.video_model import VideoModel
+    from vidjax.models.video_model import VideoModel
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
 FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers or tune_a_video.")
@@ -43,7 +43,8 @@ def orbax(workdir: AnyPath, out: Path) -> None:
     """`parameters` (Orbax, a dict from path to array) and config.json."""
     import orbax.checkpoint as ocp
 
-    from vidjax import recipe, settings
+    from vidjax import settings
+    from vidjax.recipes import build as recipe
 
     generator = recipe.generator(workdir, STAGE.value)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -53,8 +54,9 @@ def orbax(workdir: AnyPath, out: Path) -> None:
 
 def diffusers(workdir: AnyPath, out: Path) -> None:
     """A folder that `diffusers` loads, or a LoRA for one."""
-    from vidjax import pretrained, recipe
     from vidjax.models.lora import lora_tensors
+    from vidjax.recipes import build as recipe
+    from vidjax.weights import pretrained
 
     config = recipe.read_config(workdir)
     model, source = tuned(workdir)
@@ -73,8 +75,8 @@ def diffusers(workdir: AnyPath, out: Path) -> None:
 
 def tune_a_video(workdir: AnyPath, out: Path) -> None:
     """A folder that Tune-A-Video's own code loads. Raises InputError for a model that is none of its kind."""
-    from vidjax import pretrained
     from vidjax.models.lora import lora_tensors
+    from vidjax.weights import pretrained
     from vidjax.weights.configs import NORM_OVER
 
     model, source = tuned(workdir)
@@ -93,7 +95,7 @@ def tune_a_video(workdir: AnyPath, out: Path) -> None:
 
 def tuned(workdir: AnyPath) -> "tuple[VideoModel, str]":
     """The tuned model and the folder that it came from. Raises InputError if it came from none."""
-    from vidjax import recipe
+    from vidjax.recipes import build as recipe
 
     source = recipe.read_config(workdir).get("pretrained")
     if not source or not recipe.tuned(workdir):
@@ -106,7 +108,7 @@ def tuned(workdir: AnyPath) -> "tuple[VideoModel, str]":
 
 def config_of(model: "VideoModel", source: str) -> dict[str, Any]:
     """The config.json of the model's U-Net, which came from the folder `source`. Raises InputError if it has none."""
-    from vidjax import pretrained
+    from vidjax.weights import pretrained
     from vidjax.weights.folder import Folder
 
     return pretrained.written_as(model.unet.config, Folder(Path(source)).config("unet"))

@@ -5,8 +5,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from vidjax import cli, cluster
+from vidjax import cli
 from vidjax.errors import InputError
+from vidjax.runtime import cluster
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
@@ -32,13 +33,15 @@ def main() -> None:
 def run() -> None:
     import jax
 
-    from vidjax import recipe, results, settings
-    from vidjax.alike import check_alike
-    from vidjax.aside import send_aside
-    from vidjax.processes import agreed
-    from vidjax.storage import absolute, path_of
-    from vidjax.train import train
-    from vidjax.workdir import open_workdir
+    from vidjax import settings
+    from vidjax.evaluation import results
+    from vidjax.recipes import build as recipe
+    from vidjax.runtime.alike import check_alike
+    from vidjax.runtime.aside import send_aside
+    from vidjax.runtime.processes import agreed
+    from vidjax.runtime.storage import absolute, path_of
+    from vidjax.runtime.workdir import open_workdir
+    from vidjax.training.loop import train
 
     config = settings.checked(CONFIG.value)
     check_alike(

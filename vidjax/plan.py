@@ -1,5 +1,5 @@
 """Whether a recipe fits a pod, and how fast, without the pod: `python -m vidjax.plan --config=configs/lvdm.py:sky
---stage=diffusion --topology=v5p-128`. What it says is explained in `vidjax.planning`.
+--stage=diffusion --topology=v5p-128`. What it says is explained in `vidjax.profiling.planning`.
 
 It compiles for the accelerator itself where the compiler is installed (`pip install vidjax[accelerators]`), else for
 simulated CPU devices, and says which.
@@ -30,9 +30,11 @@ def main() -> None:
         raise InputError(f"--{'config' if CONFIG.value is None else 'topology'} is missing")
     import jax
 
-    from vidjax import chips, recipe, settings
-    from vidjax.outputs import open_file
-    from vidjax.planning import compiler_of, planned
+    from vidjax import settings
+    from vidjax.profiling import chips
+    from vidjax.profiling.planning import compiler_of, planned
+    from vidjax.recipes import build as recipe
+    from vidjax.runtime.outputs import open_file
 
     file = JSON.value and open_file(JSON.value, "--json")
     chip, count = chips.named(TOPOLOGY.value)

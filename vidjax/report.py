@@ -9,9 +9,9 @@ from html import escape
 from typing import Any
 
 from vidjax.errors import InputError, printable
-from vidjax.inputs import read_bytes, read_json
-from vidjax.run_files import read_metrics
-from vidjax.storage import AnyPath, modified, path_of
+from vidjax.runtime.inputs import read_bytes, read_json
+from vidjax.runtime.run_files import read_metrics
+from vidjax.runtime.storage import AnyPath, modified, path_of
 
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".mp4": "video/mp4"}
 PANELS = {  # curves, where a stage has them

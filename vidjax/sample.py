@@ -13,13 +13,13 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError, printable
-from vidjax.outputs import open_file, open_folder
-from vidjax.storage import AnyPath, local, local_file, path_of
+from vidjax.runtime.outputs import open_file, open_folder
+from vidjax.runtime.storage import AnyPath, local, local_file, path_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vidjax.generator import Generator
+    from vidjax.generation.generator import Generator
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
@@ -97,9 +97,10 @@ def main() -> None:
         raise InputError("--motion moves the whole picture; leave --subject out")
     import numpy as np
 
-    from vidjax import cascade, progress, video_files
-    from vidjax.adapters import adapted
-    from vidjax.subjects import read_subject
+    from vidjax.generation import cascade, output
+    from vidjax.generation.adapters import adapted
+    from vidjax.generation.subjects import read_subject
+    from vidjax.runtime import progress
     from vidjax.watermark import embed
 
     out, kept = outputs(), SAVE_LATENTS.value and open_file(SAVE_LATENTS.value, "--save_latents")
@@ -137,7 +138,7 @@ def main() -> None:
     def write(videos: np.ndarray, fps: float, out: AnyPath) -> None:
         marked = np.stack([embed(video) for video in videos]) if WATERMARK.value else videos
         how = dict(seeds=[SEED.value], about=about_of(generator, options), kind=FORMAT.value)
-        for entry in video_files.write_samples(out, names, list(marked[:, None]), fps, **how):
+        for entry in output.write_samples(out, names, list(marked[:, None]), fps, **how):
             for name in entry.get("videos", [entry["png"]]):
                 print(printable(str(out.parent / name)))
 
@@ -203,9 +204,11 @@ def write_long(
     """One after the other; the n-th has the seed --seed + n."""
     import json
 
-    from vidjax import long_video, progress, recipe
-    from vidjax.data.video_io import slug
-    from vidjax.video_files import describe
+    from vidjax.data.video_reading import slug
+    from vidjax.generation import long_video
+    from vidjax.generation.output import describe
+    from vidjax.recipes import build as recipe
+    from vidjax.runtime import progress
     from vidjax.watermark import embed
 
     between = recipe.generator(path_of(BETWEEN.value, "--between")) if BETWEEN.value else None
@@ -237,10 +240,10 @@ def about_of(generator: "Generator", options: dict) -> dict[str, Any]:
 
 def make_generator() -> "Generator":
     if WORKDIR.value:
-        from vidjax import recipe
+        from vidjax.recipes import build as recipe
 
         return recipe.generator(path_of(WORKDIR.value))
-    from vidjax import pretrained
+    from vidjax.weights import pretrained
 
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)
     return pretrained.generator(Path(PRETRAINED.value), **given)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vidjax.errors import InputError
-from vidjax.storage import AnyPath
+from vidjax.runtime.storage import AnyPath
 
 T = TypeVar("T")
 SECTIONS = ("data", "autoencoder", "discriminator", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh")

@@ -59,7 +59,7 @@ def detect(video: UInt8[np.ndarray, "t h w c"]) -> float:
 
 def main() -> None:
     from vidjax.data.source import open_clip
-    from vidjax.data.video_io import BrokenClip
+    from vidjax.data.video_reading import BrokenClip
 
     if not VIDEO.value:
         raise InputError("--video is missing: name a video file")

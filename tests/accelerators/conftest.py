@@ -2,6 +2,6 @@
 
 import os
 
-from vidjax import chips
+from vidjax.profiling import chips
 
 os.environ.update(chips.QUIET)

@@ -15,15 +15,19 @@ from flax import nnx
 from test_configs import config
 from tiny_folder import CONFIGS, VIDEO, write_configs
 
-from vidjax import chips, planning, pretrained, profiling, recipe, sharding
-from vidjax.compiler import jit
-from vidjax.conditioning import embed, nulls
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
 from vidjax.diffusion.samplers import SAMPLERS, ddim_inverse, sample
+from vidjax.models.conditioning import embed, nulls
+from vidjax.profiling import chips, planning
+from vidjax.profiling import layers as profiling
+from vidjax.recipes import build as recipe
+from vidjax.runtime import sharding
+from vidjax.runtime.compiling import jit
 from vidjax.settings import stage_settings
-from vidjax.stage import Stage
-from vidjax.train_state import abstract_parameters, cast, merge
+from vidjax.training.stage import Stage
+from vidjax.training.state import abstract_parameters, cast, merge
+from vidjax.weights import pretrained
 
 WIDTH, HEADS = 64, 2
 # Of the compilers: a quarter of the time, the same kernels, collectives and dtypes. Processor seconds of the step of a

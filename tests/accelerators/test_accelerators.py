@@ -7,8 +7,8 @@ for are those of the design, whatever the model's width.
 import pytest
 from accelerators.programs import Program, training, using
 
-from vidjax import chips
-from vidjax.program import aliased, collectives, kernels, products
+from vidjax.profiling import chips
+from vidjax.profiling.program import aliased, collectives, kernels, products
 
 TPU, GPU = "v5e-1", "h100x1"
 FLASH = {"tpu": ("splash_mha_fwd", "splash_mha_dkv"), "gpu": ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")}

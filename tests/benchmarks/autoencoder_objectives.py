@@ -20,13 +20,15 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from vidjax import recipe, results, settings
-from vidjax.compiler import jit
+from vidjax import settings
 from vidjax.data.transforms import to_uint8, to_unit
+from vidjax.evaluation import results
+from vidjax.evaluation.results import rate_distortion
 from vidjax.metrics.reconstruction import psnr
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
-from vidjax.results import rate_distortion
-from vidjax.train_state import merge
+from vidjax.recipes import build as recipe
+from vidjax.runtime.compiling import jit
+from vidjax.training.state import merge
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lvdm.py"
 RUNS = {"reconstruction": "clips", "adversary": "adversary"}

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vidjax import cascade, recipe, results
 from vidjax.data.transforms import to_uint8, to_unit
+from vidjax.evaluation import results
+from vidjax.generation import cascade
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
+from vidjax.recipes import build as recipe
 
 
 def motion(videos: np.ndarray) -> float:

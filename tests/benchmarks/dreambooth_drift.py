@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vidjax import pretrained, recipe, results
 from vidjax.data.shapes import COLOURS, draw
+from vidjax.evaluation import results
+from vidjax.recipes import build as recipe
+from vidjax.weights import pretrained
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dreambooth.py"
 SUBJECT, CLASS = "a x circle moves right", "a green circle moves right"

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
 import numpy as np
-from test_checkpoint import toy
+from training.test_checkpoint import toy
 
-from vidjax.checkpoint import Checkpoints
+from vidjax.training.checkpoint import Checkpoints
 
 
 def in_child(work) -> int:

@@ -25,7 +25,7 @@ CAPTION = "aerial view of a calm lake in the mountains at sunrise with fog over 
 
 def write_table(folder: Path, rows: int) -> None:
     """Rows as WebVid's are: numbers of ten digits, pages of fifty, 78 characters of a caption on average."""
-    from vidjax.data.sources import SHIPPED
+    from vidjax.data.readers import SHIPPED
 
     clips = sorted(SHIPPED.parent.rglob("*.mp4"))[:8]
     names, pages = [str(1_066_692_580 + i) for i in range(8)], [f"{i:06d}_{i + 49:06d}" for i in range(1, 3201, 50)]
@@ -45,7 +45,7 @@ def write_table(folder: Path, rows: int) -> None:
 
 
 def write_folders(folder: Path, clips: int) -> None:
-    from vidjax.data.sources import SHIPPED
+    from vidjax.data.readers import SHIPPED
 
     shutil.copy(next(SHIPPED.parent.rglob("*.mp4")), folder / "clip.mp4")
     for i in range(clips):

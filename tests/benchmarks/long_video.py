@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vidjax import long_video, recipe, results
 from vidjax.data.shapes import COLOURS, MOVES, SHAPES, draw
-from vidjax.data.video_io import contact_sheet, write_mp4
+from vidjax.data.video_reading import contact_sheet, write_mp4
+from vidjax.evaluation import results
+from vidjax.generation import long_video
+from vidjax.recipes import build as recipe
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lvdm.py"
 RUNS = {"noisy": [], "clean": ["--config.stages.diffusion.loss.known_level=0.0"]}

@@ -20,11 +20,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vidjax import recipe, results, settings, sharding
-from vidjax.checkpoint import Checkpoints
-from vidjax.stage import on_device
-from vidjax.train import prepare, step_of, train
-from vidjax.train_state import TrainState
+from vidjax import settings
+from vidjax.evaluation import results
+from vidjax.recipes import build as recipe
+from vidjax.runtime import sharding
+from vidjax.training.checkpoint import Checkpoints
+from vidjax.training.loop import prepare, step_of, train
+from vidjax.training.stage import on_device
+from vidjax.training.state import TrainState
 
 STEPS, REPEATS = 100, 3
 ARRAYS = {"0.08": (20, 2**18), "0.62": (20, 2**21), "3.1": (200, 2**20)}  # GiB of a state: (how many, how long)

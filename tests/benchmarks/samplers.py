@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.svm import SVC
 
-from vidjax import recipe, results
-from vidjax.data.sources import read_idx
+from vidjax.data.readers import read_idx
 from vidjax.diffusion.samplers import SAMPLERS
+from vidjax.evaluation import results
+from vidjax.recipes import build as recipe
 
 EVALUATIONS = (5, 10, 20, 50)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vidjax import pretrained
 from vidjax.data.shapes import COLOURS, MOVES, SHAPES, draw
 from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.clip import ClipText
 from vidjax.models.unet import UNet
+from vidjax.models.video_model import latent_statistics
 from vidjax.settings import write_json
-from vidjax.video_model import latent_statistics
+from vidjax.weights import pretrained
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tiny_folder import CONFIGS, ENDS, LETTERS, write_configs

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import tiny
 
-from vidjax import recipe, settings
+from vidjax import settings
 from vidjax.data import transforms
 from vidjax.data.fitting import fit_window
 from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.source import Item, Source
-from vidjax.data.video_io import ArrayVideo, BrokenClip
+from vidjax.data.video_reading import ArrayVideo, BrokenClip
 from vidjax.errors import InputError
-from vidjax.stage import fit
-from vidjax.tuning import fitted
+from vidjax.recipes import build as recipe
+from vidjax.recipes.tuning import fitted
+from vidjax.training.stage import fit
 
 
 def clips(*lengths):

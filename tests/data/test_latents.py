@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from test_configs import config
 
-from vidjax import recipe, settings
+from vidjax import settings
 from vidjax.data.latents import Latents, fingerprint, write_latents
 from vidjax.errors import InputError
-from vidjax.train import train
-from vidjax.validation import LEVELS
+from vidjax.recipes import build as recipe
+from vidjax.training.loop import train
+from vidjax.training.validation import LEVELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +91,7 @@ def run(tmp_path_factory):
     made = config("tiny:latent", ROOT / "tests")
     settings.write_json(workdir / "config.json", made)
     train(recipe.build(made, "autoencoder", workdir))
-    command = [sys.executable, "-m", "vidjax.data.cache", f"--workdir={workdir}", f"--out={workdir / 'latents'}"]
+    command = [sys.executable, "-m", "vidjax.cache", f"--workdir={workdir}", f"--out={workdir / 'latents'}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([*command, "--examples=16", "--batch=4"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,8 @@ from PIL import Image
 
 from vidjax.data.pictures import Pictures
 from vidjax.data.pipeline import DataConfig, make_dataset
-from vidjax.data.sources import make_source
-from vidjax.data.video_io import BrokenClip, read_frames
+from vidjax.data.readers import make_source
+from vidjax.data.video_reading import BrokenClip, read_frames
 from vidjax.errors import InputError
 
 

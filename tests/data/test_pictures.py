@@ -10,10 +10,10 @@ from PIL import Image, ImageOps
 from vidjax.data.orientation import EXIF
 from vidjax.data.pictures import SUFFIXES, Pictures, read_picture
 from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.data.readers import make_source
 from vidjax.data.source import open_clip
-from vidjax.data.sources import make_source
-from vidjax.data.video_io import BrokenClip, Video
-from vidjax.editing import latent_mask
+from vidjax.data.video_reading import BrokenClip, Video
+from vidjax.generation.editing import latent_mask
 
 
 def picture(name="JPEG", content=None, **how):

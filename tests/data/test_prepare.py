@@ -15,10 +15,10 @@ import pytest
 
 from vidjax.data import shards
 from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.data.readers import make_source
 from vidjax.data.screening import Rules, Seen
 from vidjax.data.shapes import draw
-from vidjax.data.sources import make_source
-from vidjax.data.video_io import BrokenClip, read_frames, write_mp4
+from vidjax.data.video_reading import BrokenClip, read_frames, write_mp4
 from vidjax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ needs_beam = pytest.mark.skipif(find_spec("apache_beam") is None, reason="needs 
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "vidjax.data.prepare", *map(str, arguments)]
+    return [sys.executable, "-m", "vidjax.prepare", *map(str, arguments)]
 
 
 def prepare(*arguments):
@@ -244,8 +244,8 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path):
 
 def test_without_its_libraries_it_says_what_to_install(folder, tmp_path):
     hidden = "import sys; sys.modules['apache_beam'] = None; sys.argv = sys.argv[1:]\n"
-    code = hidden + "import runpy; runpy.run_module('vidjax.data.prepare', run_name='__main__', alter_sys=True)"
-    arguments = ["vidjax.data.prepare", *flags(folder, tmp_path / "out")]
+    code = hidden + "import runpy; runpy.run_module('vidjax.prepare', run_name='__main__', alter_sys=True)"
+    arguments = ["vidjax.prepare", *flags(folder, tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
     assert (

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from vidjax.data.video_io import read_frames
+from vidjax.data.video_reading import read_frames
 from vidjax.errors import InputError
 from vidjax.metrics.feature_networks import FeatureNetwork, Stream
-from vidjax.metrics.sets import SETS, figure
+from vidjax.metrics.per_set import SETS, figure
 from vidjax.weights import efficientnet
 
 REAL = Path(__file__).parents[2] / "vidjax" / "clips" / "real"

@@ -10,7 +10,6 @@ from flax import nnx
 from scipy.stats import norm
 
 from vidjax.errors import InputError
-from vidjax.keys import OneKey
 from vidjax.models.autoencoder import (
     LVDM,
     PATCHES,
@@ -20,6 +19,7 @@ from vidjax.models.autoencoder import (
     Posterior,
     check_size,
 )
+from vidjax.models.keys import OneKey
 from vidjax.models.patch_pca import from_patches, patch_pca, to_patches
 from vidjax.weights.convert import parameters
 

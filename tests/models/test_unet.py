@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from vidjax.errors import InputError
-from vidjax.keys import OneKey
+from vidjax.models.keys import OneKey
 from vidjax.models.unet import REMAT, Temporal, UNet, UNetConfig
 
 SKY = dict(

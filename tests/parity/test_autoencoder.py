@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vidjax.keys import OneKey
 from vidjax.models.autoencoder import STABLE_DIFFUSION, Autoencoder
 from vidjax.models.autoencoder_layers import Shrink, Stretch
+from vidjax.models.keys import OneKey
 from vidjax.models.layers import Context
 from vidjax.weights.convert import fit, load, parameters
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER

@@ -9,8 +9,8 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.clip import ClipImage, ClipImageConfig, ClipText, ClipTextConfig  # noqa: E402
+from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.weights.clip import BUFFERS, IMAGE, TEXT  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
 

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.efficientnet import EfficientNetLite0  # noqa: E402
+from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.weights import efficientnet  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
 

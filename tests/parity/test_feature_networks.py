@@ -17,10 +17,10 @@ if importlib.util.find_spec("torch_fidelity") is None:
 
 from safetensors.torch import save_file  # noqa: E402
 
-from vidjax.keys import OneKey  # noqa: E402
 from vidjax.metrics.resizing import bilinear  # noqa: E402
 from vidjax.models.i3d import I3D  # noqa: E402
 from vidjax.models.inception import InceptionV3  # noqa: E402
+from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.weights import i3d, inception  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
 from vidjax.weights.tensors import read  # noqa: E402

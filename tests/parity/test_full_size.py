@@ -10,7 +10,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from vidjax.keys import OneKey  # noqa: E402
+from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
 from vidjax.weights.configs import unet_config  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402

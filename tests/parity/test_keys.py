@@ -12,15 +12,15 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from vidjax.keys import OneKey  # noqa: E402
 from vidjax.models.autoencoder import Autoencoder  # noqa: E402
 from vidjax.models.clip import ClipText, ClipTextConfig  # noqa: E402
+from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
-from vidjax.pretrained import inflated  # noqa: E402
 from vidjax.weights import clip, configs  # noqa: E402
 from vidjax.weights.convert import fit, parameters, rename, unfit  # noqa: E402
 from vidjax.weights.diffusers import MODELSCOPE_KEYS, TUNE_A_VIDEO_KEYS, unet, unet_keys  # noqa: E402
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER  # noqa: E402
+from vidjax.weights.pretrained import inflated  # noqa: E402
 
 SMALL = dict(block_out_channels=(16, 32), layers_per_block=2, cross_attention_dim=24, norm_num_groups=8)
 IMAGE = dict(

@@ -19,13 +19,12 @@ peft = pytest.importorskip("peft")
 
 from flax import nnx  # noqa: E402
 
-from vidjax import pretrained  # noqa: E402
-from vidjax.adapters import adapted  # noqa: E402
 from vidjax.errors import InputError  # noqa: E402
-from vidjax.finetune import strategy  # noqa: E402
+from vidjax.generation.adapters import adapted  # noqa: E402
 from vidjax.models.lora import lora_tensors  # noqa: E402
-from vidjax.train_state import parameters  # noqa: E402
-from vidjax.weights import convert, lora  # noqa: E402
+from vidjax.training.state import parameters  # noqa: E402
+from vidjax.training.strategies import strategy  # noqa: E402
+from vidjax.weights import convert, lora, pretrained  # noqa: E402
 from vidjax.weights.configs import NORM_OVER  # noqa: E402
 from vidjax.weights.folder import Folder  # noqa: E402
 

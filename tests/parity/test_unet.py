@@ -9,7 +9,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from vidjax.keys import OneKey  # noqa: E402
+from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import Temporal, UNet, UNetConfig  # noqa: E402
 from vidjax.weights.convert import load  # noqa: E402
 from vidjax.weights.diffusers import ANIMATEDIFF, MODELSCOPE, unet  # noqa: E402

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from vidjax.errors import InputError
-from vidjax.keys import OneKey
+from vidjax.models.keys import OneKey
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.weights.convert import fit, load, parameters, rename, to_jax
 from vidjax.weights.diffusers import MODELSCOPE, TUNE_A_VIDEO, unet

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidjax.data.video_io import contact_sheet, read_frames, resize, write_mp4
+from vidjax.data.video_reading import contact_sheet, read_frames, resize, write_mp4
 
 FPS, SIZE = 15, 96
 URLS = {

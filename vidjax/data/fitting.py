@@ -6,7 +6,7 @@ from itertools import islice
 from vidjax.data import transforms
 from vidjax.data.pipeline import DataConfig
 from vidjax.data.source import Source
-from vidjax.data.video_io import BrokenClip
+from vidjax.data.video_reading import BrokenClip
 
 TRIED = 64  # clips that are opened to find one which is long enough
 

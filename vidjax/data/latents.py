@@ -1,4 +1,4 @@
-"""Encoded examples in ArrayRecord files: `vidjax.data.cache` writes them, training reads them in place of videos."""
+"""Encoded examples in ArrayRecord files: `vidjax.cache` writes them, training reads them in place of videos."""
 
 import hashlib
 import itertools
@@ -12,10 +12,10 @@ import numpy as np
 from safetensors.numpy import load, load_file, save, save_file
 
 from vidjax.data.source import next_readable
-from vidjax.data.video_io import BrokenClip
+from vidjax.data.video_reading import BrokenClip
 from vidjax.errors import InputError, reason
-from vidjax.inputs import open_regular, read_json
-from vidjax.limits import MAX_CAPTIONS
+from vidjax.runtime.inputs import open_regular, read_json
+from vidjax.runtime.limits import MAX_CAPTIONS
 
 logger = logging.getLogger(__name__)
 SHARD = 4096  # examples a file
@@ -75,7 +75,7 @@ class Latents:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self._folder = folder = Path(folder)
-        again = "make it again with python -m vidjax.data.cache"
+        again = "make it again with python -m vidjax.cache"
         if not (folder / "cache.json").exists():
             raise InputError(f"data.latents={folder} has no cache.json: {again}")
         made = read_json(folder / "cache.json", MAX_CAPTIONS, again)

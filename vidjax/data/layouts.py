@@ -8,7 +8,7 @@ from pathlib import Path
 from vidjax.data.pictures import in_order
 from vidjax.data.source import VIDEO_SUFFIXES, Source, must_exist, of_paths, sidecar
 from vidjax.errors import InputError
-from vidjax.inputs import decode, read_bytes
+from vidjax.runtime.inputs import decode, read_bytes
 
 
 def frames(path: str, split: str = "") -> Source:

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidjax.data.orientation import EXIF, Turn
-from vidjax.data.video_io import ArrayVideo, BrokenClip, check_decoded, check_size, resize
+from vidjax.data.video_reading import ArrayVideo, BrokenClip, check_decoded, check_size, resize
 from vidjax.errors import InputError
-from vidjax.inputs import open_regular
+from vidjax.runtime.inputs import open_regular
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"}
 # Whatever a name ends in: for other formats Pillow runs programs. What their files begin with:

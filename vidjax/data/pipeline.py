@@ -14,9 +14,9 @@ import grain
 import numpy as np
 
 from vidjax.data import transforms
+from vidjax.data.readers import SOURCES, make_source
 from vidjax.data.source import Item, OpenClip, Source, next_readable
-from vidjax.data.sources import SOURCES, make_source
-from vidjax.data.video_io import ArrayVideo, BrokenClip
+from vidjax.data.video_reading import ArrayVideo, BrokenClip
 from vidjax.errors import InputError, check_range
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ SCAN = 1000  # how many clips are tried before a data set counts as unreadable
 class DataConfig:
     """What to read and how to cut windows of `frames` frames of `size` (height, width; one number: square) from it.
 
-    source, path, split: see `sources`; {split} in the path is the split. A window takes every `stride`-th frame, or
+    source, path, split: see `readers`; {split} in the path is the split. A window takes every `stride`-th frame, or
     frames at `fps` per second. window: "random" | "start" | "center". heldout: the last n frames of every clip are not
     trained on. crop: "center" | "random", after scaling to the smallest size that covers `size`. flip: mirror half of
     the windows. images: stills of other clips beside each window. workers: threads that decode ahead (0: none).
     prefetch: batches they may be ahead. cache: keep decoded, scaled clips in memory. video: one clip, short for source
-    "clip" with this path. caption: in place of the clips' own. latents: a folder of `vidjax.data.cache` that training
+    "clip" with this path. caption: in place of the clips' own. latents: a folder of `vidjax.cache` that training
     reads in place of the videos.
     """
 

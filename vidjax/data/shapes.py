@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidjax.data.source import Item, Source
-from vidjax.data.video_io import ArrayVideo
+from vidjax.data.video_reading import ArrayVideo
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (220, 50, 40), "green": (50, 190, 70), "blue": (50, 90, 220), "yellow": (235, 210, 60)}

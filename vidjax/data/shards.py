@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from vidjax.data.pictures import Picture
+from vidjax.data.readers import make_source
 from vidjax.data.screening import Drop, Finding, Part, Rules, Seen, examine
 from vidjax.data.source import OpenClip, Source
-from vidjax.data.sources import make_source
-from vidjax.data.video_io import Mp4Writer, Video
+from vidjax.data.video_reading import Mp4Writer, Video
 from vidjax.errors import InputError
-from vidjax.inputs import read_json
-from vidjax.storage import whole_folder
+from vidjax.runtime.inputs import read_json
+from vidjax.runtime.storage import whole_folder
 
 CLIPS = 256  # in a shard, unless it is said how many shards there are
 CHUNK = 2**30  # bytes of frames held at a time while a part is encoded

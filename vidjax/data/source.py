@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from vidjax.data.pictures import Picture, Pictures, is_picture
-from vidjax.data.video_io import ArrayVideo, BrokenClip, Video
+from vidjax.data.video_reading import ArrayVideo, BrokenClip, Video
 from vidjax.errors import InputError
-from vidjax.inputs import decode, open_regular
-from vidjax.limits import MAX_TEXT
+from vidjax.runtime.inputs import decode, open_regular
+from vidjax.runtime.limits import MAX_TEXT
 
 # A context manager with frames, fps, height, width, channels and read(indices, size).
 OpenClip = Video | ArrayVideo | Pictures

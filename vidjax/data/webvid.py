@@ -10,7 +10,7 @@ from pathlib import Path
 from vidjax.data.source import Item, Source, must_exist, open_clip
 from vidjax.data.strings import Strings
 from vidjax.errors import InputError
-from vidjax.inputs import encoding_of, open_regular
+from vidjax.runtime.inputs import encoding_of, open_regular
 
 logger = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"

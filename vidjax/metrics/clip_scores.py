@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from vidjax.compiler import jit
 from vidjax.data.transforms import to_unit
-from vidjax.data.video_io import resize
+from vidjax.data.video_reading import resize
 from vidjax.errors import InputError
-from vidjax.keys import OneKey
 from vidjax.models.clip import ClipImage, ClipText
+from vidjax.models.keys import OneKey
+from vidjax.runtime.compiling import jit
 from vidjax.weights import clip
 from vidjax.weights.configs import clip_configs
 from vidjax.weights.convert import Rules, load

@@ -12,13 +12,13 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from vidjax.compiler import jit
 from vidjax.errors import InputError
-from vidjax.keys import Keys, OneKey
 from vidjax.metrics.resizing import bilinear
 from vidjax.models.efficientnet import EfficientNetLite0
 from vidjax.models.i3d import I3D
 from vidjax.models.inception import InceptionV3
+from vidjax.models.keys import Keys, OneKey
+from vidjax.runtime.compiling import jit
 from vidjax.weights import efficientnet, i3d, inception
 from vidjax.weights.convert import Rules, load, start
 from vidjax.weights.folder import read_file

@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from vidjax.compiler import jit
 from vidjax.errors import InputError
+from vidjax.runtime.compiling import jit
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]  # (regular expression, replacement), applied in order
 

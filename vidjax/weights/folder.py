@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vidjax.errors import InputError
-from vidjax.limits import from_json
 from vidjax.models.clip import ClipTextConfig
+from vidjax.runtime.limits import from_json
 from vidjax.weights.tensors import Tensors, read, read_shards
 
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
-from vidjax.limits import from_json
 from vidjax.models.lora import Tensors, layers_of
+from vidjax.runtime.limits import from_json
 from vidjax.weights import convert
 from vidjax.weights.clip import TEXT, TEXT_KEYS
 from vidjax.weights.convert import Rules, rename

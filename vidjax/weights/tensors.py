@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vidjax.errors import InputError
-from vidjax.limits import MAX_HEADER, from_json
+from vidjax.runtime.limits import MAX_HEADER, from_json
 
 DTYPES: dict[str, DTypeLike] = {
     "F64": np.float64,

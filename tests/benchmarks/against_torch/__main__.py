@@ -10,7 +10,7 @@ each other, more than ours; then `min` tells more. Theirs is `diffusers` (scaled
 """
 
 # ruff: noqa: E402
-from vidjax.allocation import keep_freed_memory
+from vidjax.runtime.memory import keep_freed_memory
 
 keep_freed_memory()  # for both sides
 
@@ -30,7 +30,7 @@ import torch
 import video
 from turns import Options
 
-from vidjax import results
+from vidjax.evaluation import results
 
 ITEMS = stable_diffusion.ITEMS | video.ITEMS | decoding.ITEMS
 

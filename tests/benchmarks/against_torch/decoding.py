@@ -12,9 +12,9 @@ import decord
 import numpy as np
 from turns import Options, against
 
+from vidjax.data.readers import SHIPPED
 from vidjax.data.shapes import draw
-from vidjax.data.sources import SHIPPED
-from vidjax.data.video_io import read_frames, resize, write_mp4
+from vidjax.data.video_reading import read_frames, resize, write_mp4
 
 FRAMES = 16
 

@@ -24,15 +24,15 @@ from einops import rearrange
 from flax import nnx
 from turns import Options, against, in_turns
 
-from vidjax import objectives
-from vidjax.compiler import jit
 from vidjax.diffusion import schedule as schedules
-from vidjax.encoded import StoredMoments, StoredText
-from vidjax.finetune import strategy
 from vidjax.models.unet import REMAT, UNet, UNetConfig
-from vidjax.train_state import TrainState, abstract_parameters, cast, split
-from vidjax.train_step import make_train_step
-from vidjax.video_model import VideoModel
+from vidjax.models.video_model import VideoModel
+from vidjax.runtime.compiling import jit
+from vidjax.training import objectives
+from vidjax.training.encoded import StoredMoments, StoredText
+from vidjax.training.state import TrainState, abstract_parameters, cast, split
+from vidjax.training.step import make_train_step
+from vidjax.training.strategies import strategy
 from vidjax.weights.convert import load
 from vidjax.weights.diffusers import TUNE_A_VIDEO, unet
 

@@ -10,10 +10,10 @@ from einops import rearrange
 from flax import nnx
 from turns import Options
 
-from vidjax.compiler import jit
-from vidjax.optim import make_optimizer
-from vidjax.train_state import TrainState
-from vidjax.train_step import make_train_step
+from vidjax.runtime.compiling import jit
+from vidjax.training.optimizer import make_optimizer
+from vidjax.training.state import TrainState
+from vidjax.training.step import make_train_step
 
 RATE, DECAY = 3e-5, 1e-2
 

@@ -20,17 +20,17 @@ from einops import rearrange
 from flax import nnx
 from turns import Options, against
 
-from vidjax import objectives
-from vidjax.compiler import jit
-from vidjax.conditioning import Conditioning
 from vidjax.diffusion import samplers
 from vidjax.diffusion import schedule as schedules
 from vidjax.diffusion.guidance import classifier_free
-from vidjax.encoded import StoredMoments, StoredText
 from vidjax.models.autoencoder import STABLE_DIFFUSION, Autoencoder
+from vidjax.models.conditioning import Conditioning
 from vidjax.models.unet import Temporal, UNet, UNetConfig
-from vidjax.train_state import cast
-from vidjax.video_model import VideoModel
+from vidjax.models.video_model import VideoModel
+from vidjax.runtime.compiling import jit
+from vidjax.training import objectives
+from vidjax.training.encoded import StoredMoments, StoredText
+from vidjax.training.state import cast
 from vidjax.weights.convert import load
 from vidjax.weights.diffusers import MODELSCOPE, unet
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER

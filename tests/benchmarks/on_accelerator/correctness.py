@@ -17,16 +17,18 @@ import tiny
 from flax import nnx
 from items import attempt
 
-from vidjax import compiler, recipe, settings, sharding
-from vidjax.conditioning import embed, nulls
+from vidjax import settings
 from vidjax.diffusion.guidance import classifier_free
 from vidjax.diffusion.samplers import ddim, sample
 from vidjax.models.autoencoder import LVDM, STABLE_DIFFUSION, Autoencoder
+from vidjax.models.conditioning import embed, nulls
 from vidjax.models.kernels.attention import ATTENTION, choose, plain, widest
 from vidjax.models.unet import UNet, UNetConfig
-from vidjax.stage import Stage, on_device
-from vidjax.train import prepare, step_of
-from vidjax.train_state import Params, abstract_parameters, cast, merge
+from vidjax.recipes import build as recipe
+from vidjax.runtime import compiling, sharding
+from vidjax.training.loop import prepare, step_of
+from vidjax.training.stage import Stage, on_device
+from vidjax.training.state import Params, abstract_parameters, cast, merge
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 ROUNDING = 1.5  # a bf16 network may err so many times as much as the CPU in bf16
@@ -52,7 +54,7 @@ def compute(device: Any, function: Callable, *args: Any, precision: str = "highe
     mesh = sharding.make_mesh(devices=[device])
     with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
         on = jax.device_put(args, sharding.replicated(mesh))
-        return jax.tree.map(np.asarray, compiler.jit(function)(*on))
+        return jax.tree.map(np.asarray, compiling.jit(function)(*on))
 
 
 def relative_error(got: Any, wanted: Any) -> float:

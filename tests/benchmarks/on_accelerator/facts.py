@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 
-from vidjax import __version__, chips
+from vidjax import __version__
+from vidjax.profiling import chips
 
 LISTED = re.compile(r"jax|libtpu|nvidia|flax|optax|orbax|grain|numpy|triton|tokamax", re.IGNORECASE)
 

@@ -13,10 +13,12 @@ import tiny
 from flax import nnx
 from tiny_folder import CONFIGS, STABLE_DIFFUSION_1, write_configs
 
-from vidjax import recipe, settings, sharding
-from vidjax.stage import Stage
-from vidjax.train import at_step_0
-from vidjax.train_state import Params, TrainState, abstract_parameters, merge
+from vidjax import settings
+from vidjax.recipes import build as recipe
+from vidjax.runtime import sharding
+from vidjax.training.loop import at_step_0
+from vidjax.training.stage import Stage
+from vidjax.training.state import Params, TrainState, abstract_parameters, merge
 
 ROOT = Path(__file__).parents[3]
 DIFFUSERS = {

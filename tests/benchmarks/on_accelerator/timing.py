@@ -21,13 +21,18 @@ from einops import rearrange
 from flax import nnx
 from items import attempt
 
-from vidjax import chips, compiler, planning, pretrained, profiling, recipe, settings, sharding
-from vidjax.conditioning import embed
-from vidjax.flops import count_flops, flops_by_scope
-from vidjax.generator import Generator, SampleConfig
-from vidjax.stage import Stage, step_flops
-from vidjax.train import step_of
-from vidjax.train_state import abstract_parameters, merge
+from vidjax import settings
+from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.models.conditioning import embed
+from vidjax.profiling import chips, planning
+from vidjax.profiling import layers as profiling
+from vidjax.profiling.flops import count_flops, flops_by_scope
+from vidjax.recipes import build as recipe
+from vidjax.runtime import compiling, sharding
+from vidjax.training.loop import step_of
+from vidjax.training.stage import Stage, step_flops
+from vidjax.training.state import abstract_parameters, merge
+from vidjax.weights import pretrained
 
 REPEATS, SECONDS = 10, 20  # runs, fewer if they take longer in all
 IN_A_ROW = 10  # calls of a kernel, each on what the one before it returned
@@ -127,7 +132,7 @@ def time_kernel(kernel: Callable, qkv: tuple, head_dim: int, flops: float, backw
         return jax.tree.map(jnp.add, qkv, pull(out)) if backward else (out, *qkv[1:])
 
     with jax.set_mesh(sharding.make_mesh(devices=[jax.devices()[0]])):
-        run = compiler.jit(lambda qkv: jax.lax.fori_loop(0, IN_A_ROW, turn, qkv))
+        run = compiling.jit(lambda qkv: jax.lax.fori_loop(0, IN_A_ROW, turn, qkv))
         found = seconds_of(lambda: run(qkv))
     seconds = found["seconds"] / IN_A_ROW
     return {"ms": 1e3 * seconds, "min_ms": 1e3 * found["min"] / IN_A_ROW, "tflop_per_second": flops / seconds / 1e12}

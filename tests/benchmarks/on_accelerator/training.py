@@ -24,8 +24,9 @@ def rates(small: bool) -> Iterator[tuple[str, Any]]:
     """Steps per second of each stage with its data, once compiled."""
     import runpy
 
-    from vidjax import recipe, settings
-    from vidjax.train import train
+    from vidjax import settings
+    from vidjax.recipes import build as recipe
+    from vidjax.training.loop import train
 
     file, variant, shares = TOY if small else RECIPE
     config = runpy.run_path(str(file))["get_config"](variant)

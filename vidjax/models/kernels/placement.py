@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
-from vidjax.sharding import BATCH
+from vidjax.runtime.sharding import BATCH
 
 # What a layer calls an axis of its input -> axes of the mesh.
 AXES = {"batch": BATCH, "context": ("context",), "heads": ("tensor",)}

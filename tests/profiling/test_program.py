@@ -1,0 +1,87 @@
+"""What is read off a compiled program's text, against functions whose work is known."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from vidjax.profiling import chips
+from vidjax.profiling.program import aliased, bytes_moved, cycles, kernels, products, times_run
+
+
+def turning(x, steps):
+    return jax.lax.scan(lambda x, _: (x @ x * 1e-3, None), x, None, length=steps)[0]
+
+
+def nested(x):
+    return turning(jax.lax.fori_loop(2, 9, lambda _, x: turning(x, 3), x), 5)
+
+
+def on(name, *shape, dtype=jnp.bfloat16):
+    """An argument on the first device of a topology."""
+    found = chips.devices(name)
+    if found is None:
+        pytest.skip("the compiler is not installed: pip install vidjax[accelerators]")
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(found[0]))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    for variable, value in chips.QUIET.items():
+        monkeypatch.setenv(variable, value)
+
+
+def turns(text):
+    """How often each loop's body runs."""
+    runs = times_run(text)
+    return sorted(runs[name] for name in re.findall(r"body=%([\w.-]+)", text))
+
+
+def test_a_loop_turns_as_often_whether_the_compiler_notes_it_or_its_condition_says_so():
+    text = jax.jit(nested).lower(jnp.ones((8, 8))).compile().as_text()
+    bare = re.sub(r'"known_trip_count":\{"n":"\d+"\},?', "", text)
+    assert bare != text and turns(bare) == turns(text) == [5, 7, 3 * 7]
+
+
+def test_a_tpu_program_counts_what_a_loop_holds_as_often_as_it_turns():
+    """Programs for TPUs note no numbers of turns."""
+    x = on("v5e-1", 1024, 1024)
+    spent = [sum(n for _, n in cycles(jax.jit(turning, static_argnums=1).lower(x, steps).compile().as_text(), 1))
+        for steps in (10, 20)]  # fmt: skip
+    assert spent[1] == pytest.approx(2 * spent[0], rel=0.05)
+    peak = 20 * 2 * 1024**3 / chips.CHIPS["v5e"].flops  # seconds
+    assert 1 < spent[1] / chips.CHIPS["v5e"].clock / peak < 3
+
+
+@pytest.mark.parametrize("name", ["v4-2", "v5e-1", "v5p-2", "v6e-1", "tpu7x-1"])
+def test_by_the_compilers_cycles_a_large_product_comes_close_to_each_chips_peak(name):
+    x, chip = on(name, 8192, 8192), chips.named(name)[0]
+    spent = sum(n for _, n in cycles(jax.jit(jnp.matmul).lower(x, x).compile().as_text(), chip.cells))
+    assert 0.6 < 2 * 8192**3 / chip.flops / (spent / chip.clock) <= 1
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_flash_attention_counts_as_its_products(head_dim):
+    """Forward two of queries x keys x 128, backward five; heads of 64 are padded to a matrix unit's width."""
+    from vidjax.models.kernels.attention import splash
+
+    q, k = on("v5e-1", 2, 1024, 2 * head_dim), on("v5e-1", 2, 512, 2 * head_dim)
+    loss = lambda q, k, v: splash(q, k, v, head_dim).astype(jnp.float32).sum()
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k).compile().as_text()
+    spent = {each.kernel: n for each, n in cycles(text, 128**2) if each.kernel}
+    one = 2 * 2 * 1024 * 512 / 128
+    assert spent == {"splash_mha_fwd_residuals": 2 * one, "splash_mha_dkv_no_residuals": 5 * one}
+    assert {name for name in kernels(text) if "splash" in name} == spent.keys()
+
+
+@pytest.mark.parametrize("name", ["v5e-1", "h100x1"])
+def test_products_and_their_dtypes_and_who_gives_memory_away(name):
+    half, full = on(name, 256, 256), on(name, 256, 256, dtype=jnp.float32)
+    step = lambda a, b: ((a @ a).astype(jnp.float32) @ b.T + b, a.sum())
+    compiled = jax.jit(step, donate_argnums=1).lower(half, full)
+    text = compiled.compile(compiler_options=chips.COMPILER_OPTIONS[chips.named(name)[0].platform]).as_text()
+    assert sorted("f32" in factors for _, factors in products(text)) == [False, True]
+    assert aliased(text) == {1}
+    assert sum(size for _, size in bytes_moved(text)) >= 2 * (256 * 256 * (2 + 4 + 4))

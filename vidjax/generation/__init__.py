@@ -1,0 +1,1 @@
+"""From models to videos: sampling, editing, extending."""

@@ -1,0 +1,40 @@
+"""LoRA files beside a model: which, how strongly, merged into its parameters before it samples."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from vidjax.errors import InputError, check_range
+from vidjax.generation.generator import Generator
+from vidjax.models.lora import merge_loras
+from vidjax.training.state import Params
+from vidjax.weights import lora
+
+
+def adapted(generator: Generator, files: Sequence[str]) -> Params:
+    """The generator's parameters with all these LoRAs merged, each FILE or FILE:WEIGHT; what they leave is not copied.
+
+    Raises InputError for a file that is no LoRA, or one of another model, and for a weight that is no number.
+    """
+    weights: dict[str, float] = {}
+    for path, weight in map(parse, files):
+        if path in weights:
+            raise InputError(f"the LoRA {path} is there twice; name it once, with the sum of the weights")
+        weights[path] = weight
+    blocks = generator.model.unet.config.blocks_per_level
+    return merge_loras(generator.params, {path: (lora.load(path, blocks), weights[path]) for path in weights})
+
+
+def parse(text: str) -> tuple[str, float]:
+    """(path, weight) of FILE or FILE:WEIGHT, where no weight is 1. Raises InputError."""
+    path, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise InputError(f"LoRA {text!r}: {number!r} is no weight; write FILE or FILE:WEIGHT, such as {path}:0.7")
+    check_range(f"LoRA {text!r}: ", -100, 100, weight=weight)
+    return path, weight

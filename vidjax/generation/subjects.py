@@ -1,0 +1,24 @@
+"""Several subjects in one video: each has its prompt, its place and adapters of its own (as in VideoMage)."""
+
+from vidjax.errors import InputError
+from vidjax.generation import editing
+from vidjax.generation.adapters import adapted
+from vidjax.generation.generator import Generator, Subject
+
+
+def read_subject(
+    generator: Generator, text: str, frames: int | None = None, size: tuple[int, int] | None = None
+) -> Subject:
+    """A subject from "PROMPT|MASK.png|LORA.safetensors[:WEIGHT]", the last part optional; white is where it acts.
+
+    The picture has the video's size. Raises InputError for a part that is missing, cannot be read or does not fit.
+    """
+    parts = [part.strip() for part in text.split("|")]
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InputError(f"subject {text!r} is not written PROMPT|MASK.png or PROMPT|MASK.png|LORA.safetensors:WEIGHT")
+    prompt, picture, *files = parts
+    _, h, w, _ = generator.latent_shape(frames, size)
+    mask = editing.latent_mask(picture, "", (1, *(size or generator.size[1:])), (1, h, w))
+    if not mask.any():
+        raise InputError(f"the mask {picture} has no white pixel: the subject {prompt!r} would be nowhere")
+    return Subject(prompt, mask, adapted(generator, files) if files else None)

@@ -1,0 +1,1 @@
+"""What programs cost: operations, compiled programs, layers, accelerators."""

@@ -1,0 +1,246 @@
+"""Stages that tune a model of another project: its weights from a folder, a strategy, and clips encoded once."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from vidjax import settings
+from vidjax.data.fitting import fit_window
+from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, source_of
+from vidjax.errors import InputError
+from vidjax.generation import editing
+from vidjax.generation.editing import kept
+from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.models.keys import Keys
+from vidjax.models.layers import Over
+from vidjax.models.video_model import VideoModel
+from vidjax.runtime import sharding
+from vidjax.runtime.storage import AnyPath
+from vidjax.training import objectives
+from vidjax.training.checkpoint import Checkpoints
+from vidjax.training.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
+from vidjax.training.stage import PREVIEWED, Stage
+from vidjax.training.state import Params, TrainState, abstract_parameters, parameters, split
+from vidjax.training.strategies import strategy
+from vidjax.weights import convert, pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedConfig:
+    """How an image U-Net becomes one of videos. The defaults start as the image model, frame by frame.
+
+    key_frames: what a frame's self-attention looks at (see `models.attention`); None: the model stays what it is.
+    convs: four convolutions over time behind each residual block (Blattmann et al. 2023, Align your Latents).
+    norm_over: by default as the folder's class computes. "clip" and `released` (a random bias where the layers over
+    time put out, so that they are not the identity at the start) are the numerics of Tune-A-Video's released code.
+    """
+
+    key_frames: str | None = "first_and_previous"
+    convs: bool = False
+    norm_over: Over | None = None
+    released: bool = False
+
+    @property
+    def inflation(self) -> dict[str, Any] | None:
+        """What changes in the U-Net's config."""
+        if self.key_frames is None:
+            return None
+        block = (("attn1", self.key_frames), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))
+        return {"block": block, **({"after_resnet": "convs"} if self.convs else {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """DreamBooth's prior preservation: `count` videos of the class `prompt`, made by the model before it is tuned."""
+
+    prompt: str
+    count: int = 100
+    weight: float = 1.0
+    num_steps: int = 50
+
+    def __post_init__(self):
+        if not self.prompt.strip():
+            raise InputError(
+                "config.finetune.prior.prompt is empty: name the class, such as 'a photo of a dog', or set "
+                "config.finetune.prior.count=0"
+            )
+        if self.count < 1:
+            raise InputError(f"config.finetune.prior.count={self.count} is not a number of pictures")
+
+
+def class_videos(generator: Generator, prior: Prior, file: AnyPath) -> UInt8[np.ndarray, "n t h w c"]:
+    """The class as the untuned model sees it: made once and kept in `file`, made again for another prompt, number or
+    model."""
+    stamp = f"{dataclasses.replace(prior, weight=1.0)}|{generator.size}|{generator.defaults}|{generator.fingerprint()}"
+    make = lambda seed: generator([prior.prompt], seed=seed, num_steps=prior.num_steps)
+    return kept(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
+
+
+def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = None, **common: Any) -> Stage:
+    """A stage that tunes `config.pretrained`, or goes on from the stage `source`, whose parameters it adds to.
+
+    Raises InputError for what in the folder or the config does not fit.
+    """
+    folder, seed = section["pretrained"], common["seed"]
+    options = dict(section.get("finetune", {}))
+    options.pop("source_weight", None)  # for samples alone
+    given = options.pop("prior", None)
+    prior = settings.construct(Prior, given, "finetune.prior") if given and given.get("count", 1) else None
+    once = options.pop("encode_once", section.get("objective") != "autoencoder")
+    if prior and not once:
+        raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
+    tune = strategy(options.pop("strategy", "full"), **options)
+    model = settings.construct(TunedConfig, section.get("model"), "model")
+    load = partial(
+        pretrained.load,
+        folder,
+        inflate=model.inflation,
+        norm_over=model.norm_over,
+        remat=section["train"].get("remat", "none"),
+    )
+    known = load(weights=False)
+
+    def models(weights: bool) -> tuple[VideoModel, VideoModel]:
+        rngs = Keys(seed)
+        if source is not None:
+            loaded = tuned_model(source, weights)
+        else:
+            loaded = load(weights=weights).model
+            if model.released and weights:
+                random_biases(loaded, rngs)
+        tune.surgery(loaded, rngs)
+        return loaded, stand_in(loaded, text=not tune.text) if once else loaded
+
+    if section.get("prompt"):
+        common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
+    common["data"], note = fitted(common["data"])
+    common["notes"] = (note,) if note else ()
+    check_samples(section, common["data"], known.model, once)
+    if section.get("objective") == "autoencoder":
+        return Stage(
+            init=None,
+            pretrained=lambda weights: (full := models(weights)[0], full.codec.autoencoder),
+            objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
+            trainable=tune.trainable,
+            **common,
+        )
+    objective = settings.bind(
+        objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
+    )
+    data = common["data"]
+    encode = partial(encode_once, text=not tune.text)
+
+    def class_examples(encoder: VideoModel) -> Encoded:
+        generator = _generator(section, known, data, nnx.graphdef(encoder), parameters(encoder))
+        videos = class_videos(generator, prior, common["folder"] / "class.npz")
+        return encode_clips(encode, encoder, videos, [known.tokenize(prior.prompt)] * len(videos), seed)
+
+    @cache
+    def whole() -> tuple[Generator, Params]:
+        """The model that samples, and the part of its parameters that training does not see."""
+        full, model = models(True)
+        trains = parameters(model)
+        rest = {path: value for path, value in parameters(full).items() if path not in trains}
+        generator = _generator(section, known, data, nnx.graphdef(full), {})
+        return generator, generator.laid(rest)
+
+    def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
+        """What the run would end with now: the edits of its first prompts."""
+        generator, rest = whole()
+        generator.params = weighed(section, source, {**rest, **state.frozen, **state.ema})
+        clips, texts = first_windows(dataset)
+        prompts = (editing.split_prompts(generator.defaults.prompts) or texts)[:PREVIEWED]
+        return np.stack(editing.edits(generator, clips, prompts, texts[0], common["folder"] / "preview"))
+
+    return Stage(
+        init=None,
+        pretrained=models,
+        preview=preview,
+        encode=encode if once else None,
+        objective=objectives.with_prior(objective, prior.weight) if prior else objective,
+        prior=class_examples if prior else None,
+        tokenize=known.tokenize,
+        trainable=tune.trainable,
+        **common,
+    )
+
+
+def fitted(data: DataConfig) -> tuple[DataConfig, str]:
+    """As `fit_window`; of clips that are not there, as in a plan, nothing: whoever reads them says so."""
+    try:
+        source = source_of(data)
+    except InputError:
+        return data, ""
+    return fit_window(data, source)
+
+
+def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoModel, once: bool) -> None:
+    """Raises InputError for settings that would fail after the training, or do nothing in it."""
+    for key, works in (("flip", False), ("images", 0), ("crop", "center")):
+        if once and getattr(data, key) != works:
+            raise InputError(f"config.data.{key} has no effect: tuning encodes each clip's first window, once")
+    sample = settings.construct(SampleConfig, section.get("sample"), "sample")
+    if not (editing.split_prompts(sample.prompts) or section.get("prompt")):
+        raise InputError("there is no prompt: set --config.prompt, what the clip shows, or --config.sample.prompts")
+    if len(sample.blend) > 1 and len(sample.blend) > (clips := len(make_dataset(data, seed=0))):
+        raise InputError(f"config.sample.blend={sample.blend} has {len(sample.blend)} weights for {clips} clips")
+    _, h, w = model.codec.autoencoder.strides
+    if data.hw[0] % h == 0 and data.hw[1] % w == 0:  # otherwise the autoencoder says so
+        editing.latent_mask(
+            sample.mask, sample.edit_frames, (data.frames, *data.hw), (data.frames, data.hw[0] // h, data.hw[1] // w)
+        )
+
+
+def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:
+    """The released Tune-A-Video's start: torch's bias, uniform within 1 / sqrt(fan in), behind each attention over
+    time, whose weight alone is zero."""
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if path[-3:] == ("attn_temp", "to_out", "bias"):
+            bound = leaf.shape[0] ** -0.5
+            leaf.set_value(jax.random.uniform(rngs.params(), leaf.shape, leaf.dtype, -bound, bound))
+
+
+def tuned_model(stage: Stage, weights: bool = True) -> VideoModel:
+    """What a stage has tuned, text encoder and autoencoder included, with its averaged parameters if `weights`."""
+    assert stage.pretrained is not None
+    full, model = stage.pretrained(weights)
+    if weights:
+        trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
+        with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
+            params = checkpoints.restore_ema(trained)
+        for path, leaf in convert.parameters(model).items():
+            if path in params:
+                leaf.set_value(params[path])
+    return full
+
+
+def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | None = None) -> Generator:
+    """The tuned model. What a `source` stage has adapted counts `config.finetune.source_weight` as much, 1 by default:
+    MotionDirector leaves the appearance out, so that other appearances move alike."""
+    full = tuned_model(stage)
+    known = pretrained.load(section["pretrained"], weights=False)
+    params = {path: jnp.asarray(value) for path, value in parameters(full).items()}
+    return _generator(section, known, stage.data, nnx.graphdef(full), weighed(section, source, params))
+
+
+def weighed(section: Mapping[str, Any], source: Stage | None, params: Params) -> Params:
+    """The parameters, what `source` has adapted counting less or more."""
+    weight = section.get("finetune", {}).get("source_weight", 1.0)
+    own = [path for path in params if source is not None and source.trainable(path) and path.endswith(".lora_up")]
+    return {**params, **({path: weight * params[path] for path in own} if weight != 1 else {})}
+
+
+def _generator(
+    section: Mapping[str, Any], known: pretrained.Pretrained, data: DataConfig, graphdef: nnx.GraphDef, params: Params
+) -> Generator:
+    size = (data.frames, *data.hw)
+    sample = settings.construct(SampleConfig, section.get("sample"), "sample")
+    mesh, dtype = sharding.fitting_mesh(**section.get("mesh", {})), section["train"].get("dtype")
+    return Generator(graphdef, params, known.schedule, known.prediction, known.tokenize, size, 3, sample, mesh, dtype)

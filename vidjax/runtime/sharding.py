@@ -1,0 +1,185 @@
+"""Where arrays live: a mesh of `data, fsdp, tensor, context`, and rules from parameter path and size to its axes."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vidjax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH = ("data", "fsdp")  # the axes that split a batch
+# The tensor axis cuts pairs of layers so that what lies between them stays where it is (Shoeybi et al. 2019, section
+# 3): the first one's output features, the second one's input features.
+FIRST = re.compile(r"\.(to_q|to_k|to_v|ff(_in)?\.proj_in|linear_1|conv1|time_emb_proj)\.(kernel|bias)$")
+SECOND = re.compile(r"\.(to_out|ff(_in)?\.proj_out|linear_2|conv2)\.kernel$")
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over all devices, or those given, which may be ones to compile for alone (`vidjax.profiling.chips`); -1,
+    at most once, takes what the other axes leave. Between slices of TPUs, where the network is slow, lies the data
+    axis, or as far as that is too short fsdp.
+
+    Raises: InputError if the sizes do not fit the number of devices or of slices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    count = len(devices)
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor, context)))
+    asked = ", ".join(f"{k}={v}" for k, v in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise InputError(f"mesh {asked}: sizes are positive, and one at most is -1 (what is left)")
+    if count % fixed or (not free and fixed != count):
+        raise InputError(
+            f"mesh {asked} asks for {'a multiple of ' if free else ''}{fixed} devices, there are {count}: "
+            f"change config.mesh so that its product is {count}"
+        )
+    if free:
+        sizes[free[0]] = count // fixed
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = dict(allow_split_physical_axes=True)  # an axis of the torus may serve several of ours: 2x2x2x2 on 4x4 chips
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(*over_slices(sizes, slices), devices, **split)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def fitting_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
+    """The mesh that a run was trained on, or where the devices are others the one nearest to it: tensor, context and
+    fsdp as far as they divide the number of devices, data the rest. A trained model samples on any machine."""
+    count = left = jax.device_count()
+    asked = {"tensor": tensor, "context": context, "fsdp": fsdp}
+    fixed = math.prod(size for size in (*asked.values(), data) if size > 0)
+    sizes = {}
+    for axis, size in asked.items():
+        size = count // fixed if size == -1 and count % fixed == 0 else abs(size)
+        sizes[axis] = math.gcd(size, left)
+        left //= sizes[axis]
+    return make_mesh(left, **sizes)
+
+
+def without_context(mesh: Mesh) -> Mesh:
+    """The same devices with the context axis made part of the data axis: for clips that it does not divide. Parameters
+    lie alike on both, see `moved`."""
+    devices = np.moveaxis(mesh.devices, -1, 1)
+    return Mesh(devices.reshape(-1, *devices.shape[2:], 1), AXES, axis_types=mesh.axis_types)
+
+
+def moved(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of another mesh of the same devices, on each of which the same part is wanted: nothing is copied."""
+
+    def same(x: jax.Array) -> jax.Array:
+        sharding = NamedSharding(mesh, x.sharding.spec)
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, [s.data for s in x.addressable_shards])
+
+    return jax.tree.map(same, tree)
+
+
+def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(mesh inside a slice, mesh of slices), whose product is the mesh. Raises InputError if data times fsdp cannot be
+    cut into so many slices."""
+    between = dict.fromkeys(AXES, 1)
+    left = slices
+    for axis in BATCH:
+        between[axis] = math.gcd(sizes[axis], left)
+        left //= between[axis]
+    if left > 1:
+        raise InputError(
+            f"{slices} slices want a mesh whose data x fsdp they divide, it is {sizes['data']} x {sizes['fsdp']}: "
+            f"set config.mesh.data to a multiple of {slices}"
+        )
+    return tuple(sizes[axis] // between[axis] for axis in AXES), tuple(between.values())
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts the mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Raises InputError if the mesh, times the micro-batches, does not divide the batch."""
+    ways = batch_ways(mesh)
+    if batch_size % (ways * accumulate):
+        raise InputError(
+            f"batch size {batch_size} is not divisible by {ways} (mesh data x fsdp) x {accumulate} (accumulated micro-"
+            f"batches): set config.train.batch_size to a multiple of {ways * accumulate}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 over the data and fsdp axes, the rest whole."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], min_size: int = 2**16) -> NamedSharding:
+    """The tensor axis splits features of the layers in `FIRST` and `SECOND`; then the fsdp axis the largest dimension
+    that is left and that it divides, of arrays with at least `min_size` elements."""
+    spec: list[str | None] = [None] * len(shape)
+    feature = -1 if FIRST.search(path) else -2 if SECOND.search(path) else None
+    if feature and len(shape) >= -feature and mesh.shape["tensor"] > 1 and shape[feature] % mesh.shape["tensor"] == 0:
+        spec[feature] = "tensor"
+    if mesh.shape["fsdp"] > 1 and math.prod(shape) >= min_size:
+        for axis in sorted(range(len(shape)), key=lambda i: shape[i], reverse=True):
+            if spec[axis] is None and shape[axis] % mesh.shape["fsdp"] == 0:
+                spec[axis] = "fsdp"
+                break
+    while spec and spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, P(*spec))
+
+
+def parameters_sharding(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Where parameters by path lie, in training and in sampling."""
+    return {path: parameter_sharding(mesh, path, value.shape) for path, value in params.items()}
+
+
+def laid_out(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of parameters by path, with where they lie."""
+    where = parameters_sharding(mesh, shapes)
+    return {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[path]) for path, x in shapes.items()}
+
+
+def tree_sharding(mesh: Mesh, tree: Any) -> Any:
+    """A sharding for each leaf by its parameter's path, the last key that leads to it: parameters, moments and averages
+    lie alike. Raises InputError if the mesh has a tensor axis and there is nothing for it to split."""
+    place = lambda keys, leaf: parameter_sharding(mesh, str(getattr(keys[-1], "key", "")) if keys else "", leaf.shape)
+    found = jax.tree_util.tree_map_with_path(place, tree)
+    if mesh.shape["tensor"] > 1 and not any("tensor" in sharding.spec for sharding in jax.tree.leaves(found)):
+        raise InputError(
+            f"mesh tensor={mesh.shape['tensor']} divides the features of no attention, feed-forward or residual layer "
+            "of this stage: set config.mesh.tensor=1"
+        )
+    return found
+
+
+def over_batch(tree: Any) -> Any:
+    """Traced arrays, axis 0 over the data and fsdp axes of the mesh that `jax.set_mesh` names."""
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(BATCH)), tree)
+
+
+def in_each_turn(params: Any, x: jax.Array) -> Any:
+    """Traced parameters in the body of a loop that makes `x` anew in each turn. What fsdp has cut is gathered layer by
+    layer in each turn, as in training; without this XLA gathers all of it before the first one."""
+    cut = dict(jax.sharding.get_abstract_mesh().shape).get("fsdp", 1) > 1
+    return jax.lax.optimization_barrier((params, x))[0] if cut else params
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """This process's share of the global batch, onto its devices."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))

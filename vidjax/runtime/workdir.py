@@ -1,0 +1,61 @@
+"""The folder that a run writes to, held by one run at a time."""
+
+import fcntl
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+from typing import IO
+
+from vidjax.errors import InputError
+from vidjax.runtime.storage import AnyPath, check_writable
+
+HOLDER = r"(process \d+ on .*\n)?"  # what a lock says
+LONGEST = 400  # characters of it
+HELD: list[IO[str]] = []  # locks, which end with the process
+
+
+def open_workdir(workdir: AnyPath) -> None:
+    """Make the folder, and hold it until the process ends; a bucket can't be held: a run that is killed would leave its
+    lock. Raises InputError if it can't be written or is held."""
+    if not isinstance(workdir, Path):
+        check_writable(workdir)
+        print(f"{workdir} is in a bucket, which can't be locked: start only one run in it", flush=True)
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = _lock_file(workdir / ".lock")
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
+    holder = lock.read(LONGEST)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"--workdir={workdir} is in use by {holder.strip() or 'another run'}: wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        print(f"warning: {workdir} can't be locked ({error.strerror}): start only one run in it", flush=True)
+    if not re.fullmatch(HOLDER, holder):
+        raise InputError(
+            f"{workdir / '.lock'} is not a lock of this program: move it away, or choose another --workdir"
+        )
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    HELD.append(lock)
+
+
+def _lock_file(path: Path) -> IO[str]:
+    """Opens a lock to read and to append; makes it if there is none. Raises InputError for a link, which would be
+    followed, and a pipe, which would be waited for."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link: move it away, or choose another --workdir")
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise InputError(f"{path} is not a file: move it away, or choose another --workdir")
+    lock = os.fdopen(number, "a+", errors="replace")
+    lock.seek(0)
+    return lock

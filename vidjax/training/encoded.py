@@ -1,0 +1,153 @@
+"""Clips and captions that are encoded once: what a frozen encoder would say at every step is kept instead.
+
+`encode_once` turns a batch of pixels and ids into posterior moments and text features; `stand_in` is the model that
+reads these, with the U-Net of the one that reads pixels; `Encoded` hands them out in batches, as a data set does.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from vidjax.data.pipeline import Dataset
+from vidjax.data.transforms import to_unit
+from vidjax.errors import InputError
+from vidjax.models.autoencoder import Posterior
+from vidjax.models.video_model import Codec, Normal, VideoModel
+from vidjax.runtime.compiling import jit
+
+FRAMES = 4  # encoded at a time, where frames are independent
+
+
+class StoredMoments(nnx.Module):
+    """A codec whose videos are moments (mean, logvar) [b, s, i, j, 2 z] already: it only draws from them."""
+
+    def __init__(self, shift: float, scale: float):
+        self.shift, self.scale = shift, scale
+
+    def latents(self, video: Float[Array, "b s i j m"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
+        posterior = Posterior(*jnp.split(video, 2, -1))
+        z = posterior.mode if normal is None else posterior.sample(normal(posterior.mean.shape[1:]))
+        return self.scale * (z + self.shift)
+
+
+class StoredText(nnx.Module):
+    """An embedder whose captions are features [b, n, d] already. Where some are dropped, `empty` [n, d] are those of
+    the null caption, which whoever encoded the others knows."""
+
+    key, vector_dim = "tokens", None
+
+    def __init__(self, tokens_dim: int, length: int = 0, drop: float = 0.0):
+        self.tokens_dim, self.drop = tokens_dim, drop
+        self.empty = nnx.Param(jnp.zeros((length, tokens_dim))) if drop else None
+
+    def null(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        assert self.empty is not None
+        return jnp.broadcast_to(self.empty[...].astype(tokens.dtype), tokens.shape)
+
+    def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Array]:
+        return {"tokens": tokens}
+
+
+def stand_in(model: VideoModel, text: bool = True) -> VideoModel:
+    """`model` for batches that `encode_once` made: the same U-Net (not a copy), no autoencoder, no text encoder.
+
+    With `text` false it keeps the text encoder, which reads ids: so that this can train. No caption is dropped either
+    way, as neither DreamBooth nor Tune-A-Video drops them.
+    """
+    assert model.codec is not None
+    model.text.drop = 0.0
+    codec = StoredMoments(model.codec.shift, model.codec.scale)
+    stored = {"text": StoredText(model.text.tokens_dim)} if text else {"text": model.text}
+    return VideoModel(model.unet, stored, codec, masked=model.masked, remat=model.remat)
+
+
+class Encoder(nnx.Module):
+    """The parts of a model that never train: its codec, and its text encoder if that is a folder's."""
+
+    def __init__(self, codec: Codec, text: Any = None):
+        self.codec, self.text = codec, text
+
+
+def encode_once(model: VideoModel | Encoder, batch: Mapping[str, Any], text: bool = True) -> dict[str, Any]:
+    """The batch with moments for `video` and `images` uint8 [b, t, h, w, c], and with `text` features for `tokens`
+    [b, n]; the rest as it is."""
+    out = {key: moments(model.codec, value) if key in ("video", "images") else value for key, value in batch.items()}
+    return {**out, "tokens": model.text(batch["tokens"])["tokens"].astype(jnp.float32)} if text else out
+
+
+def moments(codec: Codec, video: UInt8[Array, "b t h w c"]) -> Float[Array, "b s i j m"]:
+    """(mean, logvar) of the posterior, side by side, in fp32."""
+    x = to_unit(video).astype(codec.dtype)
+    count = FRAMES if codec.per_frame("encoder") else x.shape[1]
+    parts = [codec.autoencoder.encode(x[:, i : i + count]) for i in range(0, x.shape[1], count)]
+    return jnp.concatenate([jnp.concatenate([p.mean, p.logvar], -1) for p in parts], 1).astype(jnp.float32)
+
+
+class Encoded:
+    """Encoded examples in batches: each epoch in its own order, a function of (seed, step) alone."""
+
+    def __init__(self, examples: Sequence[Mapping[str, np.ndarray]], seed: int):
+        self._examples, self._seed = examples, seed
+
+    def batches(
+        self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """As `Dataset.batches`, but a batch may hold an example several times, each with noise of its own.
+
+        Raises InputError for a batch that the processes do not divide.
+        """
+        if batch_size % process_count:
+            raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
+        return (self._batch(step, batch_size, process_index, process_count) for step in itertools.count(start_step))
+
+    def _batch(self, step: int, batch_size: int, process: int, processes: int) -> dict[str, np.ndarray]:
+        own = batch_size // processes
+        first = step * batch_size + process * own
+        chosen = [self._examples[self._number(n)] for n in range(first, first + own)]
+        batch = {key: np.stack([example[key] for example in chosen]) for key in chosen[0]}
+        return {**batch, "substituted": np.zeros(own, bool)}
+
+    def _number(self, n: int) -> int:
+        epoch, place = divmod(n, len(self._examples))
+        return int(np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))[place])
+
+
+class Beside:
+    """Two sources in step: batches of the first with, as `prior`, those of the second, which has as many examples."""
+
+    def __init__(self, own: Encoded, prior: Encoded):
+        self._own, self._prior = own, prior
+
+    def batches(self, *args: int) -> Iterator[dict[str, Any]]:
+        """As `Encoded.batches`."""
+        for own, prior in zip(self._own.batches(*args), self._prior.batches(*args)):
+            yield {**own, "prior": {key: value for key, value in prior.items() if key != "substituted"}}
+
+
+def encode_clips(
+    encode: Callable[[Any, Any], Any],
+    model: Any,
+    videos: Iterable[UInt8[np.ndarray, "t h w c"]],
+    ids: Iterable[Int[np.ndarray, "n"]],
+    seed: int,
+) -> Encoded:
+    """Clips of one size with their captions' ids, by `encode(model, batch)` (see `encode_once`)."""
+    graphdef, state = nnx.split(model)
+    run = jit(lambda state, batch: encode(nnx.merge(graphdef, state), batch))
+    examples = []
+    for video, one in zip(videos, ids, strict=True):
+        made = run(state, {"video": video[None], "tokens": np.asarray(one, np.int32)[None]})
+        examples.append({key: np.asarray(value[0]) for key, value in made.items()})
+    return Encoded(examples, seed)
+
+
+def first_windows(dataset: Dataset) -> tuple[list[np.ndarray], list[str]]:
+    """The first training window of every clip that can be read, and its caption."""
+    pairs = zip(dataset.windows("train", per_clip=1), dataset.texts, strict=True)
+    videos, texts = zip(*((windows[0], text) for windows, text in pairs if len(windows)))
+    return list(videos), list(texts)

@@ -1,0 +1,104 @@
+"""One training step, pure: loss, gradients, update, average, metrics."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from vidjax.training.state import TrainState, cast, merge
+
+Batch = dict[str, Any]
+Metrics = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """A step's number and random numbers, one set an example: so the loss depends neither on how a batch is split over
+    devices nor over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
+
+    keys: Key[Array, "b"]
+    uniforms: Float[Array, "b"]
+    step: Int[Array, ""]
+
+    def split(self, num: int) -> tuple["Draws", ...]:
+        """`num` sets with independent keys; the uniforms stay with the first and are made anew for the others."""
+        keys = jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(self.keys)
+        fresh = [jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(k, 0)) for k in keys[1:]]
+        return tuple(Draws(k, u, self.step) for k, u in zip(keys, [self.uniforms, *fresh]))
+
+    def normal(self, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+        """Standard normal, `shape` an example."""
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(self.keys)
+
+
+def draws_at(seed_key: Key[Array, ""], step: Array, batch_size: int) -> Draws:
+    """The draws of a step: a function of (seed, step) alone, so a resumed run repeats them."""
+    examples, strata = jax.random.split(jax.random.fold_in(seed_key, step))
+    uniforms = (jnp.arange(batch_size) + jax.random.uniform(strata)) / batch_size
+    return Draws(jax.random.split(examples, batch_size), uniforms, jnp.asarray(step))
+
+
+Objective = Callable[[Any, Batch, Draws], tuple[Float[Array, ""], Metrics]]
+
+
+def ema_decay(decay: float, step: Array) -> Array:
+    """min(d, (1 + n) / (10 + n)): the average forgets its start."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    ema: float = 0.9999,
+    accumulate: int = 1,
+    dtype: str = "float32",
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`step(state, batch) -> (state, metrics)`, to be jitted. `objective(model, batch, draws) -> (loss, metrics)`.
+
+    The model computes in `dtype`; parameters, moments, the average and whatever the objective keeps in fp32 stay fp32.
+    With `accumulate` = k the batch is worked off in k micro-batches; the update is that of the whole batch.
+    """
+
+    def loss_and_grads(state: TrainState, batch: Batch, draws: Draws):
+        def loss(params):
+            model = merge(state.graphdef, cast(params, jnp.dtype(dtype)), cast(state.frozen, jnp.dtype(dtype)))
+            return objective(model, batch, draws)
+
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return grads, {"loss": value, **metrics}
+
+    def accumulated(state: TrainState, batch: Batch, draws: Draws):
+        if accumulate == 1:
+            return loss_and_grads(state, batch, draws)
+        # Each device keeps its own examples: micro-batch m takes every k-th one.
+        whole = (batch, draws.keys, draws.uniforms)
+        micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole)
+        work = lambda batch, keys, uniforms: loss_and_grads(state, batch, Draws(keys, uniforms, draws.step))
+        first = jax.eval_shape(lambda: work(*jax.tree.map(lambda x: x[0], micro)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, work(*part)), None)
+        total, _ = jax.lax.scan(add, zeros, micro)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch_size = jax.tree.leaves(batch)[0].shape[0]
+        draws = draws_at(jax.random.key(seed), state.step, batch_size)
+        grads, metrics = accumulated(state, batch, draws)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        d = ema_decay(ema, state.step)
+        average = {path: d * a + (1 - d) * params[path] for path, a in state.ema.items()}
+        metrics |= {"grad_norm": optax.global_norm(grads)}
+        if hasattr(opt_state, "skipped"):
+            metrics |= {"skipped_steps": opt_state.skipped}
+        new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=average)
+        return new, metrics
+
+    return step

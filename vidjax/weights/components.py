@@ -1,0 +1,74 @@
+"""What a folder of `diffusers` has around its U-Net, for that one or for one's own: autoencoder, text encoder, ids."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vidjax.errors import InputError
+from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
+from vidjax.models.clip import ClipTextConfig
+from vidjax.models.conditioning import ClipEmbedder
+from vidjax.models.video_model import Codec
+from vidjax.training.encoded import StoredText
+from vidjax.training.state import Params
+from vidjax.weights import clip, convert
+from vidjax.weights.configs import autoencoder_config, clip_text_config
+from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
+from vidjax.weights.folder import Folder
+
+AUTOENCODER, TEXT, EMPTY = "codec.autoencoder.", "text.encoder.", "text.empty"  # where a VideoModel has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """Those of Stable Diffusion (Rombach et al. 2022): an AutoencoderKL, CLIP's text encoder and its tokenizer."""
+
+    folder: Folder
+    autoencoder: AutoencoderConfig
+    scaling: Mapping[str, float]
+    text: ClipTextConfig
+    tokenize: Callable[[str], np.ndarray]
+
+    def codec(self, rngs: nnx.Rngs) -> Codec:
+        """At random."""
+        return Codec(Autoencoder(self.autoencoder, rngs=rngs), **self.scaling)
+
+    def embedder(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> ClipEmbedder:
+        """At random; `drop` is the share of captions that training does not show."""
+        return ClipEmbedder(self.text, self.tokenize("").tolist(), drop, rngs=rngs)
+
+    def stored(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> StoredText:
+        """The embedder of captions that the text encoder has read beforehand; takes no random numbers."""
+        return StoredText(self.text.dim, self.text.length, drop)
+
+    def parameters(self, shapes: Mapping[str, Any]) -> Params:
+        """The folder's weights of those parameters of a VideoModel, by path, that are its autoencoder's or text
+        encoder's. Raises InputError where they do not fit."""
+        found: Params = {}
+        for part, prefix, *names in (
+            ("vae", AUTOENCODER, DIFFUSERS_AUTOENCODER),
+            ("text_encoder", TEXT, clip.TEXT, clip.BUFFERS),
+        ):
+            wanted = {path.removeprefix(prefix): v.shape for path, v in shapes.items() if path.startswith(prefix)}
+            if not wanted:
+                continue
+            try:
+                fitted = convert.fit(wanted, self.folder.tensors(part), *names)
+            except InputError as error:
+                raise InputError(f"{self.folder.path / part}: {error}") from None
+            for path, value in fitted.items():
+                convert.check_finite(value, f"{self.folder.path / part}: parameter {path}")
+                found[prefix + path] = jnp.array(value, jnp.float32)
+        return found
+
+
+def surroundings(path: str | Path) -> Surroundings:
+    """Of the folder `path`; reads configs and the tokenizer, no weights. Raises InputError."""
+    folder = Folder(Path(path))
+    text = clip_text_config(folder.config("text_encoder"))
+    return Surroundings(folder, *autoencoder_config(folder.config("vae")), text, folder.tokenizer(text))

@@ -1,0 +1,246 @@
+"""Models of other projects: a folder in the layout of `diffusers` becomes a model that trains and samples here."""
+
+import dataclasses
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from vidjax.diffusion.schedule import Schedule
+from vidjax.errors import InputError
+from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.models.keys import Keys, OneKey
+from vidjax.models.layers import Over
+from vidjax.models.lora import Tensors
+from vidjax.models.unet import UNetConfig
+from vidjax.models.video_model import Codec, VideoModel
+from vidjax.runtime.capacity import check_memory
+from vidjax.settings import write_json
+from vidjax.training.state import parameters
+from vidjax.weights import clip, convert, diffusers, lora
+from vidjax.weights.components import surroundings
+from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
+from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
+from vidjax.weights.folder import Folder, read_json
+
+INDEX = "model_index.json"
+RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
+IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What a folder says: the model, how it was noised, what it predicts, how captions become ids, pixels (h, w).
+
+    `sampler` is the one that its scheduler names, `caveat` what of that scheduler is done otherwise here.
+    """
+
+    model: VideoModel
+    schedule: Schedule
+    prediction: str
+    tokenize: Callable[[str], np.ndarray]
+    size: tuple[int, int]
+    sampler: str
+    caveat: str
+
+
+def load(
+    path: str | Path,
+    *,
+    inflate: str | Sequence[Sequence[str]] | Mapping[str, Any] | None = None,
+    fresh: str | None = None,
+    norm_over: Over | None = None,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+    weights: bool = True,
+) -> Pretrained:
+    """A folder with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
+
+    inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks; or any
+    fields of UNetConfig. What the folder has no weights for stays at its start, which leaves images as they are: the
+    parameters whose paths match the regular expression `fresh`, with `inflate` by default all over time ("temp"). Every
+    other parameter without weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype:
+    of all parameters; memory stays near one copy of them. weights: false for a model of shapes, which reads no weights.
+    Raises InputError.
+    """
+    folder = Folder(Path(path))
+    unet, rules = unet_config(folder.config("unet"), norm_over)
+    if inflate is not None:
+        more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
+        unet = dataclasses.replace(unet, **more)
+        fresh = fresh or "temp"
+    around = surroundings(path)
+    if around.text.dim != unet.tokens_dim:
+        raise InputError(
+            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {around.text.dim}"
+        )
+    scheduler = folder.config("scheduler")
+    noise, prediction = schedule(scheduler)
+
+    def make(rngs: nnx.Rngs) -> VideoModel:
+        codec = around.codec(rngs)
+        return VideoModel(unet, {"text": around.embedder(rngs=rngs)}, codec, remat=remat, rngs=rngs)
+
+    model = nnx.eval_shape(lambda: make(OneKey()))
+    if weights:
+        count = sum(math.prod(leaf.shape) for leaf in convert.parameters(model).values())
+        change = f"is {path} the folder of another model?"
+        check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
+        fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
+    return Pretrained(model, noise, prediction, around.tokenize, pixels(folder, model.codec), *sampler(scheduler))
+
+
+def fill(
+    model: VideoModel,
+    make: Callable[[], VideoModel],
+    folder: Folder,
+    rules: convert.Rules,
+    fresh: str | None,
+    dtype: DTypeLike,
+) -> None:
+    """Gives an abstract model its weights: those of the folder, and what is `fresh` as in `make()`."""
+    parts = {
+        "unet": (model.unet, rules, {"fresh": fresh} if fresh else {}),
+        "vae": (model.codec.autoencoder, DIFFUSERS_AUTOENCODER, {}),
+        "text_encoder": (model.text.encoder, clip.TEXT, {"ignore": clip.BUFFERS}),
+    }
+    for part, (module, names, options) in parts.items():
+        try:
+            convert.load(module, folder.tensors(part), names, dtype=dtype, **options)
+        except InputError as error:
+            raise InputError(f"{folder.path / part}: {error}") from None
+    convert.start(model, make, dtype)
+
+
+def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = False) -> None:
+    """Writes the folder `out` for `diffusers`: the weights of `model`, all else as in `source`, where it came from.
+
+    A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video's code, whose network no class of
+    `diffusers` is; with `image` one of the image model that is left without the layers over time. Raises InputError if
+    `out` has something in it already, or if the U-Net has layers that neither the source nor Tune-A-Video has.
+    """
+    folder, out = Folder(Path(source)), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; name a new folder")
+    config = written_as(model.unet.config, folder.config("unet"))
+    image = image and is_tune_a_video(config)
+    if image:
+        config = deflated(config)
+    if not model.codec.per_frame("decoder"):
+        raise InputError(
+            "the decoder looks at several frames at once, which no class of diffusers does: export as orbax"
+        )
+    weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    shutil.copytree(
+        folder.path,
+        out,
+        ignore=lambda within, names: [n for n in names if Path(within).name in weights and n != "config.json"],
+        dirs_exist_ok=True,
+    )
+    write_json(out / "unet" / "config.json", config)
+    if (out / INDEX).is_file():
+        index = read_json(out / INDEX, "it is model_index.json of diffusers")
+        write_json(out / INDEX, {**index, **(RELEASED if is_tune_a_video(config) else IMAGE if image else {})})
+    n = model.unet.config.blocks_per_level
+    parts = {
+        "unet": (model.unet, [*diffusers.unet_keys(n), *FAMILIES]),
+        "vae": (model.codec.autoencoder, AUTOENCODER_KEYS),
+        "text_encoder": (model.text.encoder, clip.TEXT_KEYS),
+    }
+    projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
+    for part, (module, keys) in parts.items():
+        tensors = convert.unfit(parameters(module), keys, rf"(conv_shortcut|quant_conv{projections})\.weight$")
+        leave = r"\.(attn|norm)_temp\." if image else r"$^"
+        tensors = {key: np.ascontiguousarray(v) for key, v in tensors.items() if not re.search(leave, key)}
+        save_file(tensors, out / part / f"{weights[part]}.safetensors", metadata={"format": "pt"})
+
+
+def save_adapters(model: VideoModel, tensors: Tensors, source: str | Path, out: str | Path) -> None:
+    """Writes adapters of `model`, which came from the folder `source`, into the folder `out`, for `diffusers`.
+
+    Raises InputError if they are on layers that the source has not: what they adapt would be in no file.
+    """
+    config = Folder(Path(source)).config("unet")
+    if written_as(model.unet.config, config) != config and any("temp" in path for path in tensors):
+        raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
+    linear = linear_projection(config, model.unet.config)
+    lora.save(out, tensors, model.unet.config.blocks_per_level, FAMILIES, linear_projection=linear)
+
+
+def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
+    """Whether projections of transformers are linear layers there; ModelScope's always are, its config is silent."""
+    return config.get("use_linear_projection", unet.after_resnet == "convs")
+
+
+def written_as(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
+    """The config.json for a U-Net that came from one with the config.json `source`; it names what the norms go over
+    where the class of that name computes otherwise. Raises InputError."""
+    own, _ = unet_config(source, unet.norm_over)
+    if unet not in (own, dataclasses.replace(own, block="tuned")):
+        raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
+    config = {key: value for key, value in (source if unet == own else inflated(source)).items() if key != NORM_OVER}
+    return config if unet_config(config)[0].norm_over == unet.norm_over else {**config, NORM_OVER: unet.norm_over}
+
+
+def is_tune_a_video(config: dict[str, Any]) -> bool:
+    """Whether the config.json is of showlab's video U-Net."""
+    return unet_config(config)[1] is diffusers.TUNE_A_VIDEO
+
+
+def inflated(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of an image U-Net as that of showlab's video U-Net, as their `from_pretrained_2d` changes it."""
+    kinds = {
+        f"{end}_block_types": [k.replace("2D", "3D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
+    }
+    named = {
+        "_class_name": "UNet3DConditionModel",
+        "flip_sin_to_cos": True,
+        "mid_block_type": "UNetMidBlock3DCrossAttn",
+    }
+    return {**config, **kinds, **named}
+
+
+def deflated(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of showlab's video U-Net as that of the image U-Net inside it."""
+    kinds = {
+        f"{end}_block_types": [k.replace("3D", "2D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
+    }
+    named = {"_class_name": "UNet2DConditionModel", "mid_block_type": "UNetMidBlock2DCrossAttn"}
+    return {key: value for key, value in {**config, **kinds, **named}.items() if key != NORM_OVER}
+
+
+def pixels(folder: Folder, codec: Codec) -> tuple[int, int]:
+    """(height, width) that the U-Net was trained with."""
+    size = folder.config("unet").get("sample_size") or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * codec.autoencoder.strides[1], width * codec.autoencoder.strides[2]
+
+
+def generator(path: str | Path, frames: int = 1, defaults: SampleConfig | None = None, **options) -> Generator:
+    """The folder's model, ready to sample, by default with the sampler of its scheduler; `options` are those of `load`.
+
+    Prints a warning if that scheduler asks for what is not offered. Raises InputError.
+    """
+    loaded = load(path, **options)
+    if loaded.caveat and defaults is None:
+        print(f"warning: {path}: {loaded.caveat}", file=sys.stderr)
+    return Generator(
+        nnx.graphdef(loaded.model),
+        parameters(loaded.model),
+        loaded.schedule,
+        loaded.prediction,
+        loaded.tokenize,
+        (frames, *loaded.size),
+        loaded.model.codec.autoencoder.config.in_channels,
+        defaults or SampleConfig(sampler=loaded.sampler, guidance_scale=7.5),
+    )
