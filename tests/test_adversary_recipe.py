@@ -10,11 +10,11 @@ import pytest
 
 from vidjax import settings
 from vidjax.errors import InputError
+from vidjax.models.parameters import abstract_parameters, split
 from vidjax.recipes import build as recipe
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.loop import train
 from vidjax.training.stage import abstract_loss
-from vidjax.training.state import abstract_parameters, split
 
 CRITIC = dict(channels=4, layers=1, groups=2)
 TINY = Path(__file__).with_name("tiny.py")

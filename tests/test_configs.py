@@ -12,10 +12,10 @@ from tiny_folder import STABLE_DIFFUSION_1, write_configs
 
 from vidjax import settings
 from vidjax.errors import InputError
+from vidjax.models.parameters import abstract_parameters
 from vidjax.recipes import build as recipe
 from vidjax.training.loop import train
 from vidjax.training.stage import abstract_loss
-from vidjax.training.state import abstract_parameters
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = dict(lvdm="clips", ddpm="fashion", vdm="clips", dreambooth="full", tune_a_video="default")

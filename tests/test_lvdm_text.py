@@ -13,15 +13,15 @@ from tiny_folder import write_folder
 
 from vidjax.data.latents import write_latents
 from vidjax.data.video_reading import Video
+from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
 from vidjax.models.conditioning import Conditioning, dropped
+from vidjax.models.parameters import parameters
 from vidjax.recipes import build as recipe
 from vidjax.runtime import sharding
 from vidjax.training.checkpoint import Checkpoints, read_json
 from vidjax.training.loop import create_state
 from vidjax.training.stage import on_device
-from vidjax.training.state import parameters
-from vidjax.training.step import draws_at
 from vidjax.weights import pretrained
 
 SMALL = dict(

@@ -14,7 +14,7 @@ from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
-from vidjax.training.state import parameters
+from vidjax.models.parameters import parameters
 from vidjax.models.video_model import Codec, VideoModel
 
 def network(width=32, **more):

@@ -17,13 +17,13 @@ from vidjax import settings
 from vidjax.errors import InputError
 from vidjax.generation.adapters import adapted
 from vidjax.models.lora import lora_tensors, merge_loras
+from vidjax.models.parameters import abstract_parameters, parameters, split
 from vidjax.recipes import build as recipe
 from vidjax.recipes.tuning import tuned_generator, tuned_model
 from vidjax.runtime.sharding import make_mesh
 from vidjax.training.encoded import first_windows
 from vidjax.training.loop import prepare, train
 from vidjax.training.stage import on_device
-from vidjax.training.state import abstract_parameters, parameters, split
 from vidjax.weights import lora, pretrained
 
 ROOT = Path(__file__).parents[1]

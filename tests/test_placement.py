@@ -9,7 +9,7 @@ from flax import nnx
 from vidjax.profiling import program
 from vidjax.models import kernels
 from vidjax.models.unet import UNet, UNetConfig
-from vidjax.training.state import merge, parameters
+from vidjax.models.parameters import merge, parameters
 
 BLOCK = (("attn1", "first_and_previous"), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "relative_time"))
 

@@ -23,13 +23,13 @@ from ml_collections import config_flags
 
 from vidjax import cli, settings
 from vidjax.errors import InputError
+from vidjax.models.parameters import abstract_parameters
 from vidjax.profiling import layers as profiling
 from vidjax.profiling.flops import flops_by_scope
 from vidjax.recipes import build as recipe
 from vidjax.runtime import sharding
 from vidjax.runtime.outputs import open_file, open_folder
 from vidjax.training.stage import Stage, abstract_loss, on_device, step_flops
-from vidjax.training.state import abstract_parameters
 from vidjax.training.telemetry import peak_flops
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")

@@ -19,6 +19,7 @@ from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
 from vidjax.diffusion.samplers import SAMPLERS, ddim_inverse, sample
 from vidjax.models.conditioning import embed, nulls
+from vidjax.models.parameters import abstract_parameters, cast, merge
 from vidjax.profiling import chips, planning
 from vidjax.profiling import layers as profiling
 from vidjax.recipes import build as recipe
@@ -26,7 +27,6 @@ from vidjax.runtime import sharding
 from vidjax.runtime.compiling import jit
 from vidjax.settings import stage_settings
 from vidjax.training.stage import Stage
-from vidjax.training.state import abstract_parameters, cast, merge
 from vidjax.weights import pretrained
 
 WIDTH, HEADS = 64, 2

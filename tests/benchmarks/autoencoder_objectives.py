@@ -26,9 +26,9 @@ from vidjax.evaluation import results
 from vidjax.evaluation.results import rate_distortion
 from vidjax.metrics.reconstruction import psnr
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
+from vidjax.models.parameters import merge
 from vidjax.recipes import build as recipe
 from vidjax.runtime.compiling import jit
-from vidjax.training.state import merge
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lvdm.py"
 RUNS = {"reconstruction": "clips", "adversary": "adversary"}

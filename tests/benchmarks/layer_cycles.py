@@ -23,12 +23,12 @@ from vidjax import cli, settings
 from vidjax.models import unet
 from vidjax.models.keys import OneKey
 from vidjax.models.layers import Context
+from vidjax.models.parameters import abstract_parameters, cast, merge
 from vidjax.profiling import chips, planning
 from vidjax.profiling.flops import count_flops
 from vidjax.profiling.program import cycles
 from vidjax.recipes import build as recipe
 from vidjax.runtime import sharding
-from vidjax.training.state import abstract_parameters, cast, merge
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
 STAGE = flags.DEFINE_string("stage", "diffusion", "The stage whose U-Net it is.")

@@ -12,18 +12,18 @@ from vidjax import settings
 from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_reading import Video
+from vidjax.diffusion.draws import draws_at
 from vidjax.diffusion.schedule import cosine
 from vidjax.errors import InputError
 from vidjax.generation import cascade
 from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.models.conditioning import embed
 from vidjax.models.lowres import LowresEmbedder
+from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import VideoModel
 from vidjax.recipes import build as recipe
 from vidjax.training import objectives
-from vidjax.training.state import parameters
-from vidjax.training.step import draws_at
 
 SCHEDULE = cosine(steps=None)
 FACTORS = {"temporal": dict(time_factor=2), "spatial": dict(space_factor=4)}

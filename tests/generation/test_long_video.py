@@ -14,9 +14,9 @@ from vidjax.errors import InputError
 from vidjax.generation import long_video
 from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.generation.long_video import Clips, Plan, clip_seed, endless
+from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.models.video_model import VideoModel
-from vidjax.training.state import parameters
 
 
 def counting(length: int, asked: list | None = None) -> Clips:

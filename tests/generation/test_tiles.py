@@ -14,9 +14,9 @@ from vidjax.errors import InputError
 from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.generation.tiles import blend, in_tiles, places
 from vidjax.models.autoencoder import PATCHES, Autoencoder
+from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
-from vidjax.training.state import parameters
 
 
 @pytest.mark.parametrize("length, tile, overlap", [(5, 5, 2), (6, 5, 2), (7, 4, 2), (23, 8, 4), (40, 8, 7), (9, 4, 0)])

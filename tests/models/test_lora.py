@@ -8,8 +8,8 @@ from flax import nnx
 
 from vidjax.errors import InputError
 from vidjax.models.lora import LoRALinear, add_lora, lora_tensors, merge_loras
+from vidjax.models.parameters import merge, parameters
 from vidjax.models.unet import UNet, UNetConfig
-from vidjax.training.state import merge, parameters
 
 TINY = dict(channels=(8,), blocks_per_level=1, attention_levels=True, groups=4, heads=2, tokens_dim=6, block="tuned")
 ATTENTION = r"\.to_(q|k|v|out)$"

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file  # noqa: E402
 from vidjax.errors import InputError  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.lora import add_lora, layers_of, lora_tensors, merge_loras  # noqa: E402
+from vidjax.models.parameters import merge, parameters  # noqa: E402
 from vidjax.models.unet import UNet, UNetConfig  # noqa: E402
-from vidjax.training.state import merge, parameters  # noqa: E402
 from vidjax.weights import convert, lora  # noqa: E402
 from vidjax.weights import diffusers as rules  # noqa: E402
 

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
 from vidjax.models.keys import OneKey
+from vidjax.models.parameters import abstract_parameters, merge
 from vidjax.models.vgg import CHANNELS, LPIPS
-from vidjax.training.state import abstract_parameters, merge
 from vidjax.weights.lpips import read_lpips
 
 torch = pytest.importorskip("torch")

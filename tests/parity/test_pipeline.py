@@ -22,7 +22,7 @@ from flax import nnx  # noqa: E402
 from vidjax.errors import InputError  # noqa: E402
 from vidjax.generation.adapters import adapted  # noqa: E402
 from vidjax.models.lora import lora_tensors  # noqa: E402
-from vidjax.training.state import parameters  # noqa: E402
+from vidjax.models.parameters import parameters  # noqa: E402
 from vidjax.training.strategies import strategy  # noqa: E402
 from vidjax.weights import convert, lora, pretrained  # noqa: E402
 from vidjax.weights.configs import NORM_OVER  # noqa: E402

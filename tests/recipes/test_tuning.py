@@ -17,10 +17,12 @@ from starts import start_each
 from tiny_folder import write_folder
 
 from vidjax.data.video_reading import Video
+from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
 from vidjax.generation import editing
 from vidjax.models.conditioning import embed
 from vidjax.models.lora import lora_tensors, merge_loras
+from vidjax.models.parameters import parameters
 from vidjax.recipes import build as recipe
 from vidjax.runtime.sharding import make_mesh
 from vidjax.training.checkpoint import Checkpoints
@@ -28,8 +30,8 @@ from vidjax.training.encoded import Beside, encode_clips, encode_once, first_win
 from vidjax.training.loop import prepare, train
 from vidjax.training.objectives import diffusion, with_prior
 from vidjax.training.optimizer import make_optimizer
-from vidjax.training.state import TrainState, parameters
-from vidjax.training.step import draws_at, make_train_step
+from vidjax.training.state import TrainState
+from vidjax.training.step import make_train_step
 from vidjax.weights import lora, pretrained
 
 ROOT = Path(__file__).parents[2]

@@ -11,15 +11,15 @@ import pytest
 from flax import nnx
 
 from vidjax.data.transforms import to_unit
+from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import PATCHES, Autoencoder
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
 from vidjax.models.keys import OneKey
+from vidjax.models.parameters import merge, parameters
 from vidjax.models.vgg import LPIPS
 from vidjax.training import objectives
 from vidjax.training.adversarial import adaptive_weight, autoencoder, fooled, hinge, judges
-from vidjax.training.state import merge, parameters
-from vidjax.training.step import draws_at
 
 SMALL = dataclasses.replace(
     PATCHES, latent_channels=3, channels=(8,), blocks=(1,), decoder_blocks=(1,), patch=(2, 2, 2), groups=4

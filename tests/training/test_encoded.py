@@ -10,12 +10,12 @@ from flax import nnx
 from tiny_folder import write_folder
 
 from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
 from vidjax.models import kernels
 from vidjax.models.conditioning import embed
 from vidjax.training.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
 from vidjax.training.objectives import diffusion
-from vidjax.training.step import draws_at
 from vidjax.weights import pretrained
 
 

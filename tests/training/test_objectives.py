@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from vidjax.data.transforms import to_unit
+from vidjax.diffusion.draws import draws_at
 from vidjax.diffusion.schedule import cosine, flow
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import Posterior
 from vidjax.training import objectives
-from vidjax.training.step import draws_at
 
 SCHEDULES = {"cosine": cosine(steps=None), "flow": flow()}
 

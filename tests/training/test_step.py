@@ -7,9 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
+from vidjax.diffusion.draws import Draws, draws_at
 from vidjax.errors import InputError
-from vidjax.training.state import TrainState, merge, parameters, split
-from vidjax.training.step import Draws, draws_at, ema_decay, make_train_step
+from vidjax.models.parameters import merge, parameters, split
+from vidjax.training.state import TrainState
+from vidjax.training.step import ema_decay, make_train_step
 
 
 class Toy(nnx.Module):

@@ -13,9 +13,10 @@ from flax import nnx
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.keys import OneKey
+from vidjax.models.parameters import abstract_parameters, parameters, split
 from vidjax.models.unet import Temporal, UNet, UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
-from vidjax.training.state import TrainState, abstract_parameters, parameters, split
+from vidjax.training.state import TrainState
 from vidjax.training.step import make_train_step
 from vidjax.training.strategies import STRATEGIES, describe, strategy
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from vidjax.errors import InputError, check_range
 from vidjax.generation.generator import Generator
 from vidjax.models.lora import merge_loras
-from vidjax.training.state import Params
+from vidjax.models.parameters import Params
 from vidjax.weights import lora
 
 

@@ -35,6 +35,7 @@ from vidjax.generation import cascade
 from vidjax.generation.tiles import in_tiles
 from vidjax.models.conditioning import Conditioning, embed, nulls
 from vidjax.models.kernels.attention import CHUNK
+from vidjax.models.parameters import Params, cast, merge
 from vidjax.models.unet import UNet
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime import sharding
@@ -42,7 +43,6 @@ from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.processes import batch_over, gathered, run_over, spread
 from vidjax.settings import choose, construct
-from vidjax.training.state import Params, cast, merge
 
 LOOKED_AT = 10_000  # captions of a large data set
 UNCONDITIONAL = 8  # samples of a model without conditions

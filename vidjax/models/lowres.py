@@ -8,10 +8,10 @@ from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vidjax.diffusion.draws import Draws
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.models.layers import sinusoid
-from vidjax.training.step import Draws
 
 
 class LowresEmbedder(nnx.Module):

@@ -23,6 +23,7 @@ from vidjax.models.conditioning import EMBEDDERS
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
 from vidjax.models.keys import OneKey
 from vidjax.models.lowres import LowresEmbedder
+from vidjax.models.parameters import Params, abstract_parameters, merge, parameters, split
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
@@ -39,7 +40,7 @@ from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import Encoder, StoredMoments, encode_once
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes, fit
-from vidjax.training.state import Params, TrainState, abstract_parameters, merge, parameters, split
+from vidjax.training.state import TrainState
 from vidjax.training.validation import CLIPS, by_noise_level
 from vidjax.weights.components import AUTOENCODER, EMPTY, surroundings
 from vidjax.weights.lpips import read_lpips

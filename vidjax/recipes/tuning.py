@@ -20,6 +20,7 @@ from vidjax.generation.editing import kept
 from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.models.keys import Keys
 from vidjax.models.layers import Over
+from vidjax.models.parameters import Params, abstract_parameters, parameters, split
 from vidjax.models.video_model import VideoModel
 from vidjax.runtime import sharding
 from vidjax.runtime.storage import AnyPath
@@ -27,7 +28,7 @@ from vidjax.training import objectives
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
 from vidjax.training.stage import PREVIEWED, Stage
-from vidjax.training.state import Params, TrainState, abstract_parameters, parameters, split
+from vidjax.training.state import TrainState
 from vidjax.training.strategies import strategy
 from vidjax.weights import convert, pretrained
 

@@ -12,9 +12,10 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from vidjax.data.transforms import to_unit
+from vidjax.diffusion.draws import Draws
 from vidjax.settings import choose
 from vidjax.training.objectives import DISTANCES, decoded_psnr
-from vidjax.training.step import Batch, Draws, Metrics
+from vidjax.training.step import Batch, Metrics
 
 JUDGES = ("discriminator", "perceptual")  # where they are on the model: all other paths are those of an autoencoder
 LEAST, MOST = 1e-4, 1e4  # of VQGAN's adaptive weight: what is added below the line, and the bound

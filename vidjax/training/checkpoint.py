@@ -13,11 +13,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from vidjax.errors import InputError, reason
+from vidjax.models.parameters import Params
 from vidjax.runtime import checksums
 from vidjax.runtime.processes import agreed, lead, tells_of_a_loss
 from vidjax.runtime.run_files import REMEDY, read_json
 from vidjax.runtime.storage import AnyPath, absolute, set_aside
-from vidjax.training.state import Params, TrainState
+from vidjax.training.state import TrainState
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save it shows a traceback an array
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vidjax.data.transforms import to_unit
+from vidjax.diffusion.draws import Draws
 from vidjax.diffusion.schedule import Schedule
 from vidjax.diffusion.weighting import WEIGHTINGS
 from vidjax.errors import InputError
 from vidjax.models.conditioning import dropped, embed, sample_frame_masks
 from vidjax.settings import choose
-from vidjax.training.step import Batch, Draws, Metrics, Objective
+from vidjax.training.step import Batch, Metrics, Objective
 
 DISTANCES = {"l2": jnp.square, "l1": jnp.abs, "charbonnier": lambda x: jnp.sqrt(x**2 + 1e-4)}
 

@@ -13,14 +13,16 @@ from flax import nnx
 from vidjax import settings
 from vidjax.data.latents import Latents, fingerprint
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
+from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError, check_range
 from vidjax.models.keys import OneKey
+from vidjax.models.parameters import Params, abstract_parameters, merge, parameters, split
 from vidjax.profiling.flops import count_flops
 from vidjax.runtime import sharding
 from vidjax.runtime.storage import AnyPath
 from vidjax.training.encoded import Encoded, Encoder
-from vidjax.training.state import Params, TrainState, abstract_parameters, merge, parameters, split
-from vidjax.training.step import Objective, draws_at
+from vidjax.training.state import TrainState
+from vidjax.training.step import Objective
 
 PREVIEWED = 4  # videos that training shows
 

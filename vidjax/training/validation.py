@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidjax.diffusion.draws import draws_at
 from vidjax.diffusion.schedule import Schedule
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.processes import gathered
 from vidjax.training.state import TrainState
-from vidjax.training.step import Batch, Objective, draws_at
+from vidjax.training.step import Batch, Objective
 
 LEVELS = 8  # bins, each with as large a share of the training times
 CLIPS = 32  # at most, evenly spread over the data set

@@ -13,9 +13,9 @@ from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.clip import ClipTextConfig
 from vidjax.models.conditioning import ClipEmbedder
+from vidjax.models.parameters import Params
 from vidjax.models.video_model import Codec
 from vidjax.training.encoded import StoredText
-from vidjax.training.state import Params
 from vidjax.weights import clip, convert
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER

@@ -21,11 +21,11 @@ from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.models.keys import Keys, OneKey
 from vidjax.models.layers import Over
 from vidjax.models.lora import Tensors
+from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.settings import write_json
-from vidjax.training.state import parameters
 from vidjax.weights import clip, convert, diffusers, lora
 from vidjax.weights.components import surroundings
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config

@@ -23,12 +23,12 @@ from vidjax.diffusion.samplers import ddim, sample
 from vidjax.models.autoencoder import LVDM, STABLE_DIFFUSION, Autoencoder
 from vidjax.models.conditioning import embed, nulls
 from vidjax.models.kernels.attention import ATTENTION, choose, plain, widest
+from vidjax.models.parameters import Params, abstract_parameters, cast, merge
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.recipes import build as recipe
 from vidjax.runtime import compiling, sharding
 from vidjax.training.loop import prepare, step_of
 from vidjax.training.stage import Stage, on_device
-from vidjax.training.state import Params, abstract_parameters, cast, merge
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 ROUNDING = 1.5  # a bf16 network may err so many times as much as the CPU in bf16

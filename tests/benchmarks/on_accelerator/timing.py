@@ -24,6 +24,7 @@ from items import attempt
 from vidjax import settings
 from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.models.conditioning import embed
+from vidjax.models.parameters import abstract_parameters, merge
 from vidjax.profiling import chips, planning
 from vidjax.profiling import layers as profiling
 from vidjax.profiling.flops import count_flops, flops_by_scope
@@ -31,7 +32,6 @@ from vidjax.recipes import build as recipe
 from vidjax.runtime import compiling, sharding
 from vidjax.training.loop import step_of
 from vidjax.training.stage import Stage, step_flops
-from vidjax.training.state import abstract_parameters, merge
 from vidjax.weights import pretrained
 
 REPEATS, SECONDS = 10, 20  # runs, fewer if they take longer in all
