@@ -1,5 +1,6 @@
 """One training step, pure: loss, gradients, update, average, metrics."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
