@@ -78,3 +78,25 @@ def test_one_that_dies_or_hangs_is_recorded_and_the_next_one_starts(beside, tmp_
     found = record.get("timing")
     assert "SIGABRT" in found["tune"]["error"] and "longer" in found["vdm"]["error"]
     assert found["attention"]["seconds"] == 1.0 and "skipped" in found["lvdm_text"]["error"]
+
+
+def test_what_one_times_it_times_alone_while_others_may_compile_together(beside, tmp_path, monkeypatch):
+    import fcntl
+
+    import turns
+
+    def free(kind):
+        with open(tmp_path / "turns") as file:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    (tmp_path / "turns").touch()
+    monkeypatch.setenv(turns.FILE, str(tmp_path / "turns"))
+    with turns.together():
+        assert free(fcntl.LOCK_SH) and not free(fcntl.LOCK_EX)
+    with turns.alone():
+        assert not free(fcntl.LOCK_SH) and not free(fcntl.LOCK_EX)
+    assert free(fcntl.LOCK_EX)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import decord
 import numpy as np
 from turns import Options, against
 
@@ -20,6 +19,8 @@ FRAMES = 16
 
 
 def theirs(path: Path, first: int) -> np.ndarray:
+    import decord  # only this item needs it
+
     reader = decord.VideoReader(str(path), num_threads=1)
     return reader.get_batch(range(first, first + FRAMES)).asnumpy()
 

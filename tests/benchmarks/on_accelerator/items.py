@@ -1,6 +1,7 @@
 """The items of the benchmark, and the process that runs some of them: `program.py` starts it."""
 
 import argparse
+import contextlib
 import importlib
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from record import Record
+from turns import together
 
 # Part, item: (module, its function, arguments). A function gets `small` and yields (name, figures).
 ITEMS: dict[str, tuple[str, ...]] = {
@@ -98,8 +100,9 @@ def main() -> None:
         began, place = time.perf_counter(), name.split("/")
         module, function, *arguments = ITEMS[name]
         try:
-            for key, value in getattr(importlib.import_module(module), function)(*arguments, small=args.small):
-                record.put([*place, key], value)
+            with together() if module == "correctness" else contextlib.nullcontext():
+                for key, value in getattr(importlib.import_module(module), function)(*arguments, small=args.small):
+                    record.put([*place, key], value)
         except Exception as error:
             traceback.print_exc()
             record.put([*place, "error"], describe(error))

@@ -1,22 +1,39 @@
 """Programs that are started, watched and, if they take too long, stopped."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+_running: set[subprocess.Popen] = set()
+_stopped = threading.Event()
+
+
+def stop_all() -> None:
+    """Stops the processes that run now, and starts none any more."""
+    _stopped.set()
+    for process in list(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def run_process(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> tuple[int | None, str]:
     """(exit status, end of what it wrote to stderr); None: it was stopped after so many seconds."""
+    if _stopped.is_set():
+        return None, ""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, env=dict(environment), stderr=errors, start_new_session=True)
+        _running.add(process)
         try:
             status: Any = process.wait(max(seconds, 1))
         except subprocess.TimeoutExpired:
             status = None
         finally:
+            _running.discard(process)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 try:

@@ -14,11 +14,12 @@ from flax import nnx
 from tiny_folder import CONFIGS, STABLE_DIFFUSION_1, write_configs
 
 from vidjax import settings
+from vidjax.models.parameters import Params, abstract_parameters, merge
 from vidjax.recipes import build as recipe
 from vidjax.runtime import sharding
 from vidjax.training.loop import at_step_0
 from vidjax.training.stage import Stage
-from vidjax.training.state import Params, TrainState, abstract_parameters, merge
+from vidjax.training.state import TrainState
 
 ROOT = Path(__file__).parents[3]
 DIFFUSERS = {
@@ -37,7 +38,7 @@ DIFFUSERS = {
 }
 # Item: (recipe, variant, stage, batches per device to be timed, the smallest first).
 STAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[int, ...]]] = {
-    "sky_diffusion": ("lvdm", ("sky",), "diffusion", (2, 8, 24)),
+    "sky_diffusion": ("lvdm", ("sky",), "diffusion", (16,)),
     "sky_autoencoder": ("lvdm", ("sky",), "autoencoder", (1, 4, 16)),
     "lvdm_text": ("lvdm_text", (), "diffusion", (1, 4, 16)),
     "vdm": ("vdm", ("ucf101",), "diffusion", (4, 16, 64)),

@@ -1,5 +1,6 @@
 """One JSON file for a whole run, written again with every figure: a run that is cut loses nothing."""
 
+import fcntl
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from vidjax.settings import write_json
 
 
 class Record:
-    """The figures in `file`, nested by name. One process at a time writes."""
+    """The figures in `file`, nested by name. Processes may write at once."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -26,11 +27,13 @@ class Record:
         return found
 
     def put(self, place: Sequence[str], value: Any) -> None:
-        figures = inside = self.read()
-        for name in place[:-1]:
-            inside = inside.setdefault(name, {})
-        inside[place[-1]] = to_plain(value)
-        write_json(self.file, figures)
+        with self.file.with_name(f"{self.file.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            figures = inside = self.read()
+            for name in place[:-1]:
+                inside = inside.setdefault(name, {})
+            inside[place[-1]] = to_plain(value)
+            write_json(self.file, figures)
 
 
 def to_plain(value: Any) -> Any:

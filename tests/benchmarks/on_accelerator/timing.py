@@ -20,6 +20,7 @@ from correctness import chosen, runnable
 from einops import rearrange
 from flax import nnx
 from items import attempt
+from turns import alone, together
 
 from vidjax import settings
 from vidjax.generation.generator import Generator, SampleConfig
@@ -61,11 +62,13 @@ SAMPLED = {"sky_diffusion": ((1, 8), 1.0, False), "lvdm_text": ((1,), 15.0, Fals
 
 
 def seconds_of(run: Callable[[], Any], repeats: int = REPEATS) -> dict[str, float]:
-    """Of `run`, which waits for its result: the first call apart."""
-    first = stopwatch(run)
-    taken = [stopwatch(run)]
-    while len(taken) < repeats and sum(taken) < SECONDS:
-        taken.append(stopwatch(run))
+    """Of `run`, which waits for its result: the first call, which may compile, apart."""
+    with together():
+        first = stopwatch(run)
+    with alone():
+        taken = [stopwatch(run)]
+        while len(taken) < repeats and sum(taken) < SECONDS:
+            taken.append(stopwatch(run))
     return {
         "seconds": statistics.median(taken),
         "min": min(taken),
@@ -158,7 +161,7 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
     batch = sharding.put_batch(mesh, recipes.draw_batch(shapes))
     own = dataclasses.replace(stage, objective=profiling.named(stage.objective))
     began = time.perf_counter()
-    with jax.set_mesh(mesh):
+    with together(), jax.set_mesh(mesh):
         compiled = step_of(own, mesh, state).lower(state, batch).compile()
     figures: dict[str, Any] = {"compile_seconds": time.perf_counter() - began, "batch_size": stage.train.batch_size}
 
@@ -190,7 +193,7 @@ def profile(stage: Stage, compiled: Any, step: Callable[[], Any], shapes: Any, t
     """Milliseconds, FLOPs and bytes by layer, the slowest first."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    with jax.profiler.trace(str(traces), profiler_options=options):
+    with alone(), jax.profiler.trace(str(traces), profiler_options=options):
         for _ in range(PROFILED):
             jax.block_until_ready(step())
     flops, spans = step_flops(stage, shapes, flops_by_scope), profiling.read_trace(traces)

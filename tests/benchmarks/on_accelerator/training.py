@@ -10,6 +10,7 @@ from typing import Any
 
 from processes import describe_end, run_process
 from record import Record
+from turns import alone
 
 ROOT = Path(__file__).parents[3]
 # (recipe, what part of the minutes each stage gets)
@@ -34,7 +35,7 @@ def rates(small: bool) -> Iterator[tuple[str, Any]]:
         config.stages[name].train.update(steps=FEWEST if small else MEASURED, log_every=1 if small else MEASURED // 3)
         config.stages[name].train.update(validate_every=None, sample_every=None)
     config = settings.checked(config)
-    with tempfile.TemporaryDirectory() as folder:
+    with alone(), tempfile.TemporaryDirectory() as folder:
         for name in shares:
             train(recipe.build(config, name, Path(folder)))
             last = read_metrics(Path(folder) / name)[-1]
