@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from vidjax.errors import InputError, printable
+from vidjax.runtime.memory import keep_freed_memory
 
 # A full disk, a file or a user over a limit, a folder that may only be read.
 UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -25,6 +26,7 @@ MISNAMED = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 
 def start(program: Callable[[], None]) -> None:
     """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
+    keep_freed_memory()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(Once())

@@ -13,8 +13,8 @@ class Draws:
     """A step's number and random numbers, one set an example: so the loss depends neither on how a batch is split over
     devices nor over time. `uniforms` in [0, 1) are stratified over the batch (Kingma et al. 2021, appendix I.1)."""
 
-    keys: Key[Array, "b"]
-    uniforms: Float[Array, "b"]
+    keys: Key[Array, " b"]
+    uniforms: Float[Array, " b"]
     step: Int[Array, ""]
 
     def split(self, num: int) -> tuple["Draws", ...]:

@@ -196,7 +196,7 @@ def keep(
     schedule: Schedule,
     denoise: Denoiser,
     x0: Float[Array, "b t h w c"],
-    mask: Bool[Array, "*s"] | Float[Array, "*s"],
+    mask: Bool[Array, " *s"] | Float[Array, " *s"],
 ) -> Denoiser:
     """An edit that stays inside `mask`, 1 where it may go: everywhere else sampling ends on `x0` bit for bit.
 

@@ -17,7 +17,7 @@ from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 
 Interpolation = Literal["nearest", "bilinear"]
-Times = Float[np.ndarray, "n"]
+Times = Float[np.ndarray, " n"]
 
 
 def latents_in_motion(
@@ -103,7 +103,7 @@ def translate(
     return jax.vmap(jax.vmap(one), (0, None))(x, shifts)
 
 
-def mirrored(place: Float[Array, "n"], size: int) -> Int[Array, "n"]:
+def mirrored(place: Float[Array, " n"], size: int) -> Int[Array, " n"]:
     """Whole places of any value as indices into a row that goes on as its mirror image: -1 is 0, `size` is the last."""
     i = jnp.mod(place.astype(jnp.int32), 2 * size)
     return jnp.where(i < size, i, 2 * size - 1 - i)

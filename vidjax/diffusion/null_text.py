@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from vidjax.diffusion.samplers import Denoiser, ddim, ddim_inverse
 from vidjax.diffusion.schedule import Schedule
 
-Times = Float[Array, "n"]
+Times = Float[Array, " n"]
 
 
 def pivots(denoise: Denoiser, schedule: Schedule, x0: Float[Array, "b t h w c"], times: Times) -> Float[Array, "n ..."]:

@@ -37,7 +37,7 @@ class Sampler(NamedTuple):
 
 def times(
     sampler: Sampler, schedule: Schedule, num_steps: int, spacing: str | None = None, offset: int | None = None
-) -> Float[np.ndarray, "n"]:
+) -> Float[np.ndarray, " n"]:
     """`Schedule.timesteps` as this sampler takes them in `diffusers`: its default spacing, its layout, its end."""
     end = getattr(schedule, sampler.end) if sampler.end else None
     spacing = spacing or schedule.spacing or sampler.spacing
@@ -47,14 +47,14 @@ def times(
 def sample(
     denoise: Denoiser,
     schedule: Schedule,
-    x: Float[Array, "b *rest"],
-    times: Float[Array | np.ndarray, "capacity"],
+    x: Float[Array, " b *rest"],
+    times: Float[Array | np.ndarray, " capacity"],
     num_steps: int | np.integer | Int[Array, ""],
     sampler: Sampler,
     key: Array,
     progress: Callable | None = None,
     frames: bool = True,
-) -> Float[Array, "b *rest"]:
+) -> Float[Array, " b *rest"]:
     """Carry x from times[0] to times[num_steps]; entries of `times` after that are padding.
 
     Starts from x of standard deviation std(times[0]), pure noise. `denoise` gets the time as `[b, t]`, without

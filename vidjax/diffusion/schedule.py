@@ -65,14 +65,14 @@ class Schedule:
         t = jnp.asarray(t, jnp.float32)
         return self.path(t.reshape(t.shape + (1,) * (x.ndim - t.ndim)))
 
-    def q_sample(self, x0: Float[Array, "*x"], eps: Float[Array, "*x"], t: ArrayLike) -> Float[Array, "*x"]:
+    def q_sample(self, x0: Float[Array, " *x"], eps: Float[Array, " *x"], t: ArrayLike) -> Float[Array, " *x"]:
         """A draw from q(xt | x0), Ho et al. 2020 eq. 4."""
         alpha, sigma = self.levels(t, x0)
         return alpha * x0 + sigma * eps
 
     def target(
-        self, x0: Float[Array, "*x"], eps: Float[Array, "*x"], t: ArrayLike, prediction: str
-    ) -> Float[Array, "*x"]:
+        self, x0: Float[Array, " *x"], eps: Float[Array, " *x"], t: ArrayLike, prediction: str
+    ) -> Float[Array, " *x"]:
         """What the network should say: "eps", "x0", "flow" = eps - x0 (Lipman et al. 2023), "v", or "score" = -eps /
         sigma, the gradient of log q(xt | x0) (Song et al. 2021), which has no bound near clean data: 0 stands there.
 
@@ -87,8 +87,8 @@ class Schedule:
         return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[known_prediction(prediction)]()
 
     def x0_eps(
-        self, pred: Float[Array, "*x"], xt: Float[Array, "*x"], t: ArrayLike, prediction: str
-    ) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
+        self, pred: Float[Array, " *x"], xt: Float[Array, " *x"], t: ArrayLike, prediction: str
+    ) -> tuple[Float[Array, " *x"], Float[Array, " *x"]]:
         """(x0, eps) from a prediction of any kind and xt; the inverse of `target`.
 
         Always finite. At pure noise an "eps" says nothing about x0, at clean data an "x0" nothing about eps: that one
@@ -109,12 +109,12 @@ class Schedule:
                 a, s, std = self._unit_circle(t, xt)
                 return self.sigma_data * (a * xt / std - s * pred), s * xt / std + a * pred
 
-    def network_input(self, xt: Float[Array, "*x"], t: ArrayLike) -> tuple[Float[Array, "*x"], Float[Array, "..."]]:
+    def network_input(self, xt: Float[Array, " *x"], t: ArrayLike) -> tuple[Float[Array, " *x"], Float[Array, "..."]]:
         """What the network is given: xt (EDM: times c_in = 1 / std) and its time (EDM: c_noise = log(sigma) / 4)."""
         t = jnp.asarray(t, jnp.float32)
         return xt / self._unit_circle(t, xt)[2] if self.unit_input else xt, self.noise_embedding(t)
 
-    def sample_t(self, u: Float[Array, "*u"]) -> Float[Array, "*u"]:
+    def sample_t(self, u: Float[Array, " *u"]) -> Float[Array, " *u"]:
         """Training times from uniforms in [0, 1); stratified uniforms give stratified times."""
         return self.quantile(u).astype(jnp.float32)
 
@@ -127,7 +127,7 @@ class Schedule:
         more: int = 0,
         whole: bool = True,
         end: float | None = None,
-    ) -> Float[np.ndarray, "n"]:
+    ) -> Float[np.ndarray, " n"]:
         """`num_steps + 1` decreasing times, the last one `end`, by default `clean`. `samplers.times` gives a sampler's.
 
         leading, trailing, linspace: as DDIM's in `diffusers` for tables (`offset` is its `steps_offset`, for leading),

@@ -536,7 +536,7 @@ class Generator:
 
     def reconstruct(
         self, videos: Sequence[UInt8[np.ndarray, "t h w c"]]
-    ) -> tuple[UInt8[np.ndarray, "b t h w c"], Float[np.ndarray, "b"]]:
+    ) -> tuple[UInt8[np.ndarray, "b t h w c"], Float[np.ndarray, " b"]]:
         """What the codec makes of videos, as many at a time as the mesh cuts a batch into, and the KL of each one's
         posterior to N(0, 1) in nats."""
         codec, frames = self.codec, len(videos[0])

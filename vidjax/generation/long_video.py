@@ -23,7 +23,7 @@ BLOCK = 64  # frames of an interrupted video that are read at a time
 SHEET = 16  # frames that the contact sheet shows
 
 Latents = Float[np.ndarray, "b _ h w c"]
-Known = tuple[Latents, Bool[np.ndarray, "_"]]
+Known = tuple[Latents, Bool[np.ndarray, " _"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ class ClipScorer:
             parts.append(np.asarray(self._image(to_unit(filled)))[: len(part)])
         return _unit(np.concatenate(parts))
 
-    def embed_text(self, prompt: str) -> Float[np.ndarray, "d"]:
+    def embed_text(self, prompt: str) -> Float[np.ndarray, " d"]:
         """The embedding of length 1; what is longer than CLIP reads is cut."""
         return _unit(np.asarray(self._text(self.tokenize(prompt)[None])))[0]
 
@@ -80,7 +80,7 @@ def frame_consistency(frames: Float[np.ndarray, "t d"], pairs: Literal["successi
     return 100 * float(chosen.mean())
 
 
-def text_alignment(frames: Float[np.ndarray, "t d"], text: Float[np.ndarray, "d"]) -> float:
+def text_alignment(frames: Float[np.ndarray, "t d"], text: Float[np.ndarray, " d"]) -> float:
     """100 times the mean cosine of the embeddings of the frames and of the text (CLIPSIM, Wu et al. 2021)."""
     return 100 * float((frames @ text).mean())
 

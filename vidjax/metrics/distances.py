@@ -22,7 +22,7 @@ class Statistics:
     """
 
     count: int
-    mean: Float[np.ndarray, "d"]
+    mean: Float[np.ndarray, " d"]
     factor: Float[np.ndarray, "r d"]
 
     @classmethod

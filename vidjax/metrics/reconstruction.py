@@ -11,7 +11,7 @@ def _unit(videos: np.ndarray) -> np.ndarray:
     return videos.astype(np.float32) / 255 if videos.dtype == np.uint8 else (videos.astype(np.float32) + 1) / 2
 
 
-def psnr(a: Videos, b: Videos) -> Float[np.ndarray, "*n"]:
+def psnr(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
     """Peak signal-to-noise ratio of each video in dB, from the error over all frames; infinite where equal.
 
     `a` and `b` may be uint8 or floats in [-1, 1] each; shapes broadcast.
@@ -21,7 +21,7 @@ def psnr(a: Videos, b: Videos) -> Float[np.ndarray, "*n"]:
         return -10 * np.log10(error)
 
 
-def ssim(a: Videos, b: Videos) -> Float[np.ndarray, "*n"]:
+def ssim(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
     """Structural similarity (Wang et al. 2004: Gaussian window, 11 pixels, sigma 1.5), mean over frames and channels.
 
     Takes what `psnr` takes; frames have at least 11 x 11 pixels.
@@ -37,7 +37,7 @@ def ssim(a: Videos, b: Videos) -> Float[np.ndarray, "*n"]:
     return index.mean((-4, -3, -2, -1), dtype=np.float64)
 
 
-def sharpness(a: Videos, b: Videos) -> Float[np.ndarray, "*n"]:
+def sharpness(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
     """The mean gradient magnitude of each video `a` over that of `b`: below 1 where `a` is blurred. Takes what `psnr`
     takes."""
     return _slope(a) / _slope(b)

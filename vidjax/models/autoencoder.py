@@ -129,7 +129,7 @@ class Posterior:
         """mean + std noise, with standard normal noise (Kingma & Welling 2014, section 2.4)."""
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
-    def kl(self) -> Float[Array, "b"]:
+    def kl(self) -> Float[Array, " b"]:
         """KL(q || N(0, 1)) of each example in nats, summed over elements (Kingma & Welling 2014, appendix B)."""
         mean, logvar = self.mean.astype(jnp.float32), self.logvar.astype(jnp.float32)
         return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))

@@ -82,10 +82,10 @@ class LabelEmbedder(nnx.Module):
         self.table = nnx.Embed(classes + 1, dim, rngs=rngs)
         self.drop, self.classes, self.vector_dim, self.tokens_dim = drop, classes, dim, None
 
-    def null(self, label: Int[Array, "b"]) -> Int[Array, "b"]:
+    def null(self, label: Int[Array, " b"]) -> Int[Array, " b"]:
         return jnp.full_like(label, -1)
 
-    def __call__(self, label: Int[Array, "b"]) -> dict[str, Array]:
+    def __call__(self, label: Int[Array, " b"]) -> dict[str, Array]:
         return {"vector": self.table(jnp.where(label < 0, self.classes, label))}
 
 
@@ -97,7 +97,7 @@ def nulls(embedders: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, A
     return {**batch, **{e.key: e.null(batch[e.key]) for e in embedders.values()}}
 
 
-def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Any], keys: Key[Array, "b"]) -> dict[str, Any]:
+def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Any], keys: Key[Array, " b"]) -> dict[str, Any]:
     """The batch with each condition at its null value for a random share of the examples (Ho & Salimans 2022)."""
     out = dict(batch)
     for i, e in enumerate(embedders.values()):
@@ -139,7 +139,7 @@ FRAME_MASKS: dict[str, Callable[[Key[Array, ""], int], Array]] = {
 }
 
 
-def sample_frame_masks(keys: Key[Array, "b"], frames: int, weights: Mapping[str, float]) -> Float[Array, "b t"]:
+def sample_frame_masks(keys: Key[Array, " b"], frames: int, weights: Mapping[str, float]) -> Float[Array, "b t"]:
     """One mask an example, its kind drawn with these weights: one network learns all (He et al. 2022, section 3.3)."""
     kinds = [choose(name, FRAME_MASKS, "frame mask") for name in weights]
     logits = jnp.log(jnp.asarray(list(weights.values()), jnp.float32))

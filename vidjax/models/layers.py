@@ -123,7 +123,7 @@ def activated(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Flo
 # Embeddings.
 
 
-def look_up(table: nnx.Embed, ids: Int[Array, "*s"]) -> Float[Array, "*s d"]:
+def look_up(table: nnx.Embed, ids: Int[Array, " *s"]) -> Float[Array, "*s d"]:
     """Rows of the table, in the dtype of its parameters now: called, nnx.Embed gives the one it was built with."""
     return jnp.take(table.embedding[...], ids, axis=0)
 
@@ -141,7 +141,7 @@ def _dot_general(x: Array, kernel: Array, numbers: Any, precision: Any = None, *
     return jax.lax.dot_general(x, kernel, numbers, precision=precision, **more)
 
 
-def sinusoid(t: Float[Array, "*s"], dim: int, period: float = 10_000.0) -> Float[Array, "*s {dim}"]:
+def sinusoid(t: Float[Array, " *s"], dim: int, period: float = 10_000.0) -> Float[Array, "*s {dim}"]:
     """[cos, sin] halves with periods from 2 pi to 2 pi `period`: of timesteps, coordinates, frame indices."""
     angles = t[..., None] * jnp.exp(-jnp.log(period) * jnp.arange(dim // 2) / (dim // 2))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

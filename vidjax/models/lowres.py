@@ -75,7 +75,7 @@ class LowresEmbedder(nnx.Module):
         return repeat(low, "b s h w c -> b (s n) h w c", n=self.time_factor)
 
     def noised(
-        self, schedule: Schedule, low: Float[Array, "b s i j c"], t: Float[Array, "b"], eps: Float[Array, "b s i j c"]
+        self, schedule: Schedule, low: Float[Array, "b s i j c"], t: Float[Array, " b"], eps: Float[Array, "b s i j c"]
     ) -> dict[str, Any]:
         """What the embedder is called with: the video at time t of the diffusion, and how the network is told."""
         return {

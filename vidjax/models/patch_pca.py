@@ -31,9 +31,9 @@ def from_patches(x: Float[AnyArray, "b s i j p"], strides: Strides) -> Float[Any
 class PatchPCA:
     """Components of unit norm, the strongest first: latents have the units of pixels. `spread`: their deviations."""
 
-    mean: Float[Array, "p"]
+    mean: Float[Array, " p"]
     basis: Float[Array, "p z"]
-    spread: Float[Array, "z"]
+    spread: Float[Array, " z"]
     strides: Strides = dataclasses.field(metadata={"static": True})
 
     def encode(self, x: Float[AnyArray, "b t h w c"]) -> Float[Array, "b s i j z"]:

@@ -14,7 +14,7 @@ GRAMS, ROWS = (3, 5), 1024  # lengths of the hashed byte groups, and how many em
 UNIT = nnx.initializers.normal(1.0)
 
 
-def byte_ids(text: str, length: int) -> Int[np.ndarray, "n"]:
+def byte_ids(text: str, length: int) -> Int[np.ndarray, " n"]:
     """UTF-8 bytes plus one, cut or padded with 0 to `length`; "" is all padding, the null prompt."""
     check_range("config.conditioning.text.", 1, 2**20, length=length)
     data = np.frombuffer(text.encode("utf-8", "replace")[:length], np.uint8).astype(np.int32) + 1

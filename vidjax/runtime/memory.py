@@ -16,8 +16,11 @@ TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """To be called before any library has threads, which would have arenas of their own. Does nothing where JAX may
-    find an accelerator, and without glibc."""
+    """Tells glibc to keep what is freed, and to serve all threads from one arena.
+
+    Programs call it first, before JAX has threads: a thread that took memory before keeps an arena of its own. It does
+    nothing where JAX may find an accelerator, and without glibc.
+    """
     if os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(find_spec, PLUGINS)):
         return
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

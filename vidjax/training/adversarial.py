@@ -89,7 +89,7 @@ def autoencoder(
     return total + with_slope(loss, slope, decoded), metrics
 
 
-def with_slope(value: Float[Array, ""], slope: Float[Array, "*s"], x: Float[Array, "*s"]) -> Float[Array, ""]:
+def with_slope(value: Float[Array, ""], slope: Float[Array, " *s"], x: Float[Array, " *s"]) -> Float[Array, ""]:
     """`value`, whose derivative by `x` is `slope`: what was worked out already is not differentiated again."""
     return stop_gradient(value) + (stop_gradient(slope) * (x - stop_gradient(x))).sum()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,6 @@ from vidjax.runtime.processes import agreed, lead, tells_of_a_loss
 from vidjax.runtime.run_files import REMEDY, read_json
 from vidjax.runtime.storage import AnyPath, absolute, set_aside
 from vidjax.training.state import TrainState
-
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a failed save it shows a traceback an array
 
 STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 

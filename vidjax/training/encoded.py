@@ -133,7 +133,7 @@ def encode_clips(
     encode: Callable[[Any, Any], Any],
     model: Any,
     videos: Iterable[UInt8[np.ndarray, "t h w c"]],
-    ids: Iterable[Int[np.ndarray, "n"]],
+    ids: Iterable[Int[np.ndarray, " n"]],
     seed: int,
 ) -> Encoded:
     """Clips of one size with their captions' ids, by `encode(model, batch)` (see `encode_once`)."""

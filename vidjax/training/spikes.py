@@ -18,7 +18,7 @@ class SkipState(NamedTuple):
     """`norms` are of the last gradients, NaN where there was none yet."""
 
     inner: Any
-    norms: Float[Array, "n"]
+    norms: Float[Array, " n"]
     count: Int[Array, ""]
     skipped: Int[Array, ""]
 

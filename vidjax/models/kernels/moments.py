@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from vidjax.models import kernels
 from vidjax.models.kernels.sums import total
 
-Mean = Callable[[Float[Array, "*s c"]], Float[Array, "*r"]]
+Mean = Callable[[Float[Array, "*s c"]], Float[Array, " *r"]]
 
 
-def moments(x: Float[Array, "*s c"], mean: Mean) -> tuple[Float[Array, "*r"], Float[Array, "*r"]]:
+def moments(x: Float[Array, "*s c"], mean: Mean) -> tuple[Float[Array, " *r"], Float[Array, " *r"]]:
     """(mean, variance) of x in fp32, by a function that takes means over axes and keeps these as 1.
 
     The variance is that of the differences from the mean. Accelerators, which read memory once where two sums do not

@@ -47,7 +47,7 @@ def _slopes(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
 _turning.defvjp(lambda x, y: (_plain(x, y), (x, y)), _slopes)
 
 
-def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def gelu(x: Float[Array, " *s"]) -> Float[Array, " *s"]:
     """x times the share of normal numbers below it (Hendrycks & Gimpel 2016), exact.
 
     By erf, as in torch: jax.nn.gelu's erfc is exact for large negative x too, where the result is next to nothing, but

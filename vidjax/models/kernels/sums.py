@@ -34,7 +34,7 @@ def narrowed(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def total(x: Float[Array, "*s"], axes: Axes) -> Float[Array, "*r"]:
+def total(x: Float[Array, " *s"], axes: Axes) -> Float[Array, " *r"]:
     """The sum over neighbouring axes, each of which stays, of size 1."""
     if not as_products():
         return x.sum(axes, keepdims=True)
@@ -47,7 +47,7 @@ total.defjvp(lambda axes, x, slope: (total(*x, axes), slope[0].sum(axes, keepdim
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def spread(x: Float[Array, "*r"], shape: tuple[int, ...], axes: Axes) -> Float[Array, "*s"]:
+def spread(x: Float[Array, " *r"], shape: tuple[int, ...], axes: Axes) -> Float[Array, " *s"]:
     """`jnp.broadcast_to`, where `x` has size 1, or nothing, along the neighbouring `axes`."""
     return jnp.broadcast_to(x, shape)
 
