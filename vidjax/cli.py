@@ -9,7 +9,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -24,8 +24,9 @@ UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES
 MISNAMED = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 
 
-def start(program: Callable[[], None]) -> None:
-    """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
+def start(program: Callable[..., None], *names: str) -> None:
+    """Parse the flags and run `program` with the arguments that are no flags, called `names`; an InputError becomes one
+    line on stderr and exit status 1."""
     keep_freed_memory()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
@@ -33,15 +34,18 @@ def start(program: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
-    app.run(functools.partial(run, program), flags_parser=parse)
+    app.run(functools.partial(run, program, names=names), flags_parser=parse)
 
 
-def run(program: Callable[[], None], argv: list[str]) -> None:
+def run(program: Callable[..., None], argv: list[str], names: Sequence[str] = ()) -> None:
     """Run `program` after `parse`."""
-    if len(argv) > 1:
-        fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
+    given = argv[1:]
+    if len(given) > len(names):
+        fail(f"argument {given[len(names)]!r} is not a flag; flags are written --name=value")
+    if len(given) < len(names):
+        fail(f"{names[len(given)]} is missing")
     try:
-        program()
+        program(*given)
     except InputError as error:
         fail(str(error))
     except OSError as error:

@@ -1,6 +1,7 @@
 """Reading a folder: its files, its configs, and what is said when they are not as they should be."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -95,12 +96,12 @@ def test_a_cut_file(folder, keep, message):
 def test_a_pickle_is_not_opened_and_its_conversion_works_as_printed(folder):
     path = folder.path / "unet" / "diffusion_pytorch_model.bin"
     path.write_bytes(b"")
-    with pytest.raises(InputError, match="has its weights as a pickle only: convert it with python -c") as raised:
+    with pytest.raises(InputError, match=r"as a pickle only: convert it with python -m vidjax\.convert") as raised:
         folder.tensors("unet")
     torch = pytest.importorskip("torch")
     torch.save({key: torch.from_numpy(TENSORS[key]) for key in "ab"}, path)
-    command = str(raised.value).split("python -c ")[1].strip('"')
-    subprocess.run([sys.executable, "-c", command], check=True)
+    command = shlex.split(str(raised.value).split("convert it with python ")[1])
+    subprocess.run([sys.executable, *command], check=True)
     same(folder.tensors("unet"), {key: TENSORS[key] for key in "ab"})
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,9 @@ def clip_tokenizer(folder: Path, text: ClipTextConfig) -> Callable[[str], np.nda
 
 
 def unpickle(path: Path) -> str:
+    """The command that converts a file of PyTorch's to safetensors, for an error."""
     to = path.with_name({"pytorch_model": "model"}.get(path.stem, path.stem) + ".safetensors")
-    return (
-        'convert it with python -c "import torch, safetensors.torch as s; '
-        f"s.save_file({{k: v.contiguous() for k, v in torch.load('{path}', weights_only=True).items()}}, '{to}')\""
-    )
+    return f"convert it with python -m vidjax.convert {shlex.quote(str(path))} --out={shlex.quote(str(to))}"
 
 
 def single_file(path: Path) -> str:
