@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from vidjax.data.mp4_tables import promised
 from vidjax.data.orientation import Turn, of_matrix
 from vidjax.runtime.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS, MAX_SAMPLES
-from vidjax.runtime.storage import AnyPath, local_file
+from vidjax.runtime.storage import AnyPath, whole_file
 
 # Files with videos; `pictures` reads pictures. Not lists of other files or addresses (concat, hls, image2), whatever
 # their name ends in.
@@ -393,7 +393,7 @@ def write_mp4(
     path: str | AnyPath, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18
 ) -> None:
     """One clip, uint8 with 1 or 3 channels, as an H.264 mp4 that browsers play."""
-    with local_file(path) as file, Mp4Writer(file, fps, crf) as out:
+    with whole_file(path) as file, Mp4Writer(file, fps, crf) as out:
         out.write(video)
 
 
@@ -430,5 +430,5 @@ def contact_sheet(
             ImageDraw.Draw(sheet).text((2, y + 1), labels[i], fill="black")
         sheet.paste(Image.fromarray(strip), (0, y + line))
         y += strip.shape[0] + line + gap
-    with local_file(path) as file:
+    with whole_file(path) as file:
         sheet.save(file, "PNG")

@@ -22,7 +22,7 @@ from vidjax.runtime.compilation import so_far
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.preemption import Notice
 from vidjax.runtime.processes import agreed, batch_over, lead, say, spread
-from vidjax.settings import write_json
+from vidjax.runtime.storage import write_json
 from vidjax.training import provenance
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import Beside, Encoded, encode_clips, first_windows
