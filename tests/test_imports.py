@@ -1,4 +1,4 @@
-"""Imports run downwards only: a module imports its own room and lower floors, also where it imports inside functions."""
+"""Imports run downwards only: into the same room and to lower floors, also those inside functions."""
 
 import ast
 from collections.abc import Iterator
