@@ -204,7 +204,7 @@ def write_long(
     """One after the other; the n-th has the seed --seed + n."""
     import json
 
-    from vidjax.data.video_reading import slug
+    from vidjax.data.video_writing import slug
     from vidjax.generation import long_video
     from vidjax.generation.output import describe
     from vidjax.recipes import build as recipe

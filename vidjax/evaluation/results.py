@@ -17,7 +17,7 @@ import numpy as np
 from vidjax import __version__
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
-from vidjax.data.video_reading import contact_sheet, slug, write_mp4
+from vidjax.data.video_writing import contact_sheet, slug, write_mp4
 from vidjax.errors import printable
 from vidjax.generation import editing
 from vidjax.generation.generator import Generator, what_to_ask

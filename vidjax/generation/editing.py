@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vidjax.data.pictures import read_picture
-from vidjax.data.video_reading import BrokenClip, write_mp4
+from vidjax.data.video_reading import BrokenClip
+from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 from vidjax.generation.generator import Generator
 from vidjax.generation.output import write_index, write_samples

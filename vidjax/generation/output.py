@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data.video_reading import contact_sheet, slug, write_mp4
+from vidjax.data.video_writing import contact_sheet, slug, write_mp4
 from vidjax.runtime.storage import AnyPath, write_json
 
 KINDS = ("mp4", "gif", "webp")
