@@ -12,7 +12,8 @@ import pytest
 from starts import start_each
 
 from vidjax.data.readers import folder
-from vidjax.data.video_reading import read_frames, write_mp4
+from vidjax.data.video_reading import read_frames
+from vidjax.data.video_writing import write_mp4
 from vidjax.metrics.clip_scores import ClipScorer
 from vidjax.metrics.distances import Statistics, frechet
 from vidjax.metrics.feature_networks import FeatureNetwork

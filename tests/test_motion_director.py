@@ -21,6 +21,7 @@ from vidjax.models.parameters import abstract_parameters, parameters, split
 from vidjax.recipes import build as recipe
 from vidjax.recipes.tuning import tuned_generator, tuned_model
 from vidjax.runtime.sharding import make_mesh
+from vidjax.runtime.storage import write_json
 from vidjax.training.encoded import first_windows
 from vidjax.training.loop import prepare, train
 from vidjax.training.stage import on_device
@@ -68,7 +69,7 @@ def run(folder, clips, tmp_path_factory):
     for stage in stages.values():
         recipe.check(stage)
     assert not list(workdir.iterdir())
-    settings.write_json(workdir / "config.json", made)
+    write_json(workdir / "config.json", made)
     for stage in stages.values():
         train(stage)
     return workdir, stages

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vidjax.cli import fail
-from vidjax.data.video_reading import slug
+from vidjax.data.video_writing import slug
 from vidjax.errors import InputError
 from vidjax.generation.editing import kept, latent_mask
 from vidjax.sample import read_noise

@@ -1,10 +1,8 @@
 """Config sections become arguments; whatever does not fit is an error that names the thing and the remedy."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import ml_collections
@@ -12,7 +10,7 @@ import pytest
 
 from vidjax.errors import InputError, check_range
 from vidjax.models.conditioning import TextEmbedder
-from vidjax.settings import checked, choose, construct, plain, stage_settings, write_json
+from vidjax.settings import checked, choose, construct, plain, stage_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,21 +160,3 @@ def test_a_stage_sees_its_own_entries_over_the_common_ones():
 def test_plain_leaves_nothing_of_the_config_library():
     config = ml_collections.ConfigDict({"a": {"b": [1, {"c": 2}]}})
     assert plain(config) == {"a": {"b": (1, {"c": 2})}}
-
-
-def test_json_is_replaced_whole(tmp_path):
-    path = tmp_path / "summary.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    write_json(path, {"a": [1, 2.5, None]})
-    assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
-    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_json_may_be_written_by_several_at_once(tmp_path):
-    path = tmp_path / "config.json"
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: write_json(path, {"n": n}), range(200)))  # an error in one would be raised here
-    assert json.loads(path.read_text())["n"] in range(200)
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -18,6 +18,7 @@ from vidjax.errors import InputError
 from vidjax.profiling import planning
 from vidjax.recipes import build as recipe
 from vidjax.runtime.sharding import make_mesh
+from vidjax.runtime.storage import write_json
 from vidjax.training.loop import at_step_0, train
 
 CLIP = Path(__file__).parents[1] / "vidjax" / "clips" / "real" / "path.mp4"
@@ -67,7 +68,7 @@ def small(name, folder, clips, sections):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_small_copy_trains_two_steps_and_samples(name, folder, clips, tmp_path):
     made = small(name, folder, clips, dict(RECIPES[name]))
-    settings.write_json(tmp_path / "config.json", made)
+    write_json(tmp_path / "config.json", made)
     for stage_name in recipe.stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path, max_steps=2)
         recipe.check(stage)

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from vidjax import watermark
-from vidjax.data.video_reading import Video, read_frames, resize, write_mp4
+from vidjax.data.video_reading import Video, read_frames, resize
+from vidjax.data.video_writing import write_mp4
 from vidjax.metrics.reconstruction import psnr
 
 CLIPS = sorted((Path(watermark.__file__).parent / "clips" / "real").glob("*.mp4"))

@@ -29,6 +29,7 @@ from vidjax.profiling.flops import flops_by_scope
 from vidjax.recipes import build as recipe
 from vidjax.runtime import sharding
 from vidjax.runtime.outputs import open_file, open_folder
+from vidjax.runtime.storage import write_json
 from vidjax.training.stage import Stage, abstract_loss, on_device, step_flops
 from vidjax.training.telemetry import peak_flops
 
@@ -71,7 +72,7 @@ def main() -> None:
             show(name, found)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_json(file, figures)
+        write_json(file, figures)
 
 
 def abstract(stage: Stage, config: Any) -> dict[str, float]:

@@ -22,7 +22,7 @@ from vidjax.metrics import per_video
 from vidjax.metrics.per_set import SETS, Key, SetMetric, figure
 from vidjax.runtime import cluster
 from vidjax.runtime.outputs import open_file
-from vidjax.runtime.storage import path_of
+from vidjax.runtime.storage import path_of, write_json
 from vidjax.weights import efficientnet
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def run() -> None:
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         unreadable = ours.unreadable | ({f"reference {k}": v for k, v in theirs.unreadable.items()} if theirs else {})
-        settings.write_json(path, finite({"folder": ours.folder, "metrics": figures, "unreadable": unreadable}))
+        write_json(path, finite({"folder": ours.folder, "metrics": figures, "unreadable": unreadable}))
 
 
 def asked() -> dict[str, per_video.Metric | SetMetric]:

@@ -15,7 +15,7 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.runtime.outputs import open_new_folder
-from vidjax.runtime.storage import AnyPath, path_of, whole_folder
+from vidjax.runtime.storage import AnyPath, path_of, whole_folder, write_json
 
 if TYPE_CHECKING:
     from vidjax.models.video_model import VideoModel
@@ -43,13 +43,12 @@ def orbax(workdir: AnyPath, out: Path) -> None:
     """`parameters` (Orbax, a dict from path to array) and config.json."""
     import orbax.checkpoint as ocp
 
-    from vidjax import settings
     from vidjax.recipes import build as recipe
 
     generator = recipe.generator(workdir, STAGE.value)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((out / "parameters").absolute(), generator.params)
-    settings.write_json(out / "config.json", recipe.read_config(workdir))
+    write_json(out / "config.json", recipe.read_config(workdir))
 
 
 def diffusers(workdir: AnyPath, out: Path) -> None:

@@ -39,14 +39,13 @@ def run() -> None:
     from vidjax.runtime.alike import check_alike
     from vidjax.runtime.aside import send_aside
     from vidjax.runtime.processes import agreed
-    from vidjax.runtime.storage import absolute, path_of
+    from vidjax.runtime.storage import absolute, path_of, write_json
     from vidjax.runtime.workdir import open_workdir
     from vidjax.training.loop import train
 
     config = settings.checked(CONFIG.value)
-    check_alike(
-        config, {f"--{flag.name}": flag.value for flag in (WORKDIR, STAGE, MAX_STEPS, LOG_EVERY, ALLOW_CHANGES)}
-    )
+    flagged = {f"--{flag.name}": flag.value for flag in (WORKDIR, STAGE, MAX_STEPS, LOG_EVERY, ALLOW_CHANGES)}
+    check_alike({**settings.flatten(config, "config."), **flagged})
     workdir = path_of(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     agreed(lambda: open_workdir(workdir))
     if isinstance(workdir, Path):
@@ -58,7 +57,7 @@ def run() -> None:
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage, ALLOW_CHANGES.value)
-    agreed(lambda: settings.write_json(workdir / "config.json", config))
+    agreed(lambda: write_json(workdir / "config.json", config))
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
         train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value, ALLOW_CHANGES.value)

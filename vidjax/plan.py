@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from vidjax import cli
 from vidjax.errors import InputError
+from vidjax.runtime.storage import write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
 STAGE = flags.DEFINE_string("stage", None, "Only this stage.")
@@ -60,7 +61,7 @@ def main() -> None:
             figures["stages"][name] = found
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_json(file, figures)
+        write_json(file, figures)
 
 
 def tell(stage: str, began: float, text: str) -> None:

@@ -14,7 +14,7 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError, printable
 from vidjax.runtime.outputs import open_file, open_folder
-from vidjax.runtime.storage import AnyPath, local, local_file, path_of
+from vidjax.runtime.storage import AnyPath, local, path_of, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +169,7 @@ def main() -> None:
             )
         latents.block_until_ready()
     if kept:
-        with local_file(kept) as path, path.open("wb") as file:
+        with whole_file(kept) as path, path.open("wb") as file:
             np.save(file, np.asarray(latents))
         print(SAVE_LATENTS.value)
     write(generator.decode(latents), generator.defaults.fps, out)
@@ -204,7 +204,7 @@ def write_long(
     """One after the other; the n-th has the seed --seed + n."""
     import json
 
-    from vidjax.data.video_reading import slug
+    from vidjax.data.video_writing import slug
     from vidjax.generation import long_video
     from vidjax.generation.output import describe
     from vidjax.recipes import build as recipe

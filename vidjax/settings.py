@@ -4,16 +4,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import json
 import math
 import types
 import typing
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vidjax.errors import InputError
-from vidjax.runtime.storage import AnyPath
 
 T = TypeVar("T")
 SECTIONS = ("data", "autoencoder", "discriminator", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh")
@@ -168,10 +165,3 @@ def stage_settings(config: Mapping[str, Any], stage: str) -> Sections:
     for key, value in own.items():
         merged[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     return merged
-
-
-def write_json(path: AnyPath, value: Any) -> None:
-    """Write JSON so that a reader, or a run killed in between, never sees half of it; processes may do so at once."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from vidjax.data.shapes import COLOURS, draw
-from vidjax.data.video_reading import Video, write_mp4
+from vidjax.data.video_reading import Video
+from vidjax.data.video_writing import write_mp4
 from vidjax.evaluation import results
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tune_a_video.py"

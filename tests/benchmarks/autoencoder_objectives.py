@@ -29,6 +29,7 @@ from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.parameters import merge
 from vidjax.recipes import build as recipe
 from vidjax.runtime.compiling import jit
+from vidjax.runtime.storage import write_json
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lvdm.py"
 RUNS = {"reconstruction": "clips", "adversary": "adversary"}
@@ -91,7 +92,7 @@ def main() -> None:
     found = {"command": command, "date": date, "machine": args.machine, "versions": results.versions(), "runs": table}
     print(json.dumps(found, indent=1))
     if args.json:
-        settings.write_json(args.json, found)
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

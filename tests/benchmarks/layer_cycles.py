@@ -29,6 +29,7 @@ from vidjax.profiling.flops import count_flops
 from vidjax.profiling.program import cycles
 from vidjax.recipes import build as recipe
 from vidjax.runtime import sharding
+from vidjax.runtime.storage import write_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
 STAGE = flags.DEFINE_string("stage", "diffusion", "The stage whose U-Net it is.")
@@ -53,7 +54,7 @@ def main() -> None:
     for key, value in found.items():
         print(key, value)
     if JSON.value:
-        settings.write_json(Path(JSON.value), found)
+        write_json(Path(JSON.value), found)
 
 
 def measured(config: unet.UNetConfig, latents: tuple[int, ...], chip: chips.Chip, count: int) -> dict[str, Any]:

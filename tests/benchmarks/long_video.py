@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vidjax.data.shapes import COLOURS, MOVES, SHAPES, draw
-from vidjax.data.video_reading import contact_sheet, write_mp4
+from vidjax.data.video_writing import contact_sheet, write_mp4
 from vidjax.evaluation import results
 from vidjax.generation import long_video
 from vidjax.recipes import build as recipe

@@ -22,7 +22,7 @@ from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.clip import ClipText
 from vidjax.models.unet import UNet
 from vidjax.models.video_model import latent_statistics
-from vidjax.settings import write_json
+from vidjax.runtime.storage import write_json
 from vidjax.weights import pretrained
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidjax.data.shapes import draw
-from vidjax.data.video_reading import write_mp4
+from vidjax.data.video_writing import write_mp4
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from test_configs import config
 
-from vidjax import settings
 from vidjax.data.latents import Latents, fingerprint, write_latents
 from vidjax.errors import InputError
 from vidjax.recipes import build as recipe
+from vidjax.runtime.storage import write_json
 from vidjax.training.loop import train
 from vidjax.training.validation import LEVELS
 
@@ -89,7 +89,7 @@ def run(tmp_path_factory):
     """A run whose autoencoder is trained, and the folder of its latents, as a user makes it."""
     workdir = tmp_path_factory.mktemp("run")
     made = config("tiny:latent", ROOT / "tests")
-    settings.write_json(workdir / "config.json", made)
+    write_json(workdir / "config.json", made)
     train(recipe.build(made, "autoencoder", workdir))
     command = [sys.executable, "-m", "vidjax.cache", f"--workdir={workdir}", f"--out={workdir / 'latents'}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -131,7 +131,7 @@ def test_training_from_latents_is_training_from_videos(run, tmp_path):
     assert len(losses[0]) == 2 + LEVELS
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     (workdir / "diffusion-2").rename(workdir / "diffusion")
-    settings.write_json(workdir / "config.json", with_latents(made, workdir / "latents"))
+    write_json(workdir / "config.json", with_latents(made, workdir / "latents"))
     prompt = "a red circle moves left"
     assert recipe.generator(workdir)([prompt]).std() > 0
 

@@ -11,7 +11,8 @@ import pytest
 
 from vidjax.data.pipeline import DataConfig, _shuffled, make_dataset
 from vidjax.data.shapes import draw
-from vidjax.data.video_reading import read_frames, write_mp4
+from vidjax.data.video_reading import read_frames
+from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 
 FULL = DataConfig(size=32, frames=4, heldout=16, crop="random", flip=True, images=2, cache=True)

@@ -18,7 +18,8 @@ from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.readers import make_source
 from vidjax.data.screening import Rules, Seen
 from vidjax.data.shapes import draw
-from vidjax.data.video_reading import BrokenClip, read_frames, write_mp4
+from vidjax.data.video_reading import BrokenClip, read_frames
+from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 
 ROOT = Path(__file__).parents[2]

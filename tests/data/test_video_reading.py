@@ -11,19 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidjax.data.video_reading import (
-    ArrayVideo,
-    BrokenClip,
-    Mp4Writer,
-    Video,
-    contact_sheet,
-    probe,
-    read_frames,
-    resize,
-    save_png,
-    settle,
-    write_mp4,
-)
+from vidjax.data.video_reading import ArrayVideo, BrokenClip, Video, probe, read_frames, resize
+from vidjax.data.video_writing import Mp4Writer, contact_sheet, save_png, settle, write_mp4
 from vidjax.runtime.limits import MAX_FRAMES
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidjax.data.video_reading import probe, read_frames, slug
+from vidjax.data.video_reading import probe, read_frames
+from vidjax.data.video_writing import slug
 from vidjax.errors import InputError
 from vidjax.evaluation.results import beside_real, next_lines, rate_distortion
 from vidjax.evaluation.videos import in_folder

@@ -1,4 +1,4 @@
-"""Functions are compiled with what the compiler knows, and without what it does not."""
+"""Functions are compiled with what the compiler knows, and without what it does not; each program counts once."""
 
 import re
 import subprocess
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from vidjax.runtime import compiling
 
@@ -19,9 +20,9 @@ def convolve(x, kernel):
 
 @pytest.fixture
 def forgotten():
-    compiling.known.cache_clear()
+    compiling.known_options.cache_clear()
     yield
-    compiling.known.cache_clear()
+    compiling.known_options.cache_clear()
 
 
 X, KERNEL = (
@@ -35,7 +36,7 @@ def own_convolutions(lowered):
     return len(re.findall(r"= f32\S+ convolution\(", lowered.compile().as_text().split("ENTRY")[1]))
 
 
-@pytest.mark.skipif(compiling.known() is None, reason="this compiler does not know the option")
+@pytest.mark.skipif(compiling.known_options() is None, reason="this compiler does not know the option")
 def test_convolutions_are_the_compilers_own_and_the_same():
     ours, plain = compiling.jit(convolve), jax.jit(convolve)
     assert own_convolutions(ours.lower(X, KERNEL)) == 1
@@ -44,7 +45,7 @@ def test_convolutions_are_the_compilers_own_and_the_same():
 
 def test_an_option_that_a_compiler_does_not_know_is_left_out(monkeypatch, forgotten):
     monkeypatch.setattr(compiling, "CPU", {"xla_cpu_option_of_another_year": "1"})
-    assert compiling.known() is None
+    assert compiling.known_options() is None
     np.testing.assert_allclose(compiling.jit(jnp.add)(1, 2), 3)
 
 
@@ -89,3 +90,31 @@ def test_what_a_library_would_miscompile_is_right(program, env):
     code = CHECK + textwrap.dedent(MISCOMPILED[program])
     done = subprocess.run([sys.executable, "-c", code], env=env | {"XLA_FLAGS": ""}, capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+
+
+@pytest.fixture
+def cache(tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_program_is_compiled_once_then_at_hand_then_read(cache):
+    x = jnp.arange(7.0)
+    program = lambda: jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x))
+    counts = []
+    for run in [program()] * 2 + [program()]:
+        if len(counts) == 2:
+            jax.clear_caches()
+        before = compiling.count_compiled()
+        run(x).block_until_ready()
+        now = compiling.count_compiled() - before
+        counts.append((now.programs, now.cached))
+        assert (now.seconds > 0) == (now.programs > 0)
+    assert counts == [(1, 0), (0, 0), (1, 1)]

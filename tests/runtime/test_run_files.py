@@ -5,7 +5,8 @@ import json
 import pytest
 
 from vidjax.errors import InputError
-from vidjax.runtime.run_files import read_config, read_figures, read_metrics, read_statistics
+from vidjax.recipes.build import read_config
+from vidjax.runtime.run_files import read_figures, read_metrics, read_statistics
 
 SHAPES = ["[1", "", "3", "[]", "null", "[" * 10**5, "1" * 5000, '{"a": 1}', '{"shift": "a", "scale": 1}', "\ud800"]
 SHAPES += ['{"shift": 0, "scale": 0}', '{"shift": 0, "scale": NaN}', '{"shift": 0, "scale": 1e999}', '"a"']

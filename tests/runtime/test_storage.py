@@ -1,12 +1,14 @@
-"""A folder appears whole or not at all, and nothing that was there before is touched."""
+"""A file or a folder appears whole or not at all, and nothing that was there before is touched."""
 
+import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from vidjax.errors import InputError
-from vidjax.runtime.storage import whole_folder
+from vidjax.runtime.storage import whole_folder, write_json
 
 
 def tree(folder):
@@ -65,3 +67,21 @@ def test_what_cannot_be_a_new_folder_is_refused_before_the_work(tmp_path, monkey
                 worked.append(name)
         assert "\n" not in str(caught.value)
     assert not worked and tree(tmp_path) == before and os.path.islink(tmp_path / "link")
+
+
+def test_json_is_replaced_whole(tmp_path):
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    write_json(path, {"a": [1, 2.5, None]})
+    assert json.loads(path.read_text()) == {"a": [1, 2.5, None]}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_json_may_be_written_by_several_at_once(tmp_path):
+    path = tmp_path / "config.json"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: write_json(path, {"n": n}), range(200)))  # an error in one would be raised here
+    assert json.loads(path.read_text())["n"] in range(200)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

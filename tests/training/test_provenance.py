@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from vidjax.data.pipeline import DataConfig, make_dataset
-from vidjax.data.video_reading import write_mp4
+from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 from vidjax.runtime.preemption import Notice
-from vidjax.settings import write_json
+from vidjax.runtime.storage import write_json
 from vidjax.training import provenance
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.state import TrainState

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidjax.data.video_reading import contact_sheet, read_frames, resize, write_mp4
+from vidjax.data.video_reading import read_frames, resize
+from vidjax.data.video_writing import contact_sheet, write_mp4
 
 FPS, SIZE = 15, 96
 URLS = {

@@ -22,7 +22,8 @@ from vidjax.data.pictures import Picture
 from vidjax.data.readers import make_source
 from vidjax.data.screening import Drop, Finding, Part, Rules, Seen, examine
 from vidjax.data.source import OpenClip, Source
-from vidjax.data.video_reading import Mp4Writer, Video
+from vidjax.data.video_reading import Video
+from vidjax.data.video_writing import Mp4Writer
 from vidjax.errors import InputError
 from vidjax.runtime.inputs import read_json
 from vidjax.runtime.storage import whole_folder

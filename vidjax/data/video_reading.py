@@ -1,13 +1,11 @@
-"""Video files in and out: only the frames asked for are decoded; what cannot be read raises BrokenClip."""
+"""Reads video files: only the frames asked for are decoded; what cannot be read raises BrokenClip."""
 
 import io
 import math
 import os
-import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from jaxtyping import UInt8
 from vidjax.data.mp4_tables import promised
 from vidjax.data.orientation import Turn, of_matrix
 from vidjax.runtime.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS, MAX_SAMPLES
-from vidjax.runtime.storage import AnyPath, local_file
 
 # Files with videos; `pictures` reads pictures. Not lists of other files or addresses (concat, hls, image2), whatever
 # their name ends in.
@@ -316,119 +313,3 @@ def resize(video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int]) -> UInt8[
     frames = [Image.fromarray(f.squeeze(-1) if f.shape[-1] == 1 else f) for f in video]
     scaled = [np.asarray(f.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for f in frames]
     return np.stack(scaled).reshape(len(video), *size, video.shape[-1])
-
-
-GROWTH = 32
-
-
-class Mp4Writer:
-    """H.264 file written as frames come: `with Mp4Writer(path, fps) as out: out.write(frames)`, any number of times.
-
-    Frames are uint8 [t, h, w, c], c 1 or 3. Odd sizes get their last row or column repeated (4:2:0 wants even ones).
-    `crf` is x264's quality, 0 lossless to 51. `threads`: 0 is one a core; the bytes depend on their number. A `growing`
-    file plays while it is written, from fragments of `GROWTH` frames; see `settle`.
-    """
-
-    def __init__(
-        self, path: str | Path, fps: int | float, crf: int | float = 18, threads: int = 0, growing: bool = False
-    ):
-        import av
-
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        options = {"movflags": "faststart"}
-        if growing:
-            options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-        self._container = av.open(str(path), "w", format="mp4", options=options)
-        self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
-        # The same bytes on every CPU: x264's AVX-512 code gives others each time it runs.
-        self._options = {"crf": str(crf), "x264-params": "cpu-independent=1"} | ({"g": str(GROWTH)} if growing else {})
-        self._threads = threads
-        self._stream = None
-
-    def write(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
-        import av
-
-        height, width = video.shape[1:3]
-        video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
-            self._stream.pix_fmt, self._stream.height, self._stream.width = "yuv420p", *video.shape[1:3]
-            self._stream.codec_context.thread_count = self._threads
-        for frame in np.broadcast_to(video, (*video.shape[:3], 3)):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            self._container.mux(self._stream.encode(picture))
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-            self._stream = None
-        self._container.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-
-def settle(growing: Path, path: Path) -> None:
-    """The file that grew as an ordinary one, its index at the start; nothing is coded again."""
-    import av
-
-    with av.open(str(growing)) as old, av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        for packet in old.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                new.mux(packet)
-    growing.unlink()
-
-
-def slug(text: str) -> str:
-    """A file name from a caption."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "sample"
-
-
-def write_mp4(
-    path: str | AnyPath, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18
-) -> None:
-    """One clip, uint8 with 1 or 3 channels, as an H.264 mp4 that browsers play."""
-    with local_file(path) as file, Mp4Writer(file, fps, crf) as out:
-        out.write(video)
-
-
-def save_png(path: str | Path, image: UInt8[np.ndarray, "h w c"]) -> None:
-    """One picture, uint8 with 1 or 3 channels, as a PNG."""
-    from PIL import Image
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path, "PNG")
-
-
-def contact_sheet(
-    path: str | AnyPath,
-    rows: Sequence[Iterable[UInt8[np.ndarray, "t h w c"]]],
-    labels: Sequence[str] = (),
-    zoom: int = 1,
-) -> None:
-    """A PNG with a row for each entry of `rows`, its videos side by side, all frames in order, the label above."""
-    from PIL import Image, ImageDraw
-
-    gap, line = 4, 14 if labels else 0
-    strips = []
-    for videos in rows:
-        parts = []
-        for video in videos:
-            frames = np.concatenate(list(np.broadcast_to(video, (*video.shape[:3], 3))), axis=1)
-            parts += [frames, np.full((frames.shape[0], gap, 3), 255, np.uint8)]
-        strips.append(np.concatenate(parts[:-1], axis=1).repeat(zoom, 0).repeat(zoom, 1))
-    width = max(s.shape[1] for s in strips)
-    sheet = Image.new("RGB", (width, sum(s.shape[0] + line + gap for s in strips)), "white")
-    y = 0
-    for i, strip in enumerate(strips):
-        if i < len(labels):
-            ImageDraw.Draw(sheet).text((2, y + 1), labels[i], fill="black")
-        sheet.paste(Image.fromarray(strip), (0, y + line))
-        y += strip.shape[0] + line + gap
-    with local_file(path) as file:
-        sheet.save(file, "PNG")

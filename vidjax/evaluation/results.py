@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vidjax import __version__, settings
+from vidjax import __version__
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
-from vidjax.data.video_reading import contact_sheet, slug, write_mp4
+from vidjax.data.video_writing import contact_sheet, slug, write_mp4
 from vidjax.errors import printable
 from vidjax.generation import editing
 from vidjax.generation.generator import Generator, what_to_ask
@@ -30,7 +30,7 @@ from vidjax.recipes import build as recipe
 from vidjax.runtime.processes import lead
 from vidjax.runtime.progress import counted, watched
 from vidjax.runtime.run_files import read_figures
-from vidjax.runtime.storage import AnyPath
+from vidjax.runtime.storage import AnyPath, write_json
 from vidjax.training.encoded import first_windows
 
 SMALL = 64  # clips of a data set that is evaluated whole
@@ -60,7 +60,7 @@ def show(workdir: AnyPath) -> dict[str, Any]:
     here = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     summary["peak_memory_gb"] = max(here, *read_figures(workdir, "peak_memory_gb").values())
     summary["next"] = next_lines(workdir, generator.embedder_names, summary["samples"][0]["caption"])
-    settings.write_json(workdir / "summary.json", summary)
+    write_json(workdir / "summary.json", summary)
     page = write_report(workdir)
     print_table(summary)
     print(f"\nOpen {printable(str(page))}. Then:")

@@ -12,14 +12,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vidjax.data.pictures import read_picture
-from vidjax.data.video_reading import BrokenClip, write_mp4
+from vidjax.data.video_reading import BrokenClip
+from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 from vidjax.generation.generator import Generator
 from vidjax.generation.output import write_index, write_samples
 from vidjax.runtime.processes import agreed, lead, say
 from vidjax.runtime.progress import counted
 from vidjax.runtime.sharding import batch_ways
-from vidjax.runtime.storage import AnyPath, local_file
+from vidjax.runtime.storage import AnyPath, whole_file
 
 Latents = Float[np.ndarray, "b t h w c"]
 
@@ -86,7 +87,7 @@ def left(file: AnyPath, stamp: str) -> np.ndarray | None:
 
 def leave(file: AnyPath, stamp: str, array: np.ndarray) -> None:
     """All of it, or nothing."""
-    with local_file(file) as whole:
+    with whole_file(file) as whole:
         np.savez(whole, array=array, stamp=stamp)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from vidjax.data.video_reading import Mp4Writer, contact_sheet, settle
+from vidjax.data.video_writing import Mp4Writer, contact_sheet, settle
 from vidjax.errors import InputError, reason
 from vidjax.generation.generator import Generator
 

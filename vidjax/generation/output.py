@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data.video_reading import contact_sheet, slug, write_mp4
-from vidjax.runtime.storage import AnyPath
-from vidjax.settings import write_json
+from vidjax.data.video_writing import contact_sheet, slug, write_mp4
+from vidjax.runtime.storage import AnyPath, write_json
 
 KINDS = ("mp4", "gif", "webp")
 INDEX = "samples.json"  # in a run's folder of samples: {"videos": names}, those of its newest settings

@@ -34,7 +34,7 @@ from vidjax.runtime import run_files, sharding
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.processes import agreed, run_over, say
 from vidjax.runtime.run_files import read_statistics
-from vidjax.runtime.storage import AnyPath
+from vidjax.runtime.storage import AnyPath, write_json
 from vidjax.training import adversarial, objectives, provenance
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import Encoder, StoredMoments, encode_once
@@ -161,7 +161,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
     def finish(state: TrainState, dataset: Dataset) -> None:
         windows = dataset.windows("train", clips=dataset.sample_of(MEASURED))
         found = latent_statistics(state.model(), windows, sharding.make_mesh(**common["mesh"]))
-        agreed(lambda: settings.write_json(common["folder"] / "latents.json", found))
+        agreed(lambda: write_json(common["folder"] / "latents.json", found))
 
     @jit
     def beside(state: TrainState, video: jax.Array) -> jax.Array:
@@ -419,8 +419,13 @@ def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.Shap
 
 
 def read_config(workdir: AnyPath) -> dict[str, Any]:
-    """The config that a run was started with. Raises InputError if `workdir` is not a run's."""
-    return run_files.read_config(workdir)
+    """Returns the config that a run was started with. Raises InputError if `workdir` is not a run's, or if it is
+    damaged."""
+    value = run_files.read_json(workdir / "config.json")
+    try:
+        return settings.checked(value)
+    except InputError as error:
+        raise InputError(f"{workdir / 'config.json'} is damaged ({error}): {run_files.REMEDY}") from None
 
 
 def tuned(workdir: AnyPath) -> bool:

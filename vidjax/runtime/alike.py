@@ -10,21 +10,20 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state
 
-from vidjax import settings
 from vidjax.errors import InputError
 from vidjax.runtime.processes import PATIENCE, agreed, lead
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain")
 
 
-def check_alike(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Raises InputError, in all processes, if one of them has another config, other `options`, other code of this
-    package or other versions of the libraries that compute. All processes call it."""
+def check_alike(options: Mapping[str, Any]) -> None:
+    """Raises InputError on all processes if one of them has other `options`, by name, other code of this package or
+    other versions of the libraries that compute. All processes call it."""
     if jax.process_count() == 1:
         return
     client = global_state.client
     assert client is not None
-    mine = {**settings.flatten(config, "config."), **options, **installed()}
+    mine = {**options, **installed()}
     if not lead():
         client.key_value_set(f"vidjax/alike/{jax.process_index()}", json.dumps(mine, default=str))
 

@@ -1,5 +1,6 @@
-"""`jit`: `jax.jit` with what the compiler of the machine at hand has to be told."""
+"""`jit` is `jax.jit` with the options that this machine's compiler needs; what compiling has cost is counted."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +18,61 @@ from vidjax.models import kernels
 CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 
+READY = "/jax/core/compile/backend_compile_duration"  # seconds until a program is there, compiled or read
+READ = "/jax/compilation_cache/cache_hits"
+
+
 def jit(function: Callable, **options: Any) -> Any:
-    """For a function that is not called within another jitted one: JAX takes such options only from the outermost. Made
-    where the mesh is set that it will run on."""
-    return jax.jit(function, compiler_options=known() if kernels.platform() == "cpu" else None, **options)
+    """Returns `function` jitted, as `jax.jit` with `options` does, for the mesh that is set now.
+
+    It must not be called within another jitted function: JAX takes compiler options only from the outermost.
+    """
+    return jax.jit(function, compiler_options=known_options() if kernels.platform() == "cpu" else None, **options)
 
 
 @functools.cache
-def known() -> dict[str, str] | None:
-    """`CPU` if JAX's compiler for CPUs, which is free to forget them, knows these options."""
+def known_options() -> dict[str, str] | None:
+    """Returns `CPU`, or None if JAX's compiler for CPUs does not know these options: they are not API."""
     try:
         jax.jit(lambda: 0, compiler_options=CPU).lower().compile()
     except jax.errors.JaxRuntimeError:
         return None
     return CPU
+
+
+@dataclasses.dataclass
+class Compiled:
+    """Compiled programs, the seconds that they took, and how many of them came from the cache; `-` gives a span's."""
+
+    seconds: float = 0.0
+    programs: int = 0
+    cached: int = 0
+
+    def __sub__(self, before: "Compiled") -> "Compiled":
+        return Compiled(self.seconds - before.seconds, self.programs - before.programs, self.cached - before.cached)
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.cached} of {self.programs} from the cache"
+
+
+def count_compiled() -> Compiled:
+    """Counts compiled programs, compile time and cache hits of this process, from the first call on."""
+    return dataclasses.replace(_listen())
+
+
+@functools.cache
+def _listen() -> Compiled:
+    """The count, which JAX's events carry on."""
+    total = Compiled()
+
+    def took(event: str, seconds: float, **_: str | int) -> None:
+        if event == READY:
+            total.seconds += seconds
+            total.programs += 1
+
+    def happened(event: str, **_: str | int) -> None:
+        total.cached += event == READ
+
+    jax.monitoring.register_event_duration_secs_listener(took)
+    jax.monitoring.register_event_listener(happened)
+    return total

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from vidjax import settings
 from vidjax.errors import InputError, reason
 from vidjax.runtime import inputs
 from vidjax.runtime.inputs import read_bytes
@@ -18,15 +17,6 @@ def read_json(path: AnyPath) -> Any:
     if not path.exists():
         raise InputError(f"{path} does not exist: is this the --workdir of a vidjax run that got that far?")
     return inputs.read_json(path, remedy=REMEDY)
-
-
-def read_config(workdir: AnyPath) -> dict[str, Any]:
-    """The config that a run was started with."""
-    value = read_json(workdir / "config.json")
-    try:
-        return settings.checked(value)
-    except InputError as error:
-        raise InputError(f"{workdir / 'config.json'} is damaged ({error}): {REMEDY}") from None
 
 
 def read_metrics(path: AnyPath) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ An object in a bucket appears whole or not at all, cannot be appended to, and wa
 import contextlib
 import functools
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -120,8 +121,12 @@ def listing(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[
 
 
 @contextlib.contextmanager
-def local_file(path: str | AnyPath) -> Iterator[Path]:
-    """Where to write a file that wants a disk; at the end it is at `path`, whole, its folder made, or in the bucket."""
+def whole_file(path: str | AnyPath) -> Iterator[Path]:
+    """Yields a path on a disk to write to; what is there when the block ends becomes `path`, on a disk or in a bucket.
+
+    The folder of `path` is made. No reader ever sees half of the file, not even if the program is killed; several may
+    write at once; if the block raises, what was at `path` stays.
+    """
     if not isinstance(path, epath.Path):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +141,13 @@ def local_file(path: str | AnyPath) -> Iterator[Path]:
         file = Path(folder) / path.name
         yield file
         path.write_bytes(file.read_bytes())
+
+
+def write_json(path: str | AnyPath, value: Any) -> None:
+    """Writes `value` as an indented JSON file, whole."""
+    text = json.dumps(value, indent=1) + "\n"
+    with whole_file(path) as part:
+        part.write_text(text)
 
 
 @contextlib.contextmanager

@@ -18,11 +18,10 @@ from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
 from vidjax.models.keys import Keys
 from vidjax.runtime import sharding
-from vidjax.runtime.compilation import so_far
-from vidjax.runtime.compiling import jit
+from vidjax.runtime.compiling import count_compiled, jit
 from vidjax.runtime.preemption import Notice
 from vidjax.runtime.processes import agreed, batch_over, lead, say, spread
-from vidjax.settings import write_json
+from vidjax.runtime.storage import write_json
 from vidjax.training import provenance
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import Beside, Encoded, encode_clips, first_windows
@@ -118,7 +117,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
     with exit status 143 or 130. Raises InputError on bad input, on a loss that is not finite, and where a checkpoint is
     of other settings, data or weights than these, unless `allow_changes`.
     """
-    began, compiled = time.perf_counter(), so_far()
+    began, compiled = time.perf_counter(), count_compiled()
     mesh = sharding.make_mesh(**stage.mesh)
     if stage.parent is not None:
         agreed(lambda: provenance.check_source(stage.folder, stage.parent, allow_changes))
@@ -193,7 +192,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
     seconds = round(time.perf_counter() - began, 1)
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     figures = {"steps": options.steps, "parameters": count(state.params), "peak_memory_gb": memory}
-    figures |= {"seconds": seconds, "compile_seconds": round((so_far() - compiled).seconds, 1)}
+    figures |= {"seconds": seconds, "compile_seconds": round((count_compiled() - compiled).seconds, 1)}
     agreed(lambda: write_json(done, figures))
 
 

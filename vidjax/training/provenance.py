@@ -17,8 +17,8 @@ from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
 from vidjax.runtime.processes import say
 from vidjax.runtime.run_files import read_json
-from vidjax.runtime.storage import AnyPath, listing, set_aside
-from vidjax.settings import flatten, write_json
+from vidjax.runtime.storage import AnyPath, listing, set_aside, write_json
+from vidjax.settings import flatten
 from vidjax.training.checkpoint import Checkpoints
 
 NAME = "trained_with.json"

@@ -14,7 +14,7 @@ import numpy as np
 from vidjax.errors import InputError
 from vidjax.generation.output import animation
 from vidjax.profiling import chips
-from vidjax.runtime.compilation import so_far
+from vidjax.runtime.compiling import count_compiled
 from vidjax.runtime.log_file import LogFile
 from vidjax.runtime.processes import lead, say
 from vidjax.runtime.progress import duration
@@ -37,7 +37,7 @@ class Telemetry:
 
     def __init__(self, folder: AnyPath, stage: str, steps: int, start: int = 0, flops: float | None = None):
         self.stage, self.steps, self.flops = stage, steps, flops
-        self._last, self._waited, self._compiled = (start, time.perf_counter()), 0.0, so_far()
+        self._last, self._waited, self._compiled = (start, time.perf_counter()), 0.0, count_compiled()
         if not lead():
             return
         from tqdm import tqdm
@@ -73,7 +73,7 @@ class Telemetry:
                 values["tflops_per_second"] = self.flops * values["steps_per_second"] / 1e12
                 if peak := peak_flops():
                     values["mfu"] = values["tflops_per_second"] * 1e12 / peak
-        compiled, self._compiled = so_far() - self._compiled, so_far()
+        compiled, self._compiled = count_compiled() - self._compiled, count_compiled()
         if compiled.programs:
             values["compile_seconds"] = compiled.seconds
         check_finite(self.stage, step, values)

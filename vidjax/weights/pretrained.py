@@ -25,7 +25,7 @@ from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
-from vidjax.settings import write_json
+from vidjax.runtime.storage import write_json
 from vidjax.weights import clip, convert, diffusers, lora
 from vidjax.weights.components import surroundings
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config

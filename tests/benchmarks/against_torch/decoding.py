@@ -13,7 +13,8 @@ from turns import Options, against
 
 from vidjax.data.readers import SHIPPED
 from vidjax.data.shapes import draw
-from vidjax.data.video_reading import read_frames, resize, write_mp4
+from vidjax.data.video_reading import read_frames, resize
+from vidjax.data.video_writing import write_mp4
 
 FRAMES = 16
 

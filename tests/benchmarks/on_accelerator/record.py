@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidjax.settings import write_json
+from vidjax.runtime.storage import write_json
 
 
 class Record:
