@@ -36,9 +36,8 @@ def lines_of(name: str, folder: Path) -> list[str]:
     for stage_name in recipe.stage_names(made):
         stage = recipe.build(made, stage_name, folder)
         found = sorted(abstract_parameters(stage.abstract()).items())
-        each = [
-            f"{path} {'x'.join(map(str, v.shape))}{'' if stage.trainable(path) else ' frozen'}" for path, v in found
-        ]
+        line = lambda path, v: f"{path} {'x'.join(map(str, v.shape))}{'' if stage.trainable(path) else ' frozen'}"
+        each = [line(path, value) for path, value in found]
         digest = hashlib.sha256("\n".join(each).encode()).hexdigest()
         lines.append(f"{name}:{stage_name} {len(found)} {digest} {found[0][0]} {found[-1][0]}")
         lines += [f"  {line}" for line in each] if name in TINY else []
