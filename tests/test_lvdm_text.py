@@ -15,6 +15,7 @@ from vidjax.data.latents import write_latents
 from vidjax.data.video_reading import Video
 from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
+from vidjax.generation.pretrained import load_generator
 from vidjax.models.conditioning import Conditioning, dropped
 from vidjax.models.parameters import parameters
 from vidjax.recipes import build as recipe
@@ -72,7 +73,7 @@ def test_what_comes_from_the_folder_stays_as_it_is_and_what_trains_is_the_unet(r
 
 
 def test_captions_are_read_and_clips_encoded_as_the_folder_does(run, folder):
-    ours, theirs = recipe.generator(run[0]), pretrained.generator(folder)
+    ours, theirs = recipe.generator(run[0]), load_generator(folder)
     np.testing.assert_array_equal(ours.tokens(["the fox"])["tokens"], theirs.tokens(["the fox"])["tokens"])
     said = [g.model.text(g.tokens(["the fox"])["tokens"])["tokens"] for g in (ours, theirs)]
     np.testing.assert_array_equal(*said)

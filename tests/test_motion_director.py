@@ -15,7 +15,8 @@ from tiny_folder import VIDEO, write_folder
 
 from vidjax import settings
 from vidjax.errors import InputError
-from vidjax.generation.adapters import adapted
+from vidjax.generation.adapters import merge_lora_files
+from vidjax.generation.pretrained import load_generator
 from vidjax.models.lora import lora_tensors, merge_loras
 from vidjax.models.parameters import abstract_parameters, parameters, split
 from vidjax.recipes import build as recipe
@@ -118,7 +119,7 @@ def test_a_motion_file_on_the_folder_is_the_run(run, folder, tuned, tmp_path):
     assert done.returncode == 0, done.stderr
     generator = recipe.generator(run[0])
     ours = merge_loras(generator.params, {"run": (lora_tensors(generator.model), 1.0)})
-    theirs = adapted(pretrained.generator(folder), [str(tmp_path / "motion")])
+    theirs = merge_lora_files(load_generator(folder), [str(tmp_path / "motion")])
     moved = {path for path in theirs if not np.array_equal(theirs[path], tuned["motion"][path])}
     assert moved and all("temp" in path for path in moved)
     for path, value in theirs.items():

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 from tiny_folder import write_folder
 
 from vidjax.errors import InputError
-from vidjax.generation.adapters import adapted
+from vidjax.generation.adapters import merge_lora_files
 from vidjax.generation.generator import SampleConfig
+from vidjax.generation.pretrained import load_generator
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import TrainConfig
 from vidjax.weights import pretrained
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generator(folder):
-    return pretrained.generator(folder, defaults=SampleConfig(num_steps=1))
+    return load_generator(folder, defaults=SampleConfig(num_steps=1))
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def lora_file(path, ends=("lora_A.weight", "lora_B.weight"), rank=2, value=1.0, 
 
 def test_adapters_that_are_none(generator, tmp_path):
     whole = lora_file(tmp_path / "whole.safetensors")
-    assert adapted(generator, [f"{whole}:100"])
+    assert merge_lora_files(generator, [f"{whole}:100"])
     kohya = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": np.zeros((2, 32), np.float32)}
     save_file(kohya, tmp_path / "kohya.safetensors")
     for file, says in (
@@ -121,7 +122,7 @@ def test_adapters_that_are_none(generator, tmp_path):
         (lora_file(tmp_path / "other.safetensors", prefix="model."), "in diffusers' layout: keys begin with unet"),
     ):
         with pytest.raises(InputError, match=says) as raised:
-            adapted(generator, [file])
+            merge_lora_files(generator, [file])
         assert "take it out" not in str(raised.value)
 
 

@@ -98,7 +98,7 @@ def main() -> None:
     import numpy as np
 
     from vidjax.generation import cascade, output
-    from vidjax.generation.adapters import adapted
+    from vidjax.generation.adapters import merge_lora_files
     from vidjax.generation.subjects import read_subject
     from vidjax.runtime import progress
     from vidjax.watermark import embed
@@ -106,7 +106,7 @@ def main() -> None:
     out, kept = outputs(), SAVE_LATENTS.value and open_file(SAVE_LATENTS.value, "--save_latents")
     generator = make_generator()
     if LORA.value:
-        generator.params = adapted(generator, LORA.value)
+        generator.params = merge_lora_files(generator, LORA.value)
     prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
     options = {
         "sampler": SAMPLER.value,
@@ -243,10 +243,10 @@ def make_generator() -> "Generator":
         from vidjax.recipes import build as recipe
 
         return recipe.generator(path_of(WORKDIR.value))
-    from vidjax.weights import pretrained
+    from vidjax.generation.pretrained import load_generator
 
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)
-    return pretrained.generator(Path(PRETRAINED.value), **given)
+    return load_generator(Path(PRETRAINED.value), **given)
 
 
 def read_motion() -> tuple[float, float]:

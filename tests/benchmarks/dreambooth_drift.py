@@ -19,8 +19,8 @@ from PIL import Image
 
 from vidjax.data.shapes import COLOURS, draw
 from vidjax.evaluation import results
+from vidjax.generation.pretrained import load_generator
 from vidjax.recipes import build as recipe
-from vidjax.weights import pretrained
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dreambooth.py"
 SUBJECT, CLASS = "a x circle moves right", "a green circle moves right"
@@ -53,7 +53,7 @@ def main() -> None:
     args, more = parser.parse_known_args()
     pictures(args.out / "pictures")
     ask = lambda generator: {prompt: shares(generator([prompt] * SAMPLES, seed=1)[:, 0]) for prompt in (SUBJECT, CLASS)}
-    table = {"untuned": ask(pretrained.generator(args.pretrained))}
+    table = {"untuned": ask(load_generator(args.pretrained))}
     for name, count in RUNS.items():
         workdir = args.out / name.replace(" ", "-")
         command = [sys.executable, "-m", "vidjax.main", f"--config={CONFIG}", f"--workdir={workdir}"]

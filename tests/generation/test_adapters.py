@@ -12,8 +12,9 @@ from PIL import Image
 from tiny_folder import write_folder
 
 from vidjax.errors import InputError
-from vidjax.generation.adapters import adapted, parse
+from vidjax.generation.adapters import merge_lora_files, parse
 from vidjax.generation.generator import SampleConfig, Subject
+from vidjax.generation.pretrained import load_generator
 from vidjax.generation.subjects import read_subject
 from vidjax.models.lora import layers_of, lora_tensors, merge_loras
 from vidjax.training.strategies import strategy
@@ -53,7 +54,7 @@ def files(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generator(folder):
-    return pretrained.generator(folder, defaults=SampleConfig(**HOW))
+    return load_generator(folder, defaults=SampleConfig(**HOW))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def sampled(folder, env, tmp_path_factory):
 def test_two_at_once_are_both_merged_by_hand_and_none_at_weight_zero(files, tensors, generator):
     style, fox = files["style"], files["fox"]
     by_hand = merge_loras(generator.params, {"a": (tensors["style"], 0.5), "b": (tensors["fox"], 1.0)})
-    both, none = adapted(generator, [f"{style}:0.5", fox]), adapted(generator, [f"{style}:0"])
+    both, none = merge_lora_files(generator, [f"{style}:0.5", fox]), merge_lora_files(generator, [f"{style}:0"])
     changed = {path for path, value in generator.params.items() if not np.array_equal(both[path], value)}
     assert changed == {f"{layer}.kernel" for layer in layers_of(tensors["fox"])}
     for path, value in generator.params.items():
@@ -98,7 +99,7 @@ def test_what_is_no_adapter_of_this_model_is_one_line(sampled, files, generator,
         ([files["fox"], f"{files['fox']}:0.5"], "is there twice"),
     ):
         with pytest.raises(InputError, match=says) as caught:
-            adapted(generator, asked)
+            merge_lora_files(generator, asked)
         assert "\n" not in str(caught.value)
 
 
@@ -119,7 +120,7 @@ def test_the_program_merges_and_a_subject_everywhere_is_its_own_model(sampled, f
     white = picture(tmp_path / "all.png", np.ones((16, 16), bool))
     inside = sampled(f"--lora={files['style']}:0.5", f"--subject=the fox|{white}|{files['fox']}")
     plain = np.asarray(generator.latents(["the fox"]))
-    generator.params, base = adapted(generator, [f"{files['style']}:0.5", files["fox"]]), generator.params
+    generator.params, base = merge_lora_files(generator, [f"{files['style']}:0.5", files["fox"]]), generator.params
     alone = np.asarray(generator.latents(["the fox"]))
     generator.params = base
     np.testing.assert_allclose(inside, alone, rtol=1e-4, atol=1e-5)

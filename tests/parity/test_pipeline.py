@@ -20,7 +20,8 @@ peft = pytest.importorskip("peft")
 from flax import nnx  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
-from vidjax.generation.adapters import adapted  # noqa: E402
+from vidjax.generation.adapters import merge_lora_files  # noqa: E402
+from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.lora import lora_tensors  # noqa: E402
 from vidjax.models.parameters import parameters  # noqa: E402
 from vidjax.training.strategies import strategy  # noqa: E402
@@ -146,7 +147,7 @@ def pipe(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generator(pipe):
-    return pretrained.generator(pipe[0])
+    return load_generator(pipe[0])
 
 
 def theirs(pipe, noise, output="latent", steps=10, **options):
@@ -188,7 +189,7 @@ def test_adapters_of_both_networks_from_one_file(pipe, tmp_path):
     folder, _ = pipe
     reference = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     reference.set_progress_bar_config(disable=True)
-    generator = pretrained.generator(folder)
+    generator = load_generator(folder)
     model, random = generator.model, np.random.default_rng(1)
     strategy("lora", rank=3, alpha=5, text=True, targets=r"\.(to_q|to_out|ff\.proj_in)$").surgery(model, nnx.Rngs(0))
     tensors = {
@@ -199,7 +200,7 @@ def test_adapters_of_both_networks_from_one_file(pipe, tmp_path):
     noise, plain = noise_like((2, 1, 8, 8, 4)), generator.params
     ask = lambda: generator.latents(PROMPTS, noise=noise, num_steps=2, guidance_scale=3.0)
     base = ask()
-    generator.params = adapted(generator, [f"{file}:0.7"])
+    generator.params = merge_lora_files(generator, [f"{file}:0.7"])
     reference.load_lora_weights(tmp_path, weight_name=lora.FILE, adapter_name="both")
     reference.set_adapters("both", 0.7)
     assert reference.get_list_adapters() == {"unet": ["both"], "text_encoder": ["both"]}
@@ -212,7 +213,7 @@ def test_adapters_of_both_networks_from_one_file(pipe, tmp_path):
     }
     diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path / "again", **states)
     generator.params = plain
-    generator.params = adapted(generator, [f"{tmp_path / 'again'}:0.7"])
+    generator.params = merge_lora_files(generator, [f"{tmp_path / 'again'}:0.7"])
     assert error(ask(), expected) <= 1e-3
 
 
@@ -320,7 +321,7 @@ def test_of_a_tuned_video_model_diffusers_runs_the_image_model(pipe, tmp_path):
     before, after = (p.unet.state_dict() for p in (reference, again))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) == ("to_q" not in key) for key in before)
-    generator, noise = pretrained.generator(folder), noise_like((2, 1, 8, 8, 4))
+    generator, noise = load_generator(folder), noise_like((2, 1, 8, 8, 4))
     generator.params = {path: value for path, value in parameters(model).items() if path in generator.params}
     latents = generator.latents(PROMPTS, noise=noise, num_steps=3, guidance_scale=4.0)
     assert error(latents, theirs(again, noise, steps=3, guidance_scale=4.0)) <= 1e-3
@@ -372,7 +373,7 @@ def test_a_folder_samples_with_its_own_scheduler(pipe, tmp_path):
     config = {**NOISE, "skip_prk_steps": True}
     scheduler = diffusers.PNDMScheduler(**{key: value for key, value in config.items() if key != "clip_sample"})
     scheduler.save_pretrained(tmp_path / "sd" / "scheduler")
-    generator, noise = pretrained.generator(tmp_path / "sd"), noise_like((2, 1, 8, 8, 4))
+    generator, noise = load_generator(tmp_path / "sd"), noise_like((2, 1, 8, 8, 4))
     assert generator.defaults.sampler == "pndm"
     asked, reference.scheduler = reference.scheduler, scheduler
     expected = theirs(reference, noise, steps=8, guidance_scale=7.5)

@@ -11,7 +11,7 @@ from vidjax.models.parameters import Params
 from vidjax.weights import lora
 
 
-def adapted(generator: Generator, files: Sequence[str]) -> Params:
+def merge_lora_files(generator: Generator, files: Sequence[str]) -> Params:
     """The generator's parameters with all these LoRAs merged, each FILE or FILE:WEIGHT; what they leave is not copied.
 
     Raises InputError for a file that is no LoRA, or one of another model, and for a weight that is no number.

@@ -2,7 +2,7 @@
 
 from vidjax.errors import InputError
 from vidjax.generation import editing
-from vidjax.generation.adapters import adapted
+from vidjax.generation.adapters import merge_lora_files
 from vidjax.generation.generator import Generator, Subject
 
 
@@ -21,4 +21,4 @@ def read_subject(
     mask = editing.latent_mask(picture, "", (1, *(size or generator.size[1:])), (1, h, w))
     if not mask.any():
         raise InputError(f"the mask {picture} has no white pixel: the subject {prompt!r} would be nowhere")
-    return Subject(prompt, mask, adapted(generator, files) if files else None)
+    return Subject(prompt, mask, merge_lora_files(generator, files) if files else None)

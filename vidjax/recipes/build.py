@@ -25,6 +25,7 @@ from vidjax.models.keys import OneKey
 from vidjax.models.lowres import LowresEmbedder
 from vidjax.models.parameters import Params, abstract_parameters, merge, parameters, split
 from vidjax.models.patch_pca import patch_pca
+from vidjax.models.stored import StoredMoments
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
 from vidjax.models.vgg import LPIPS
@@ -37,12 +38,12 @@ from vidjax.runtime.run_files import read_statistics
 from vidjax.runtime.storage import AnyPath, write_json
 from vidjax.training import adversarial, objectives, provenance
 from vidjax.training.checkpoint import Checkpoints
-from vidjax.training.encoded import Encoder, StoredMoments, encode_once
+from vidjax.training.encoded import Encoder, encode_once
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes, fit
 from vidjax.training.state import TrainState
 from vidjax.training.validation import CLIPS, by_noise_level
-from vidjax.weights.components import AUTOENCODER, EMPTY, surroundings
+from vidjax.weights.components import AUTOENCODER, EMPTY, Components
 from vidjax.weights.lpips import read_lpips
 
 SECTIONS = (*settings.SECTIONS, "seed", "perceptual", "pretrained", "prompt")
@@ -249,7 +250,7 @@ def abstract_encoder(section: Mapping[str, Any], workdir: AnyPath) -> tuple[nnx.
     def make() -> Encoder:
         rngs = OneKey()
         return Encoder(
-            codec(section, workdir, rngs), surroundings(section["pretrained"]).embedder(rngs=rngs) if folders else None
+            codec(section, workdir, rngs), Components.of(section["pretrained"]).embedder(rngs=rngs) if folders else None
         )
 
     return nnx.split(nnx.eval_shape(make))
@@ -258,7 +259,7 @@ def abstract_encoder(section: Mapping[str, Any], workdir: AnyPath) -> tuple[nnx.
 def codec(section: Mapping[str, Any], workdir: AnyPath, rngs: nnx.Rngs) -> Codec:
     """The autoencoder of a diffusion stage, at random, with the statistics of its latents if they are known."""
     if "pretrained" in section:
-        return surroundings(section["pretrained"]).codec(rngs)
+        return Components.of(section["pretrained"]).codec(rngs)
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
     statistics = workdir / section["source"] / "latents.json"
     return Codec(Autoencoder(config, rngs=rngs), **read_statistics(statistics))
@@ -298,7 +299,7 @@ def process(section: Mapping[str, Any]) -> tuple[Schedule, str]:
 def tokenizer(section: Mapping[str, Any]) -> Callable[[str], np.ndarray] | None:
     """Captions to ids, the folder's or bytes, if the model reads text."""
     if "pretrained" in section:
-        return surroundings(section["pretrained"]).tokenize
+        return Components.of(section["pretrained"]).tokenize
     text = section.get("conditioning", {}).get("text")
     return partial(byte_ids, length=text.get("length", 64)) if text else None
 
@@ -307,8 +308,8 @@ def video_model(section: Mapping[str, Any], workdir: AnyPath, *, rngs: nnx.Rngs)
     """The network of a diffusion stage at its random start; widths that follow from other parts are filled in."""
     kinds: dict[str, Any] = dict(EMBEDDERS)
     if "pretrained" in section:
-        around = surroundings(section["pretrained"])
-        kinds["text"] = around.stored if section["data"].get("latents") else around.embedder
+        components = Components.of(section["pretrained"])
+        kinds["text"] = components.stored if section["data"].get("latents") else components.embedder
     masked = section.get("loss", {}).get("frame_masks") is not None
     embedders = {
         name: settings.construct(
@@ -353,7 +354,7 @@ def frozen_parameters(section: Mapping[str, Any], workdir: AnyPath, params: Para
     """What a diffusion stage does not train, under the paths in `params`: the folder's autoencoder and text encoder, or
     the averaged parameters of the autoencoder stage."""
     if "pretrained" in section:
-        return surroundings(section["pretrained"]).parameters(params)
+        return Components.of(section["pretrained"]).parameters(params)
     wanted = {path.removeprefix(AUTOENCODER): value for path, value in params.items() if path.startswith(AUTOENCODER)}
     if not wanted:
         return {}

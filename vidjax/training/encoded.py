@@ -16,41 +16,11 @@ from jaxtyping import Array, Float, Int, UInt8
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
-from vidjax.models.autoencoder import Posterior
-from vidjax.models.video_model import Codec, Normal, VideoModel
+from vidjax.models.stored import StoredMoments, StoredText
+from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.compiling import jit
 
 FRAMES = 4  # encoded at a time, where frames are independent
-
-
-class StoredMoments(nnx.Module):
-    """A codec whose videos are moments (mean, logvar) [b, s, i, j, 2 z] already: it only draws from them."""
-
-    def __init__(self, shift: float, scale: float):
-        self.shift, self.scale = shift, scale
-
-    def latents(self, video: Float[Array, "b s i j m"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
-        posterior = Posterior(*jnp.split(video, 2, -1))
-        z = posterior.mode if normal is None else posterior.sample(normal(posterior.mean.shape[1:]))
-        return self.scale * (z + self.shift)
-
-
-class StoredText(nnx.Module):
-    """An embedder whose captions are features [b, n, d] already. Where some are dropped, `empty` [n, d] are those of
-    the null caption, which whoever encoded the others knows."""
-
-    key, vector_dim = "tokens", None
-
-    def __init__(self, tokens_dim: int, length: int = 0, drop: float = 0.0):
-        self.tokens_dim, self.drop = tokens_dim, drop
-        self.empty = nnx.Param(jnp.zeros((length, tokens_dim))) if drop else None
-
-    def null(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        assert self.empty is not None
-        return jnp.broadcast_to(self.empty[...].astype(tokens.dtype), tokens.shape)
-
-    def __call__(self, tokens: Float[Array, "b n d"]) -> dict[str, Array]:
-        return {"tokens": tokens}
 
 
 def stand_in(model: VideoModel, text: bool = True) -> VideoModel:

@@ -1,4 +1,4 @@
-"""What a folder of `diffusers` has around its U-Net, for that one or for one's own: autoencoder, text encoder, ids."""
+"""Autoencoder, text encoder and tokenizer of a diffusers folder, for its own U-Net or a new one."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.clip import ClipTextConfig
 from vidjax.models.conditioning import ClipEmbedder
 from vidjax.models.parameters import Params
+from vidjax.models.stored import StoredText
 from vidjax.models.video_model import Codec
-from vidjax.training.encoded import StoredText
 from vidjax.weights import clip, convert
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
@@ -25,7 +25,7 @@ AUTOENCODER, TEXT, EMPTY = "codec.autoencoder.", "text.encoder.", "text.empty"  
 
 
 @dataclasses.dataclass(frozen=True)
-class Surroundings:
+class Components:
     """Those of Stable Diffusion (Rombach et al. 2022): an AutoencoderKL, CLIP's text encoder and its tokenizer."""
 
     folder: Folder
@@ -34,21 +34,30 @@ class Surroundings:
     text: ClipTextConfig
     tokenize: Callable[[str], np.ndarray]
 
+    @classmethod
+    def of(cls, path: str | Path) -> "Components":
+        """Reads the configs and the tokenizer of the folder `path`, no weights. Raises InputError."""
+        folder = Folder(Path(path))
+        text = clip_text_config(folder.config("text_encoder"))
+        return cls(folder, *autoencoder_config(folder.config("vae")), text, folder.tokenizer(text))
+
     def codec(self, rngs: nnx.Rngs) -> Codec:
-        """At random."""
+        """Makes the codec, with random parameters."""
         return Codec(Autoencoder(self.autoencoder, rngs=rngs), **self.scaling)
 
     def embedder(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> ClipEmbedder:
-        """At random; `drop` is the share of captions that training does not show."""
+        """Makes the embedder of captions, with random parameters; training hides the share `drop` of them."""
         return ClipEmbedder(self.text, self.tokenize("").tolist(), drop, rngs=rngs)
 
     def stored(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> StoredText:
-        """The embedder of captions that the text encoder has read beforehand; takes no random numbers."""
+        """Makes the embedder for captions that the text encoder has read beforehand; takes no random numbers."""
         return StoredText(self.text.dim, self.text.length, drop)
 
     def parameters(self, shapes: Mapping[str, Any]) -> Params:
-        """The folder's weights of those parameters of a VideoModel, by path, that are its autoencoder's or text
-        encoder's. Raises InputError where they do not fit."""
+        """Reads the folder's weights for the paths in `shapes` that belong to its autoencoder or text encoder.
+
+        `shapes` are the parameters of a VideoModel by path, abstract or not. Raises InputError where they do not fit.
+        """
         found: Params = {}
         for part, prefix, *names in (
             ("vae", AUTOENCODER, DIFFUSERS_AUTOENCODER),
@@ -65,10 +74,3 @@ class Surroundings:
                 convert.check_finite(value, f"{self.folder.path / part}: parameter {path}")
                 found[prefix + path] = jnp.array(value, jnp.float32)
         return found
-
-
-def surroundings(path: str | Path) -> Surroundings:
-    """Of the folder `path`; reads configs and the tokenizer, no weights. Raises InputError."""
-    folder = Folder(Path(path))
-    text = clip_text_config(folder.config("text_encoder"))
-    return Surroundings(folder, *autoencoder_config(folder.config("vae")), text, folder.tokenizer(text))

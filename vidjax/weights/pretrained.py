@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from safetensors.numpy import save_file
 
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
-from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.models.keys import Keys, OneKey
 from vidjax.models.layers import Over
 from vidjax.models.lora import Tensors
@@ -27,7 +25,7 @@ from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.storage import write_json
 from vidjax.weights import clip, convert, diffusers, lora
-from vidjax.weights.components import surroundings
+from vidjax.weights.components import Components
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder, read_json
@@ -79,17 +77,17 @@ def load(
         more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
         unet = dataclasses.replace(unet, **more)
         fresh = fresh or "temp"
-    around = surroundings(path)
-    if around.text.dim != unet.tokens_dim:
+    components = Components.of(path)
+    if components.text.dim != unet.tokens_dim:
         raise InputError(
-            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {around.text.dim}"
+            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {components.text.dim}"
         )
     scheduler = folder.config("scheduler")
     noise, prediction = schedule(scheduler)
 
     def make(rngs: nnx.Rngs) -> VideoModel:
-        codec = around.codec(rngs)
-        return VideoModel(unet, {"text": around.embedder(rngs=rngs)}, codec, remat=remat, rngs=rngs)
+        codec = components.codec(rngs)
+        return VideoModel(unet, {"text": components.embedder(rngs=rngs)}, codec, remat=remat, rngs=rngs)
 
     model = nnx.eval_shape(lambda: make(OneKey()))
     if weights:
@@ -97,7 +95,7 @@ def load(
         change = f"is {path} the folder of another model?"
         check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
         fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
-    return Pretrained(model, noise, prediction, around.tokenize, pixels(folder, model.codec), *sampler(scheduler))
+    return Pretrained(model, noise, prediction, components.tokenize, pixels(folder, model.codec), *sampler(scheduler))
 
 
 def fill(
@@ -224,23 +222,3 @@ def pixels(folder: Folder, codec: Codec) -> tuple[int, int]:
     size = folder.config("unet").get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size
     return height * codec.autoencoder.strides[1], width * codec.autoencoder.strides[2]
-
-
-def generator(path: str | Path, frames: int = 1, defaults: SampleConfig | None = None, **options) -> Generator:
-    """The folder's model, ready to sample, by default with the sampler of its scheduler; `options` are those of `load`.
-
-    Prints a warning if that scheduler asks for what is not offered. Raises InputError.
-    """
-    loaded = load(path, **options)
-    if loaded.caveat and defaults is None:
-        print(f"warning: {path}: {loaded.caveat}", file=sys.stderr)
-    return Generator(
-        nnx.graphdef(loaded.model),
-        parameters(loaded.model),
-        loaded.schedule,
-        loaded.prediction,
-        loaded.tokenize,
-        (frames, *loaded.size),
-        loaded.model.codec.autoencoder.config.in_channels,
-        defaults or SampleConfig(sampler=loaded.sampler, guidance_scale=7.5),
-    )
