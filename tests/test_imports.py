@@ -28,8 +28,6 @@ EXCEPTIONS = {
     "vidjax.runtime.compiling imports vidjax.models.kernels",
     "vidjax.sample imports vidjax.watermark",
     "vidjax.training.telemetry imports vidjax.generation.output",
-    "vidjax.weights.components imports vidjax.training.encoded",
-    "vidjax.weights.pretrained imports vidjax.generation.generator",
 }
 
 

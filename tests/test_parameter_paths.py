@@ -36,7 +36,9 @@ def lines_of(name: str, folder: Path) -> list[str]:
     for stage_name in recipe.stage_names(made):
         stage = recipe.build(made, stage_name, folder)
         found = sorted(abstract_parameters(stage.abstract()).items())
-        line = lambda path, v: f"{path} {'x'.join(map(str, v.shape))}{'' if stage.trainable(path) else ' frozen'}"
+        line = lambda path, v, stage=stage: (
+            f"{path} {'x'.join(map(str, v.shape))}{'' if stage.trainable(path) else ' frozen'}"
+        )
         each = [line(path, value) for path, value in found]
         digest = hashlib.sha256("\n".join(each).encode()).hexdigest()
         lines.append(f"{name}:{stage_name} {len(found)} {digest} {found[0][0]} {found[-1][0]}")
