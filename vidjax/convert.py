@@ -19,14 +19,14 @@ def main(file: str) -> None:
     from safetensors.numpy import save_file
 
     from vidjax.runtime.outputs import open_file
-    from vidjax.runtime.storage import local_file
+    from vidjax.runtime.storage import whole_file
     from vidjax.weights.torch_files import Tensors
 
     tensors = Tensors(file)
     if not tensors:
         raise InputError(f"{file} has no tensors: is it the file with the weights?")
     out = open_file(OUT.value or str(Path(file).with_suffix(".safetensors")), "--out")
-    with local_file(out) as place:
+    with whole_file(out) as place:
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, place, {"format": "pt"})
     print(f"{out}: {len(tensors)} tensors, {sum(each.nbytes for each in tensors.values()) / 2**30:.2f} GiB")
 

@@ -108,9 +108,9 @@ def tuned(workdir: AnyPath) -> "tuple[VideoModel, str]":
 def config_of(model: "VideoModel", source: str) -> dict[str, Any]:
     """The config.json of the model's U-Net, which came from the folder `source`. Raises InputError if it has none."""
     from vidjax.weights import pretrained
-    from vidjax.weights.folder import Folder
+    from vidjax.weights.single_file import open_source
 
-    return pretrained.written_as(model.unet.config, Folder(Path(source)).config("unet"))
+    return pretrained.written_as(model.unet.config, open_source(source).config("unet"))
 
 
 FORMATS: dict[str, Callable[[AnyPath, Path], None]] = {

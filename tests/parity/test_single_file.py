@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.loaders import single_file_utils as theirs  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
+from tiny_folder import write_configs  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
+from vidjax.weights import pretrained  # noqa: E402
 from vidjax.weights.configs import autoencoder_config, clip_text_config, unet_config  # noqa: E402
 from vidjax.weights.single_file import AUTOENCODER, CLIP, OPEN_CLIP, UNET, SingleFile  # noqa: E402
 
@@ -112,7 +115,9 @@ def files(request, tmp_path_factory):
         }
     )
     state["model_ema.decay"] = np.float32(0.5).reshape(1)
-    path = tmp_path_factory.mktemp("single") / f"sd{request.param}.safetensors"
+    folder = tmp_path_factory.mktemp("single")
+    shutil.copytree(write_configs(tmp_path_factory.mktemp("words") / "folder") / "tokenizer", folder / "tokenizer")
+    path = folder / f"sd{request.param}.safetensors"
     save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
     return SingleFile(path), state, unet, vae, text
 
@@ -175,6 +180,16 @@ def test_the_configs_are_those_of_the_models(files):
         wanted.num_hidden_layers,
         wanted.num_attention_heads,
     )
+
+
+def test_it_loads_and_goes_out_as_a_pipeline_of_diffusers(files, tmp_path):
+    file, _, unet, vae, _ = files
+    found = pretrained.load(file.path)
+    assert found.prediction == ("v" if unet.config.use_linear_projection else "eps")
+    pretrained.save(found.model, file.path, tmp_path / "out")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    for ours, wanted in ((pipe.unet, unet), (pipe.vae, vae)):
+        same({key: value.numpy() for key, value in ours.state_dict().items()}, random(wanted))
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -112,7 +112,7 @@ def test_what_is_no_folder(tmp_path):
     with pytest.raises(InputError, match="has no unet/ but vae; name a folder with unet/"):
         Folder(tmp_path)
     (tmp_path / "sd.ckpt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"is one file, not a folder: make one with .*from_single_file\('.*sd.ckpt'\)"):
+    with pytest.raises(InputError, match=r"sd.ckpt is a pickle: convert it with python -m vidjax.convert .*sd.ckpt"):
         Folder(tmp_path / "sd.ckpt")
 
 

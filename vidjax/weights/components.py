@@ -20,6 +20,7 @@ from vidjax.weights import clip, convert
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
+from vidjax.weights.single_file import SingleFile, open_source
 
 AUTOENCODER, TEXT, EMPTY = "codec.autoencoder.", "text.encoder.", "text.empty"  # where a VideoModel has them
 
@@ -28,7 +29,7 @@ AUTOENCODER, TEXT, EMPTY = "codec.autoencoder.", "text.encoder.", "text.empty"  
 class Components:
     """Those of Stable Diffusion (Rombach et al. 2022): an AutoencoderKL, CLIP's text encoder and its tokenizer."""
 
-    folder: Folder
+    folder: Folder | SingleFile
     autoencoder: AutoencoderConfig
     scaling: Mapping[str, float]
     text: ClipTextConfig
@@ -37,7 +38,7 @@ class Components:
     @classmethod
     def of(cls, path: str | Path) -> "Components":
         """Reads the configs and the tokenizer of the folder `path`, no weights. Raises InputError."""
-        folder = Folder(Path(path))
+        folder = open_source(path)
         text = clip_text_config(folder.config("text_encoder"))
         return cls(folder, *autoencoder_config(folder.config("vae")), text, folder.tokenizer(text))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from vidjax.models.clip import ClipTextConfig
 from vidjax.runtime.limits import from_json
 from vidjax.weights.tensors import Tensors, read, read_shards
 
+INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LAYOUT = "unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
@@ -29,7 +31,9 @@ class Folder:
         path = Path(self.path)
         object.__setattr__(self, "path", path)
         if path.is_file():
-            raise InputError(f"{path} is one file, not a folder: {single_file(path)}")
+            pickle = f"*{path.suffix}" in PICKLES
+            remedy = unpickle(path) if pickle else "name a folder, or a checkpoint as safetensors"
+            raise InputError(f"{path} is {'a pickle' if pickle else 'no folder'}: {remedy}")
         if not path.is_dir():
             raise InputError(f"the folder {path} does not exist; name one with {LAYOUT}")
         if not (path / "unet").is_dir():
@@ -47,6 +51,12 @@ class Folder:
     def tensors(self, part: str) -> Tensors:
         """The part's weights, see `read_weights`."""
         return read_weights(self.path / part)
+
+    def copy_configs(self, out: Path) -> None:
+        """Copies all but weights; `out` may be there."""
+        parts = ("unet", "vae", "text_encoder")
+        leave = lambda within, names: [n for n in names if Path(within).name in parts and n != "config.json"]
+        shutil.copytree(self.path, out, ignore=leave, dirs_exist_ok=True)
 
     def tokenizer(self, text: ClipTextConfig) -> Callable[[str], np.ndarray]:
         """The part tokenizer/, see `clip_tokenizer`."""
@@ -135,10 +145,3 @@ def unpickle(path: Path) -> str:
     """The command that converts a file of PyTorch's to safetensors, for an error."""
     to = path.with_name({"pytorch_model": "model"}.get(path.stem, path.stem) + ".safetensors")
     return f"convert it with python -m vidjax.convert {shlex.quote(str(path))} --out={shlex.quote(str(to))}"
-
-
-def single_file(path: Path) -> str:
-    return (
-        'make one with python -c "import diffusers; diffusers.StableDiffusionPipeline'
-        f".from_single_file('{path}').save_pretrained('{path.with_suffix('')}')\""
-    )

@@ -1,9 +1,8 @@
-"""Models of other projects: a folder in the layout of `diffusers` becomes a model that trains and samples here."""
+"""Models of other projects, from a folder of diffusers' or one file of Stable Diffusion's, train and sample here."""
 
 import dataclasses
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from vidjax.weights import clip, convert, diffusers, lora
 from vidjax.weights.components import Components
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
-from vidjax.weights.folder import Folder, read_json
+from vidjax.weights.folder import INDEX, Folder, read_json
+from vidjax.weights.single_file import SingleFile, open_source
 
-INDEX = "model_index.json"
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
@@ -62,7 +61,7 @@ def load(
     remat: str = "none",
     weights: bool = True,
 ) -> Pretrained:
-    """A folder with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
+    """A folder, or one file, with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
 
     inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks; or any
     fields of UNetConfig. What the folder has no weights for stays at its start, which leaves images as they are: the
@@ -71,7 +70,7 @@ def load(
     of all parameters; memory stays near one copy of them. weights: false for a model of shapes, which reads no weights.
     Raises InputError.
     """
-    folder = Folder(Path(path))
+    folder = open_source(path)
     unet, rules = unet_config(folder.config("unet"), norm_over)
     if inflate is not None:
         more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
@@ -101,7 +100,7 @@ def load(
 def fill(
     model: VideoModel,
     make: Callable[[], VideoModel],
-    folder: Folder,
+    folder: Folder | SingleFile,
     rules: convert.Rules,
     fresh: str | None,
     dtype: DTypeLike,
@@ -127,7 +126,7 @@ def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = F
     `diffusers` is; with `image` one of the image model that is left without the layers over time. Raises InputError if
     `out` has something in it already, or if the U-Net has layers that neither the source nor Tune-A-Video has.
     """
-    folder, out = Folder(Path(source)), Path(out)
+    folder, out = open_source(source), Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
     config = written_as(model.unet.config, folder.config("unet"))
@@ -139,12 +138,7 @@ def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = F
             "the decoder looks at several frames at once, which no class of diffusers does: export as orbax"
         )
     weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-    shutil.copytree(
-        folder.path,
-        out,
-        ignore=lambda within, names: [n for n in names if Path(within).name in weights and n != "config.json"],
-        dirs_exist_ok=True,
-    )
+    folder.copy_configs(out)
     write_json(out / "unet" / "config.json", config)
     if (out / INDEX).is_file():
         index = read_json(out / INDEX, "it is model_index.json of diffusers")
@@ -168,7 +162,7 @@ def save_adapters(model: VideoModel, tensors: Tensors, source: str | Path, out: 
 
     Raises InputError if they are on layers that the source has not: what they adapt would be in no file.
     """
-    config = Folder(Path(source)).config("unet")
+    config = open_source(source).config("unet")
     if written_as(model.unet.config, config) != config and any("temp" in path for path in tensors):
         raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
     linear = linear_projection(config, model.unet.config)
@@ -217,7 +211,7 @@ def deflated(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**config, **kinds, **named}.items() if key != NORM_OVER}
 
 
-def pixels(folder: Folder, codec: Codec) -> tuple[int, int]:
+def pixels(folder: Folder | SingleFile, codec: Codec) -> tuple[int, int]:
     """(height, width) that the U-Net was trained with."""
     size = folder.config("unet").get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size

@@ -7,6 +7,7 @@ configs is read off the shapes. CLIP's words are in no such file: `tokenizer/` l
 import dataclasses
 import itertools
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 
 from vidjax.errors import InputError
 from vidjax.models.clip import ClipTextConfig
+from vidjax.runtime.storage import write_json
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import unet, unet_keys
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
-from vidjax.weights.folder import clip_tokenizer
+from vidjax.weights.folder import INDEX, Folder, clip_tokenizer
 from vidjax.weights.tensors import Tensors, read
 
 UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
@@ -133,6 +135,23 @@ class SingleFile:
                 "put the tokenizer/ of any Stable Diffusion (vocab.json, merges.txt) there"
             )
         return clip_tokenizer(folder, text)
+
+    def copy_configs(self, out: Path) -> None:
+        """Writes what a folder of diffusers has beside its weights."""
+        for part in ("unet", "vae", "text_encoder", "scheduler"):
+            (out / part).mkdir(parents=True)
+            name = "scheduler_config.json" if part == "scheduler" else "config.json"
+            write_json(out / part / name, self.config(part))
+        shutil.copytree(self.path.parent / "tokenizer", out / "tokenizer")
+        classes = {
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "scheduler": ["diffusers", self.config("scheduler")["_class_name"]],
+        }
+        nothing = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        write_json(out / INDEX, {"_class_name": "StableDiffusionPipeline", **classes, **nothing})
 
     # What is where in the file.
 
@@ -254,3 +273,9 @@ class SingleFile:
             "clip_sample": False,
             "prediction_type": "v_prediction" if self._unet()["use_linear_projection"] else "epsilon",
         }
+
+
+def open_source(path: str | Path) -> Folder | SingleFile:
+    """The model at `path`: a folder in the layout of diffusers, or one safetensors file. Raises InputError."""
+    path = Path(path)
+    return SingleFile(path) if path.suffix == ".safetensors" and path.is_file() else Folder(path)
