@@ -19,7 +19,7 @@ from PIL import Image
 
 from vidjax.data.shapes import COLOURS, draw
 from vidjax.evaluation import results
-from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 from vidjax.weights import pretrained
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dreambooth.py"
@@ -61,7 +61,7 @@ def main() -> None:
         command += [f"--config.prompt={SUBJECT}", f"--config.finetune.prior.prompt={CLASS}"]
         command += [f"--config.finetune.prior.count={count}", f"--config.sample.prompts={SUBJECT};{CLASS}"]
         subprocess.run([*command, *more], check=True)
-        table[name] = ask(recipe.generator(workdir))
+        table[name] = ask(Run(workdir).generator())
     found = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": results.device(),
