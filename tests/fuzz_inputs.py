@@ -276,6 +276,7 @@ def overrides(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
     from vidjax import cli, main, settings
     from vidjax.errors import InputError
     from vidjax.recipes import build as recipe
+    from vidjax.recipes.config import stage_names
 
     def parse(*argv: str) -> dict:
         flags.FLAGS.unparse_flags()
@@ -307,7 +308,7 @@ def overrides(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
             return f"--{name}={VALUES[rng.integers(len(VALUES))]}"
 
         config = parse(f"--config={ROOT / file}", *(one() for _ in range(rng.integers(1, 3))))
-        for name in recipe.stage_names(config):
+        for name in stage_names(config):
             recipe.build(config, name, Path("run"))
 
     while True:

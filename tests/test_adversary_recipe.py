@@ -12,6 +12,8 @@ from vidjax import settings
 from vidjax.errors import InputError
 from vidjax.models.parameters import abstract_parameters, split
 from vidjax.recipes import build as recipe
+from vidjax.recipes.frozen import frozen_parts
+from vidjax.recipes.run import Run
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.loop import train
 from vidjax.training.stage import abstract_loss
@@ -58,10 +60,10 @@ def test_later_stages_see_an_autoencoder_alone(trained):
     _, frozen = split(abstract_parameters(abstract_loss(stage)[1]), stage.trainable)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     frozen = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in frozen.items()}
-    codec = recipe.frozen_parameters({"source": "autoencoder"}, trained, frozen)
+    codec = frozen_parts({"source": "autoencoder"}, trained).parameters(frozen)
     assert codec.keys() == {path for path in frozen if path.startswith("codec.")}
     (trained / "config.json").write_text(json.dumps(against()))
-    exported = recipe.generator(trained, "autoencoder").params
+    exported = Run(trained).generator("autoencoder").params
     assert {f"codec.autoencoder.{path}" for path in exported} == codec.keys()
     for path, value in exported.items():
         np.testing.assert_array_equal(value, codec[f"codec.autoencoder.{path}"])

@@ -20,6 +20,7 @@ from vidjax.errors import InputError
 from vidjax.generation.editing import kept
 from vidjax.generation.output import write_samples
 from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 from vidjax.report import write_report
 from vidjax.runtime import checksums, storage
 from vidjax.runtime.storage import path_of
@@ -135,7 +136,7 @@ def test_other_programs_read_and_write_the_bucket(killed, buckets, outside, insi
     assert write_report(path_of(RUN)) == path_of(RUN) / "report.html"
     assert buckets.files("bucket", "run/report.html")[""] == before
     folder = path_of(RUN)
-    assert recipe.build(recipe.read_config(folder), "diffusion", folder).folder == folder / "diffusion"
+    assert recipe.build(Run(folder).config, "diffusion", folder).folder == folder / "diffusion"
 
 
 def test_a_checkpoint_counts_once_it_is_marked_and_as_long_as_it_is_whole(buckets, inside, tmp_path, capsys):

@@ -14,6 +14,7 @@ from vidjax import settings
 from vidjax.errors import InputError
 from vidjax.models.parameters import abstract_parameters
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import stage_names
 from vidjax.training.loop import train
 from vidjax.training.stage import abstract_loss
 
@@ -42,7 +43,7 @@ def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, tm
     made = config(name)
     if "pretrained" in made:
         made["pretrained"] = str(write_configs(tmp_path_factory.mktemp("sd") / "1", STABLE_DIFFUSION_1))
-    for stage_name in recipe.stage_names(made):
+    for stage_name in stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path)
         loss, state = abstract_loss(stage)
         assert jax.eval_shape(loss, state, recipe.example_batch(made, stage)).shape == ()
@@ -88,7 +89,7 @@ def test_a_small_copy_of_every_recipe_trains_two_steps(name, tmp_path):
         if "discriminator" in stage:
             stage["discriminator"] = {"frame": dict(channels=4, layers=1, groups=2)}
             stage["loss"] = {**stage["loss"], "start": 1}
-    for stage_name in recipe.stage_names(made):
+    for stage_name in stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path, max_steps=2)
         recipe.check(stage)
         train(stage)
@@ -143,9 +144,9 @@ def test_a_size_that_the_strides_do_not_divide_is_refused(tmp_path):
 
 def test_stages_are_ordered_by_their_sources():
     stages = {"b": {"source": "a"}, "c": {"source": "b"}, "a": {}}
-    assert recipe.stage_names({"stages": stages}) == ["a", "b", "c"]
+    assert stage_names({"stages": stages}) == ["a", "b", "c"]
     with pytest.raises(InputError, match="circle"):
-        recipe.stage_names({"stages": {"a": {"source": "b"}, "b": {"source": "a"}}})
+        stage_names({"stages": {"a": {"source": "b"}, "b": {"source": "a"}}})
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda file: file.stem)

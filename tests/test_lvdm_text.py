@@ -19,6 +19,7 @@ from vidjax.generation.pretrained import load_generator
 from vidjax.models.conditioning import Conditioning, dropped
 from vidjax.models.parameters import parameters
 from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 from vidjax.runtime import sharding
 from vidjax.training.checkpoint import Checkpoints, read_json
 from vidjax.training.loop import create_state
@@ -61,7 +62,7 @@ def run(folder, env, tmp_path_factory):
 
 def test_what_comes_from_the_folder_stays_as_it_is_and_what_trains_is_the_unet(run, folder):
     workdir, _ = run
-    ours, theirs = recipe.generator(workdir).params, parameters(pretrained.load(folder).model)
+    ours, theirs = Run(workdir).generator().params, parameters(pretrained.load(folder).model)
     frozen = [path for path in theirs if not path.startswith("unet.")]
     assert frozen and {path.split(".")[0] for path in ours} == {"unet", "codec", "text"}
     for path in frozen:
@@ -73,7 +74,7 @@ def test_what_comes_from_the_folder_stays_as_it_is_and_what_trains_is_the_unet(r
 
 
 def test_captions_are_read_and_clips_encoded_as_the_folder_does(run, folder):
-    ours, theirs = recipe.generator(run[0]), load_generator(folder)
+    ours, theirs = Run(run[0]).generator(), load_generator(folder)
     np.testing.assert_array_equal(ours.tokens(["the fox"])["tokens"], theirs.tokens(["the fox"])["tokens"])
     said = [g.model.text(g.tokens(["the fox"])["tokens"])["tokens"] for g in (ours, theirs)]
     np.testing.assert_array_equal(*said)
@@ -94,7 +95,7 @@ def test_sample_writes_a_video_of_a_prompt(run, tmp_path):
 
 
 def test_captions_drop_to_the_folders_empty_one(run):
-    generator = recipe.generator(run[0])
+    generator = Run(run[0]).generator()
     model, tokenize = generator.model, generator.tokenize
     assert tokenize is not None
     ids = jnp.tile(jnp.asarray(tokenize("the fox")), (1000, 1))
@@ -106,7 +107,7 @@ def test_captions_drop_to_the_folders_empty_one(run):
 
 def test_features_from_a_cache_train_as_captions_do(run, folder, tmp_path):
     """Dropped ones too: the same loss of the same U-Net, from moments and features and from pixels and ids."""
-    dataset, encode, about, beside = recipe.to_encode(run[0], "diffusion")
+    dataset, encode, about, beside = Run(run[0]).encoding("diffusion")
     batch = encode(next(dataset.batches(2)))
     write_latents(tmp_path, [{key: value[i] for key, value in batch.items()} for i in range(2)], about, **beside)
     made, losses, params = small(folder) | dict(conditioning=dict(text=dict(drop=0.5))), [], {}
@@ -118,7 +119,7 @@ def test_features_from_a_cache_train_as_captions_do(run, folder, tmp_path):
         stage = recipe.build(made, "diffusion", tmp_path / "run")
         recipe.check(stage)
         source = stage.dataset()
-        state = create_state(stage, sharding.make_mesh(**stage.mesh), source)
+        state = create_state(stage, sharding.make_mesh(**stage.mesh), source, stage.start(True)[1])
         params = params or {
             path: value + 0.1 * random.standard_normal(value.shape, np.float32) for path, value in state.params.items()
         }
@@ -135,7 +136,7 @@ def test_features_from_a_cache_train_as_captions_do(run, folder, tmp_path):
 
 def test_stills_beside_a_clip_do_not_see_it(run):
     """From pixels to prediction: another clip changes nothing in what is said of the stills."""
-    generator = recipe.generator(run[0])
+    generator = Run(run[0]).generator()
     random = np.random.default_rng(0)
     noisy = lambda value: value + 0.1 * random.standard_normal(value.shape, np.float32)
     model = generator._model({path: noisy(value) for path, value in generator.params.items()})

@@ -57,9 +57,9 @@ def test_a_run_leaves_what_it_promises(trained):
 
 def test_the_latents_of_the_second_stage_have_unit_variance(trained):
     workdir, _ = trained
-    from vidjax.recipes import build as recipe
+    from vidjax.recipes.run import Run
 
-    generator, data = recipe.generator(workdir), recipe.dataset(workdir)
+    generator, data = Run(workdir).generator(), Run(workdir).dataset()
     videos = np.concatenate(data.windows("train"))
     import jax
 

@@ -20,6 +20,8 @@ from vidjax.generation.pretrained import load_generator
 from vidjax.models.lora import lora_tensors, merge_loras
 from vidjax.models.parameters import abstract_parameters, parameters, split
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import stage_names
+from vidjax.recipes.run import Run
 from vidjax.recipes.tuning import tuned_generator, tuned_model
 from vidjax.runtime.sharding import make_mesh
 from vidjax.runtime.storage import write_json
@@ -65,7 +67,7 @@ def clips(tmp_path_factory):
 def run(folder, clips, tmp_path_factory):
     """The folder of a run, and its stages, trained in turn."""
     workdir, made = tmp_path_factory.mktemp("run"), small(folder, clips)
-    stages = {name: recipe.build(made, name, workdir) for name in recipe.stage_names(made)}
+    stages = {name: recipe.build(made, name, workdir) for name in stage_names(made)}
     assert list(stages) == ["appearance", "motion"]
     for stage in stages.values():
         recipe.check(stage)
@@ -102,7 +104,7 @@ def test_each_stage_changes_its_own_adapters_and_not_one_bit_of_the_rest(tuned, 
 
 
 def test_the_appearance_has_a_weight_in_samples(run, tuned):
-    section = settings.stage_settings(recipe.read_config(run[0]), "motion")
+    section = settings.stage_settings(Run(run[0]).config, "motion")
     assert section["finetune"]["source_weight"] == 0
     section["finetune"]["source_weight"] = 0.5
     params = tuned_generator(section, run[1]["motion"], run[1]["appearance"]).params
@@ -117,7 +119,7 @@ def test_a_motion_file_on_the_folder_is_the_run(run, folder, tuned, tmp_path):
     command = [sys.executable, "-m", "vidjax.export", f"--workdir={run[0]}", "--format=diffusers"]
     done = subprocess.run([*command, f"--out={tmp_path / 'motion'}"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    generator = recipe.generator(run[0])
+    generator = Run(run[0]).generator()
     ours = merge_loras(generator.params, {"run": (lora_tensors(generator.model), 1.0)})
     theirs = merge_lora_files(load_generator(folder), [str(tmp_path / "motion")])
     moved = {path for path in theirs if not np.array_equal(theirs[path], tuned["motion"][path])}

@@ -15,6 +15,7 @@ from tiny_folder import CONFIGS, STABLE_DIFFUSION_1, VIDEO, write_configs
 
 from vidjax.models.parameters import abstract_parameters
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import stage_names
 
 FILE = Path(__file__).with_name("parameter_paths.txt")
 TUNING = ["tune_a_video:default", "tune_a_video:released", "tune_a_video:dreamix", "dreambooth:full", "dreambooth:text"]
@@ -33,13 +34,11 @@ def lines_of(name: str, folder: Path) -> list[str]:
     if "prior" in made.get("finetune", {}):
         made["finetune"]["prior"]["prompt"] = "a fox"
     lines = []
-    for stage_name in recipe.stage_names(made):
+    for stage_name in stage_names(made):
         stage = recipe.build(made, stage_name, folder)
         found = sorted(abstract_parameters(stage.abstract()).items())
-        line = lambda path, v, stage=stage: (
-            f"{path} {'x'.join(map(str, v.shape))}{'' if stage.trainable(path) else ' frozen'}"
-        )
-        each = [line(path, value) for path, value in found]
+        shapes = {path: "x".join(map(str, value.shape)) for path, value in found}
+        each = [f"{path} {shape}{'' if stage.trainable(path) else ' frozen'}" for path, shape in shapes.items()]
         digest = hashlib.sha256("\n".join(each).encode()).hexdigest()
         lines.append(f"{name}:{stage_name} {len(found)} {digest} {found[0][0]} {found[-1][0]}")
         lines += [f"  {line}" for line in each] if name in TINY else []

@@ -12,6 +12,7 @@ from test_main import LATENT, program
 from vidjax import settings
 from vidjax.profiling.flops import count_flops
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import uncached
 from vidjax.training.stage import step_flops
 
 
@@ -24,6 +25,7 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         import tiny
         from vidjax.profiling import planning
         from vidjax.recipes import build as recipe
+        from vidjax.recipes.config import uncached
         from vidjax import settings
         config = settings.plain(tiny.get_config("pixels"))
         config["mesh"] = dict(data=2, fsdp=4, tensor=1, context=1)
@@ -108,7 +110,7 @@ def test_a_step_on_stored_latents_does_all_but_encode_its_clips(tmp_path):
         made["data"]["latents"] = latents
         stage = recipe.build(made, "diffusion", tmp_path)
         flops[latents] = step_flops(stage, recipe.example_batch(made, stage))
-    whole = recipe.build(recipe.uncached(made), "diffusion", tmp_path)
-    batch, (graphdef, state) = recipe.example_batch(recipe.uncached(made), whole), nnx.split(whole.abstract())
+    whole = recipe.build(uncached(made), "diffusion", tmp_path)
+    batch, (graphdef, state) = recipe.example_batch(uncached(made), whole), nnx.split(whole.abstract())
     encode = count_flops(lambda state, video: nnx.merge(graphdef, state).latents(video), state, batch["video"])
     assert flops[""] == flops["latents"] + encode and encode > 0

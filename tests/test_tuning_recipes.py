@@ -17,6 +17,8 @@ from vidjax.data.video_reading import read_frames
 from vidjax.errors import InputError
 from vidjax.profiling import planning
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import stage_names
+from vidjax.recipes.run import Run
 from vidjax.runtime.sharding import make_mesh
 from vidjax.runtime.storage import write_json
 from vidjax.training.loop import at_step_0, train
@@ -69,14 +71,14 @@ def small(name, folder, clips, sections):
 def test_a_small_copy_trains_two_steps_and_samples(name, folder, clips, tmp_path):
     made = small(name, folder, clips, dict(RECIPES[name]))
     write_json(tmp_path / "config.json", made)
-    for stage_name in recipe.stage_names(made):
+    for stage_name in stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path, max_steps=2)
         recipe.check(stage)
         train(stage)
         lines = [json.loads(line) for line in (tmp_path / stage_name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2]
         assert all(math.isfinite(line["loss"]) for line in lines)
-    generator = recipe.generator(tmp_path)
+    generator = Run(tmp_path).generator()
     videos = generator(["a fox"])
     assert videos.std() > 0
     if name == "align_latents:default":
@@ -100,7 +102,7 @@ def test_a_plan_reads_no_weights_of_a_folder_and_knows_the_state_that_trains(fol
     batch = recipe.example_batch(made[bare], stages[bare])
     assert batch["prior"].keys() == batch.keys() - {"prior"}
     lowered, planned = planning.lower_step(stages[bare], make_mesh(), batch)
-    state = at_step_0(stages[folder], stages[folder].pretrained(True)[1])
+    state = at_step_0(stages[folder], stages[folder].start(True)[1])
     shapes = [
         {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(each)}
         for each in (planned, state)

@@ -27,6 +27,7 @@ from vidjax.models.parameters import abstract_parameters
 from vidjax.profiling import layers as profiling
 from vidjax.profiling.flops import flops_by_scope
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import stage_names, uncached
 from vidjax.runtime import sharding
 from vidjax.runtime.outputs import open_file, open_folder
 from vidjax.runtime.storage import write_json
@@ -55,10 +56,10 @@ def main() -> None:
     file = JSON.value and open_file(JSON.value, "--json")
     if TRACE.value:
         open_folder(TRACE.value, "--trace", disk=True)
-    config = recipe.uncached(settings.checked(CONFIG.value))
+    config = uncached(settings.checked(CONFIG.value))
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):
+        for name in [STAGE.value] if STAGE.value else stage_names(config):
             stage = recipe.build(config, name, Path(folder))
             if BATCH_SIZE.value:
                 train = dataclasses.replace(stage.train, batch_size=BATCH_SIZE.value, accumulate=1)

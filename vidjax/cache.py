@@ -29,11 +29,11 @@ def main() -> None:
             raise InputError(f"--{name} is missing")
     workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
     from vidjax.data.latents import write_latents
-    from vidjax.recipes import build as recipe
+    from vidjax.recipes.run import Run
     from vidjax.runtime.progress import watched
 
     with whole_folder(out) as part:
-        dataset, encode, about, beside = recipe.to_encode(workdir, STAGE.value)
+        dataset, encode, about, beside = Run(workdir).encoding(STAGE.value)
         count = EXAMPLES.value or len(dataset)
         batch = min(BATCH.value, len(dataset))
         batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))

@@ -20,6 +20,7 @@ from vidjax.errors import InputError
 from vidjax.evaluation import videos as judged
 from vidjax.metrics import per_video
 from vidjax.metrics.per_set import SETS, Key, SetMetric, figure
+from vidjax.recipes.run import Run
 from vidjax.runtime import cluster
 from vidjax.runtime.outputs import open_file
 from vidjax.runtime.storage import path_of, write_json
@@ -154,10 +155,10 @@ def videos(chosen: dict[str, Any]) -> tuple[Iterable[Item], Iterable[Item] | Non
     compares = any(isinstance(metric, SetMetric) and metric.compares for metric in chosen.values())
     reference = judged.in_folder(REFERENCE.value, "reference") if REFERENCE.value else None
     if WORKDIR.value:
-        workdir = path_of(WORKDIR.value)
+        of = Run(path_of(WORKDIR.value))
         if compares and reference is None:
-            reference = judged.windows(workdir, COUNT.value)
-        return judged.generated(workdir, COUNT.value, BATCH.value), reference if compares else None
+            reference = judged.windows(of, COUNT.value)
+        return judged.generated(of, COUNT.value, BATCH.value), reference if compares else None
     return judged.in_folder(VIDEOS.value, "videos"), reference if compares else None
 
 

@@ -15,10 +15,11 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.runtime.outputs import open_new_folder
-from vidjax.runtime.storage import AnyPath, path_of, whole_folder, write_json
+from vidjax.runtime.storage import path_of, whole_folder, write_json
 
 if TYPE_CHECKING:
     from vidjax.models.video_model import VideoModel
+    from vidjax.recipes.run import Run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
 FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers or tune_a_video.")
@@ -33,34 +34,32 @@ def main() -> None:
         if not flag.value:
             raise InputError(f"--{name} is missing")
     write = choose(FORMAT.value, FORMATS, "--format")
-    workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
+    from vidjax.recipes.run import Run
+
+    run, out = Run(path_of(WORKDIR.value)), open_new_folder(OUT.value)
     with whole_folder(out) as part:
-        write(workdir, part)
+        write(run, part)
     print(out)
 
 
-def orbax(workdir: AnyPath, out: Path) -> None:
+def orbax(run: "Run", out: Path) -> None:
     """`parameters` (Orbax, a dict from path to array) and config.json."""
     import orbax.checkpoint as ocp
 
-    from vidjax.recipes import build as recipe
-
-    generator = recipe.generator(workdir, STAGE.value)
+    generator = run.generator(STAGE.value)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((out / "parameters").absolute(), generator.params)
-    write_json(out / "config.json", recipe.read_config(workdir))
+    write_json(out / "config.json", run.config)
 
 
-def diffusers(workdir: AnyPath, out: Path) -> None:
+def diffusers(run: "Run", out: Path) -> None:
     """A folder that `diffusers` loads, or a LoRA for one."""
     from vidjax.models.lora import lora_tensors
-    from vidjax.recipes import build as recipe
     from vidjax.weights import pretrained
 
-    config = recipe.read_config(workdir)
-    model, source = tuned(workdir)
+    model, source = tuned(run)
     if tensors := lora_tensors(model):
-        trains = recipe.build(config, STAGE.value or recipe.stage_names(config)[-1], workdir).trainable
+        trains = run.stage(STAGE.value).trainable
         own = {path: value for path, value in tensors.items() if trains(f"{path.rpartition('.')[0]}.lora_down")}
         pretrained.save_adapters(model, own, source, out)
     else:
@@ -72,18 +71,18 @@ def diffusers(workdir: AnyPath, out: Path) -> None:
             )
 
 
-def tune_a_video(workdir: AnyPath, out: Path) -> None:
+def tune_a_video(run: "Run", out: Path) -> None:
     """A folder that Tune-A-Video's own code loads. Raises InputError for a model that is none of its kind."""
     from vidjax.models.lora import lora_tensors
     from vidjax.weights import pretrained
     from vidjax.weights.configs import NORM_OVER
 
-    model, source = tuned(workdir)
+    model, source = tuned(run)
     if lora_tensors(model):
-        raise InputError(f"--format=tune_a_video: {workdir} tuned adapters; take --format=diffusers")
+        raise InputError(f"--format=tune_a_video: {run.workdir} tuned adapters; take --format=diffusers")
     config = config_of(model, source)
     if not pretrained.is_tune_a_video(config):
-        raise InputError(f"--format=tune_a_video: {workdir} has no layers of Tune-A-Video; take --format=diffusers")
+        raise InputError(f"--format=tune_a_video: {run.workdir} has no layers of Tune-A-Video; take --format=diffusers")
     pretrained.save(model, source, out)
     if NORM_OVER in config:
         print(
@@ -92,17 +91,15 @@ def tune_a_video(workdir: AnyPath, out: Path) -> None:
         )
 
 
-def tuned(workdir: AnyPath) -> "tuple[VideoModel, str]":
+def tuned(run: "Run") -> "tuple[VideoModel, str]":
     """The tuned model and the folder that it came from. Raises InputError if it came from none."""
-    from vidjax.recipes import build as recipe
-
-    source = recipe.read_config(workdir).get("pretrained")
-    if not source or not recipe.tuned(workdir):
+    source = run.config.get("pretrained")
+    if not source or not run.tuned:
         raise InputError(
-            f"--format={FORMAT.value}: {workdir} was not tuned from a folder of diffusers, which has no such model; "
-            "take --format=orbax"
+            f"--format={FORMAT.value}: {run.workdir} was not tuned from a folder of diffusers, which has no such "
+            "model; take --format=orbax"
         )
-    return recipe.generator(workdir, STAGE.value).model, source
+    return run.generator(STAGE.value).model, source
 
 
 def config_of(model: "VideoModel", source: str) -> dict[str, Any]:
@@ -113,7 +110,7 @@ def config_of(model: "VideoModel", source: str) -> dict[str, Any]:
     return pretrained.written_as(model.unet.config, open_source(source).config("unet"))
 
 
-FORMATS: dict[str, Callable[[AnyPath, Path], None]] = {
+FORMATS: dict[str, Callable[["Run", Path], None]] = {
     "orbax": orbax,
     "diffusers": diffusers,
     "tune_a_video": tune_a_video,

@@ -36,6 +36,8 @@ def run() -> None:
     from vidjax import settings
     from vidjax.evaluation import results
     from vidjax.recipes import build as recipe
+    from vidjax.recipes.config import stage_names
+    from vidjax.recipes.run import Run
     from vidjax.runtime.alike import check_alike
     from vidjax.runtime.aside import send_aside
     from vidjax.runtime.processes import agreed
@@ -53,7 +55,7 @@ def run() -> None:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir) / "compilation_cache"))
     recipe.check_unchanged(config, workdir, ALLOW_CHANGES.value)
-    names = [STAGE.value] if STAGE.value else recipe.stage_names(config)
+    names = [STAGE.value] if STAGE.value else stage_names(config)
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage, ALLOW_CHANGES.value)
@@ -62,7 +64,7 @@ def run() -> None:
         # Built again: a stage reads what the one before it has measured.
         train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value, ALLOW_CHANGES.value)
     if not STAGE.value:
-        results.show(workdir)
+        results.show(Run(workdir))
 
 
 def default_workdir(config: str) -> str:

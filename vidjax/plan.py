@@ -35,6 +35,7 @@ def main() -> None:
     from vidjax.profiling import chips
     from vidjax.profiling.planning import compiler_of, planned
     from vidjax.recipes import build as recipe
+    from vidjax.recipes.config import stage_names
     from vidjax.runtime.outputs import open_file
 
     file = JSON.value and open_file(JSON.value, "--json")
@@ -52,7 +53,7 @@ def main() -> None:
     config = settings.checked(CONFIG.value)
     figures: dict[str, Any] = {"topology": TOPOLOGY.value, "chips": count, "compiler": compiler, "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name in [STAGE.value] if STAGE.value else recipe.stage_names(config):
+        for name in [STAGE.value] if STAGE.value else stage_names(config):
             stage = recipe.build(config, name, Path(folder))
             say = partial(tell, name, time.monotonic())
             found = planned(stage, recipe.example_batch(config, stage), chip, count, devices, say)

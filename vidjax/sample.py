@@ -207,11 +207,11 @@ def write_long(
     from vidjax.data.video_writing import slug
     from vidjax.generation import long_video
     from vidjax.generation.output import describe
-    from vidjax.recipes import build as recipe
+    from vidjax.recipes.run import Run
     from vidjax.runtime import progress
     from vidjax.watermark import embed
 
-    between = recipe.generator(path_of(BETWEEN.value, "--between")) if BETWEEN.value else None
+    between = Run(path_of(BETWEEN.value, "--between")).generator() if BETWEEN.value else None
     if KNOWN.value:
         options = {**options, "known": KNOWN.value}
     models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
@@ -240,9 +240,9 @@ def about_of(generator: "Generator", options: dict) -> dict[str, Any]:
 
 def make_generator() -> "Generator":
     if WORKDIR.value:
-        from vidjax.recipes import build as recipe
+        from vidjax.recipes.run import Run
 
-        return recipe.generator(path_of(WORKDIR.value))
+        return Run(path_of(WORKDIR.value)).generator()
     from vidjax.generation.pretrained import load_generator
 
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)

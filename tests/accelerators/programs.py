@@ -23,6 +23,8 @@ from vidjax.models.parameters import abstract_parameters, cast, merge
 from vidjax.profiling import chips, planning
 from vidjax.profiling import layers as profiling
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import tunes
+from vidjax.recipes.diffusion import process
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import jit
 from vidjax.settings import stage_settings
@@ -154,11 +156,11 @@ def using(what: str, name: str, stage_name: str, topology: str, axes: tuple[int,
     "inversion" by two, "encoding" or "decoding" a batch of clips."""
     made, stage, mesh, chip = built(name, stage_name, topology, axes)
     dtype, size = stage.train.dtype, stage.train.batch_size
-    if stage.pretrained is not None:
+    if tunes(section := stage_settings(made, stage_name)):
         known = pretrained.load(made["pretrained"], weights=False)
-        model, schedule, prediction = stage.pretrained(False)[0], known.schedule, known.prediction
+        model, schedule, prediction = stage.start(False)[0], known.schedule, known.prediction
     else:
-        model, (schedule, prediction) = stage.abstract(), recipe.process(stage_settings(made, stage_name))
+        model, (schedule, prediction) = stage.abstract(), process(section)
     graphdef = nnx.graphdef(model)
     network = lambda params: merge(graphdef, cast(params, jnp.dtype(dtype)))
     whole = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh))

@@ -27,7 +27,7 @@ from vidjax.evaluation.results import rate_distortion
 from vidjax.metrics.reconstruction import psnr
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.parameters import merge
-from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.storage import write_json
 
@@ -44,10 +44,10 @@ def trained(workdir: Path, variant: str, steps: int, weight: float, overrides: S
         loss = "--config.stages.autoencoder.loss"
         command += [f"{loss}.start={steps // 2}", f"{loss}.disc_weight={weight}"]
     subprocess.run([*command, *overrides], check=True)
-    section = settings.stage_settings(recipe.read_config(workdir), "autoencoder")
+    section = settings.stage_settings(Run(workdir).config, "autoencoder")
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
     model = nnx.eval_shape(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
-    return merge(nnx.graphdef(model), recipe.generator(workdir, "autoencoder").params)
+    return merge(nnx.graphdef(model), Run(workdir).generator("autoencoder").params)
 
 
 def reconstructed(model: Autoencoder, videos: Sequence[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
@@ -73,7 +73,7 @@ def main() -> None:
     for name, variant in RUNS.items():
         workdir = args.out / name
         model = trained(workdir, variant, args.steps, args.weight, overrides)
-        heldout = recipe.dataset(workdir).windows("heldout")
+        heldout = Run(workdir).dataset().windows("heldout")
         decoded, kl = zip(*reconstructed(model, heldout))
         done = json.loads((workdir / "autoencoder" / "done.json").read_text())
         table[name] = {

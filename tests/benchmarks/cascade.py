@@ -17,6 +17,8 @@ from vidjax.evaluation import results
 from vidjax.generation import cascade
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import stage_names
+from vidjax.recipes.run import Run
 
 
 def motion(videos: np.ndarray) -> float:
@@ -35,9 +37,9 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", type=float, default=[0.0, 1 / 3])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    config, found = recipe.read_config(args.workdir), {}
-    last = recipe.generator(args.workdir)
-    for name, generator in zip(recipe.stage_names(config), cascade.chain(last), strict=True):
+    config, found = Run(args.workdir).config, {}
+    last = Run(args.workdir).generator()
+    for name, generator in zip(stage_names(config), cascade.chain(last), strict=True):
         if generator.below is None:
             continue
         dataset = recipe.build(config, name, args.workdir).dataset()

@@ -20,7 +20,7 @@ from PIL import Image
 from vidjax.data.shapes import COLOURS, draw
 from vidjax.evaluation import results
 from vidjax.generation.pretrained import load_generator
-from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "dreambooth.py"
 SUBJECT, CLASS = "a x circle moves right", "a green circle moves right"
@@ -61,7 +61,7 @@ def main() -> None:
         command += [f"--config.prompt={SUBJECT}", f"--config.finetune.prior.prompt={CLASS}"]
         command += [f"--config.finetune.prior.count={count}", f"--config.sample.prompts={SUBJECT};{CLASS}"]
         subprocess.run([*command, *more], check=True)
-        table[name] = ask(recipe.generator(workdir))
+        table[name] = ask(Run(workdir).generator())
     found = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": results.device(),

@@ -24,7 +24,7 @@ from vidjax.data.shapes import COLOURS, MOVES, SHAPES, draw
 from vidjax.data.video_writing import contact_sheet, write_mp4
 from vidjax.evaluation import results
 from vidjax.generation import long_video
-from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "lvdm.py"
 RUNS = {"noisy": [], "clean": ["--config.stages.diffusion.loss.known_level=0.0"]}
@@ -54,7 +54,7 @@ def colour(video: np.ndarray) -> np.ndarray:
 
 def continued(workdir: Path, level: float, clips: np.ndarray, frames: int) -> np.ndarray:
     """The clips, gone on with for so many frames."""
-    generator = recipe.generator(workdir)
+    generator = Run(workdir).generator()
     overlap, prompts = generator.defaults.known, [""] * len(clips)
     sample = lambda seed, known: np.asarray(generator.latents(prompts, seed=seed, known=known, known_level=level))
     plan = long_video.Plan(long_video.Clips(sample, generator.latent_shape()[0]), overlap)

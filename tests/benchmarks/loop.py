@@ -23,6 +23,7 @@ from flax import nnx
 from vidjax import settings
 from vidjax.evaluation import results
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import uncached
 from vidjax.runtime import sharding
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.loop import prepare, step_of, train
@@ -113,7 +114,7 @@ def main() -> None:
     figures: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": args.machine}
     figures |= {"versions": results.versions(), "command": "python tests/benchmarks/loop.py"}
     with tempfile.TemporaryDirectory() as folder:
-        figures["loop"] = loop(recipe.uncached(settings.checked(module.get_config("clips"))), Path(folder))
+        figures["loop"] = loop(uncached(settings.checked(module.get_config("clips"))), Path(folder))
     figures["save"] = {f"{size} GiB": save(*arrays) for size, arrays in ARRAYS.items()}
     print(json.dumps({key: figures[key] for key in ("loop", "save")}, indent=1))
     if args.json:

@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 from vidjax.data.readers import read_idx
 from vidjax.diffusion.samplers import SAMPLERS
 from vidjax.evaluation import results
-from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 
 EVALUATIONS = (5, 10, 20, 50)
 
@@ -41,7 +41,7 @@ def main() -> None:
     }
     classifier = SVC(C=10).fit(*(a[:10_000] for a in real["train"]))
     accuracy = classifier.score(*(a[:2_000] for a in real["t10k"]))
-    generator = recipe.generator(args.workdir)
+    generator = Run(args.workdir).generator()
     labels = [label for label in range(10) for _ in range(args.per_class)]
     table = json.loads(args.json.read_text())["recognised"] if args.json.exists() else {}
     for sampler in args.samplers:

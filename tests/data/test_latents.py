@@ -14,6 +14,7 @@ from test_configs import config
 from vidjax.data.latents import Latents, fingerprint, write_latents
 from vidjax.errors import InputError
 from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 from vidjax.runtime.storage import write_json
 from vidjax.training.loop import train
 from vidjax.training.validation import LEVELS
@@ -107,7 +108,7 @@ def with_latents(made, folder):
 def test_batches_equal_those_that_are_encoded_on_the_fly(run):
     workdir, made = run
     stage = recipe.build(with_latents(made, workdir / "latents"), "diffusion", workdir)
-    dataset, encode, *_ = recipe.to_encode(workdir, "diffusion")
+    dataset, encode, *_ = Run(workdir).encoding("diffusion")
     size = stage.train.batch_size
     for cached, video in itertools.islice(zip(stage.dataset().batches(size), dataset.batches(size)), 16 // size):
         fresh = encode(video)
@@ -133,7 +134,7 @@ def test_training_from_latents_is_training_from_videos(run, tmp_path):
     (workdir / "diffusion-2").rename(workdir / "diffusion")
     write_json(workdir / "config.json", with_latents(made, workdir / "latents"))
     prompt = "a red circle moves left"
-    assert recipe.generator(workdir)([prompt]).std() > 0
+    assert Run(workdir).generator()([prompt]).std() > 0
 
 
 def test_latents_of_other_weights_or_windows_are_refused(run):

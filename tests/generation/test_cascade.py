@@ -23,6 +23,8 @@ from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import VideoModel
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import stage_names
+from vidjax.recipes.run import Run
 from vidjax.training import objectives
 
 SCHEDULE = cosine(steps=None)
@@ -225,7 +227,7 @@ def test_stages_that_do_not_fit_each_other_are_refused(stage, section, values, s
     own = made["stages"][stage]
     own[section] = {**own.get(section, {}), **values}
     with pytest.raises(InputError, match=says) as caught:
-        for name in recipe.stage_names(made):
+        for name in stage_names(made):
             recipe.check(recipe.build(made, name, tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -245,7 +247,7 @@ def test_a_run_trains_all_stages_and_samples_through_them(env, tmp_path):
     alone = program(*main, "--stage=spatial", env=env)
     assert alone.returncode == 0, alone.stderr
     with pytest.raises(InputError, match="run/temporal/checkpoints: train that stage first"):
-        recipe.generator(workdir)
+        Run(workdir).generator()
     done = program(*main, env=env)
     assert done.returncode == 0, done.stderr
     assert "spatial: finished, 1 steps" in done.stdout and (workdir / "report.html").is_file()

@@ -24,7 +24,9 @@ from vidjax.models.conditioning import embed
 from vidjax.models.lora import lora_tensors, merge_loras
 from vidjax.models.parameters import parameters
 from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 from vidjax.runtime.sharding import make_mesh
+from vidjax.runtime.storage import write_json
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import Beside, encode_clips, encode_once, first_windows, stand_in
 from vidjax.training.loop import prepare, train
@@ -71,7 +73,7 @@ def run(folder, env, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(run):
-    return recipe.generator(run)
+    return Run(run).generator()
 
 
 def test_edits_lie_beside_their_source(run):
@@ -99,11 +101,12 @@ def test_only_what_the_strategy_names_has_changed(tuned, folder):
 
 def test_no_steps_leave_the_model_as_it_was(run, folder, tmp_path):
     """The ablation without tuning."""
-    made = recipe.read_config(run)
+    made = Run(run).config
     made["stages"]["tune"]["train"] |= dict(steps=0)
+    write_json(tmp_path / "config.json", made)
     train(recipe.build(made, "tune", tmp_path))
     untuned, base = (
-        recipe.trained(made, "tune", tmp_path).params,
+        Run(tmp_path).generator("tune").params,
         parameters(pretrained.load(folder, inflate="tuned").model),
     )
     assert untuned.keys() == base.keys()
@@ -117,7 +120,7 @@ def test_training_shows_the_edits(run):
 
 
 def test_what_training_shows_last_is_what_the_run_ends_with(run, tuned):
-    stage = recipe.build(recipe.read_config(run), "tune", run)
+    stage = recipe.build(Run(run).config, "tune", run)
     dataset = stage.dataset()
     state, _ = prepare(stage, make_mesh(**stage.mesh), dataset)
     with Checkpoints(stage.folder / "checkpoints") as checkpoints:
@@ -135,7 +138,7 @@ def test_tuning_learns_the_clip(run):
 
 def test_the_inversion_is_kept_until_something_it_depends_on_changes(run, tuned):
     generator = tuned
-    clip = recipe.dataset(run).windows("train", per_clip=1)[0][0]
+    clip = Run(run).dataset().windows("train", per_clip=1)[0][0]
     latents = generator.encode(clip[None])
     with np.load(run / "inversion.npz") as kept:
         noise = kept["array"]
@@ -151,7 +154,7 @@ def test_inversion_then_sampling_returns_the_latents(run, tuned, monkeypatch):
     calmer = {p: v * 0.3 if p.startswith("unet.conv_out") else v for p, v in generator.params.items()}
     monkeypatch.setattr(generator, "params", calmer)
     monkeypatch.setattr(generator, "defaults", dataclasses.replace(generator.defaults, chunk=None))
-    latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
+    latents = generator.encode(Run(run).dataset().windows("train", per_clip=1)[0][0][None])
     errors = []
     for steps in (10, 40, 400):
         noise = generator.invert(latents, ["the fox"], num_steps=steps)
@@ -179,7 +182,7 @@ def test_zero_shot_motion_moves_the_first_frame(folder, env, tmp_path):
 
 def test_outside_the_mask_an_edit_keeps_the_clip_bit_for_bit(run, tuned, tmp_path):
     generator = tuned
-    clip = recipe.dataset(run).windows("train", per_clip=1)[0][0]
+    clip = Run(run).dataset().windows("train", per_clip=1)[0][0]
     white = np.zeros((16, 16), np.uint8)
     white[4:10, 7:9] = 255
     Image.fromarray(white).save(tmp_path / "mask.png")
@@ -203,7 +206,7 @@ def test_outside_the_mask_an_edit_keeps_the_clip_bit_for_bit(run, tuned, tmp_pat
 def test_null_text_leads_guidance_back_to_the_clip(run, tuned, tmp_path):
     """Two routes: sampling with the null captions ends where their search did, nearer to the clip than without."""
     generator = tuned
-    latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
+    latents = generator.encode(Run(run).dataset().windows("train", per_clip=1)[0][0][None])
     options = dict(num_steps=10, guidance_scale=3.0, chunk=None)
     noise, nulls = generator.null_text(latents, ["the fox"], null_text=20, **options)
     far = lambda x: float(jnp.linalg.norm(x - latents) / jnp.linalg.norm(latents))
@@ -216,7 +219,7 @@ def test_null_text_leads_guidance_back_to_the_clip(run, tuned, tmp_path):
 
 def test_edits_start_from_as_much_of_the_clip_as_the_strength_leaves(run, tuned):
     generator = tuned
-    latents = generator.encode(recipe.dataset(run).windows("train", per_clip=1)[0][0][None])
+    latents = generator.encode(Run(run).dataset().windows("train", per_clip=1)[0][0][None])
     edit = lambda strength: generator.latents(["a cat"], begin=latents, strength=strength, chunk=None)
     far = [float(jnp.linalg.norm(edit(strength) - latents)) for strength in (0.1, 0.3, 0.6)]
     assert far[0] < far[1] < far[2], far
@@ -299,7 +302,7 @@ def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, folder, env, 
     assert done.returncode == 0, done.stderr
     base = parameters(pretrained.load(folder).model)
     merged = merge_loras(base, {"fox": (lora.load(tmp_path / "lora", blocks_per_level=1), 1.0)})
-    ours = merge_loras(base, {"fox": (lora_tensors(recipe.generator(dreambooth).model), 1.0)})
+    ours = merge_loras(base, {"fox": (lora_tensors(Run(dreambooth).generator().model), 1.0)})
     changed = {path.split(".")[0] for path in base if not np.array_equal(merged[path], base[path])}
     assert changed == {"unet", "text"}
     for path in base:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vidjax.errors import InputError
-from vidjax.recipes.build import read_config
+from vidjax.recipes.run import read_config
 from vidjax.runtime.run_files import read_figures, read_metrics, read_statistics
 
 SHAPES = ["[1", "", "3", "[]", "null", "[" * 10**5, "1" * 5000, '{"a": 1}', '{"shift": "a", "scale": 1}', "\ud800"]

@@ -26,7 +26,7 @@ from vidjax.metrics import retrieval
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.video_model import Codec
-from vidjax.recipes import build as recipe
+from vidjax.recipes.run import Run
 from vidjax.runtime.processes import lead
 from vidjax.runtime.progress import counted, watched
 from vidjax.runtime.run_files import read_figures
@@ -37,19 +37,20 @@ SMALL = 64  # clips of a data set that is evaluated whole
 EVERY = 1000  # windows a clip: all there are, for small data sets
 
 
-def show(workdir: AnyPath) -> dict[str, Any]:
-    """Samples and reconstructions into `workdir`, figures into summary.json, all into report.html; prints a table.
+def show(run: Run) -> dict[str, Any]:
+    """Writes samples and reconstructions into the run's folder, figures into summary.json, all into report.html, and
+    prints a table.
 
     All processes compute, the first one writes and compares.
     """
     from vidjax.report import write_report
 
+    workdir = run.workdir
     summary: dict[str, Any] = {"device": device(), "versions": versions()}
     summary["seconds"] = read_figures(workdir, "seconds")
-    generator = recipe.generator(workdir)
-    dataset = recipe.dataset(workdir)
+    generator, dataset = run.generator(), run.dataset()
     began = time.perf_counter()
-    if not recipe.tuned(workdir):
+    if not run.tuned:
         summary |= samples_of(workdir, generator, dataset)
     else:
         clips, texts = first_windows(dataset)

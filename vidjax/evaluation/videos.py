@@ -14,8 +14,8 @@ from vidjax.data.transforms import cover_size, crop_at
 from vidjax.data.video_reading import ArrayVideo, BrokenClip
 from vidjax.errors import InputError, printable
 from vidjax.generation.output import INDEX
+from vidjax.recipes.run import Run
 from vidjax.runtime.inputs import read_json
-from vidjax.runtime.storage import AnyPath
 
 
 def in_folder(path: str, flag: str) -> Iterator[Item]:
@@ -43,13 +43,11 @@ def listed(folder: Path) -> set[str] | None:
     return None if names is None else set(map(str, names))
 
 
-def generated(workdir: AnyPath, count: int, batch: int) -> Iterator[Item]:
+def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
     """`count` videos of a run's model, `batch` at a time; its captions are spread over the data set's, or its classes
     come in turn. The same count gives the same videos; all processes make them together. Raises InputError at once if
     the run is not trained."""
-    from vidjax.recipes import build as recipe
-
-    generator, dataset = recipe.generator(workdir), recipe.dataset(workdir)
+    generator, dataset = run.generator(), run.dataset()
     if "text" in generator.embedder_names:
         known = dataset.texts
     elif "label" in generator.embedder_names:
@@ -68,11 +66,9 @@ def generated(workdir: AnyPath, count: int, batch: int) -> Iterator[Item]:
     return items()
 
 
-def windows(workdir: AnyPath, count: int) -> Iterator[Item]:
+def windows(run: Run, count: int) -> Iterator[Item]:
     """Training windows of a run's data set, at least `count` where its clips have so many, spread over them."""
-    from vidjax.recipes import build as recipe
-
-    dataset = recipe.dataset(workdir)
+    dataset = run.dataset()
     clips = dataset.sample_of(count)
     for clip in clips:
         for i, window in enumerate(dataset.windows("train", -(-count // len(clips)), [clip])[0]):

@@ -122,12 +122,11 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
     common["data"], note = fitted(common["data"])
-    common["notes"] = (note,) if note else ()
+    common |= dict(notes=(note,) if note else (), listed=True)
     check_samples(section, common["data"], known.model, once)
     if section.get("objective") == "autoencoder":
         return Stage(
-            init=None,
-            pretrained=lambda weights: (full := models(weights)[0], full.codec.autoencoder),
+            start=lambda weights: (full := models(weights)[0], full.codec.autoencoder),
             objective=settings.bind(objectives.autoencoder, section.get("loss"), "loss"),
             trainable=tune.trainable,
             **common,
@@ -161,8 +160,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         return np.stack(editing.edits(generator, clips, prompts, texts[0], common["folder"] / "preview"))
 
     return Stage(
-        init=None,
-        pretrained=models,
+        start=models,
         preview=preview,
         encode=encode if once else None,
         objective=objectives.with_prior(objective, prior.weight) if prior else objective,
@@ -210,8 +208,7 @@ def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:
 
 def tuned_model(stage: Stage, weights: bool = True) -> VideoModel:
     """What a stage has tuned, text encoder and autoencoder included, with its averaged parameters if `weights`."""
-    assert stage.pretrained is not None
-    full, model = stage.pretrained(weights)
+    full, model = stage.start(weights)
     if weights:
         trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
         with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:

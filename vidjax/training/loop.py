@@ -16,7 +16,7 @@ from flax import nnx
 from vidjax.data.latents import Latents
 from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
-from vidjax.models.keys import Keys
+from vidjax.models.parameters import merge, parameters
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import count_compiled, jit
 from vidjax.runtime.preemption import Notice
@@ -37,17 +37,14 @@ def prepare(
     stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents
 ) -> tuple[TrainState, Dataset | Latents | Encoded | Beside]:
     """The state at step 0 and what hands out the batches; a stage that tunes may encode its clips here, once."""
-    if stage.pretrained is None:
-        return create_state(stage, mesh, dataset), dataset
-    encoder, model = stage.pretrained(True)
+    encoder, model = stage.start(True)
     source = dataset
     if stage.encode is not None:
         videos, texts = first_windows(dataset)
         source = encode_clips(stage.encode, encoder, videos, map(stage.tokenize, texts), stage.seed)
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
-    state = at_step_0(stage, model)
-    return spread(state, sharding.tree_sharding(mesh, state)), source
+    return create_state(stage, mesh, dataset, model), source
 
 
 def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
@@ -60,22 +57,16 @@ def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
     return batch
 
 
-def fresh(stage: Stage) -> TrainState:
-    """The state at step 0 of a stage that starts at random: to be traced, not run as it is."""
-    assert stage.init is not None
-    # numbers of the kind "rbg" compile in half the time of the default ones
-    return at_step_0(stage, stage.init(Keys(jax.random.key(stage.seed, impl="rbg"))))
-
-
 def abstract_state(stage: Stage) -> TrainState:
     """The shapes of the state, without the weights that a stage may start from."""
     graphdef, state = nnx.split(stage.abstract())
     return jax.eval_shape(lambda state: at_step_0(stage, nnx.merge(graphdef, state)), state)
 
 
-def at_step_0(stage: Stage, model: nnx.Module) -> TrainState:
-    dtype = stage.train.frozen_dtype
-    return TrainState.create(model, stage.optimizer, stage.trainable, averaged=stage.averaged, frozen_dtype=dtype)
+def at_step_0(stage: Stage, model: nnx.Module, **how: Any) -> TrainState:
+    """The state of a stage that begins with `model`; `how` as in `TrainState.create`."""
+    how |= dict(averaged=stage.averaged, frozen_dtype=stage.train.frozen_dtype)
+    return TrainState.create(model, stage.optimizer, stage.trainable, **how)
 
 
 def step_of(stage: Stage, mesh: jax.sharding.Mesh, state: TrainState) -> Any:
@@ -92,11 +83,14 @@ def step_of(stage: Stage, mesh: jax.sharding.Mesh, state: TrainState) -> Any:
     return jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
 
-def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents) -> TrainState:
-    """A fresh state, each array made where its sharding wants it; then what the stage loads over random numbers."""
-    make = lambda: fresh(stage)
-    shardings = sharding.tree_sharding(mesh, jax.eval_shape(make))
-    state = jit(make, out_shardings=shardings)()
+def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents, model: nnx.Module) -> TrainState:
+    """The state at step 0, each array where its sharding wants it; then what the stage loads over random numbers."""
+    places = lambda tree: sharding.tree_sharding(mesh, tree)
+    graphdef, own = nnx.graphdef(model), parameters(model)
+    own = spread(own, places(own))
+    whole = places(jax.eval_shape(lambda own: at_step_0(stage, merge(graphdef, own)), own))
+    run = lambda begin, params: jit(begin, out_shardings=(whole.opt_state, whole.ema))(params)
+    state = spread(at_step_0(stage, merge(graphdef, own), run=run), whole)
     for path, value in stage.loaded(state, dataset).items():
         part = state.params if path in state.params else state.frozen
         if part[path].shape != value.shape:
@@ -205,7 +199,7 @@ def overview(stage: Stage, state: TrainState) -> None:
         f"{stage.name}: {count(state.params):,} parameters train" + (f", {frozen:,} are frozen" if frozen else ""),
         flush=True,
     )
-    if stage.pretrained is not None:
+    if stage.listed:
         print(describe(state.params), flush=True)
     table = lambda params: get_parameter_overview(params, include_stats=False) if params else "none"
     (stage.folder / "parameters.txt").write_text(f"trained\n{table(state.params)}\n\nfrozen\n{table(state.frozen)}\n")

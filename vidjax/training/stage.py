@@ -15,10 +15,11 @@ from vidjax.data.latents import Latents, fingerprint
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
 from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError, check_range
-from vidjax.models.keys import OneKey
+from vidjax.models.keys import Keys, OneKey
 from vidjax.models.parameters import Params, abstract_parameters, merge, parameters, split
 from vidjax.profiling.flops import count_flops
 from vidjax.runtime import sharding
+from vidjax.runtime.compiling import jit
 from vidjax.runtime.storage import AnyPath
 from vidjax.training.encoded import Encoded, Encoder
 from vidjax.training.state import TrainState
@@ -61,8 +62,8 @@ class Stage:
     """What the training loop needs to know of one stage of a recipe.
 
     What is called between steps or after the last is called in all processes, with the state as it lies over them.
-    A stage that tunes has `pretrained(weights) -> (encoder, model)` in place of `init`: the model with the weights it
-    starts from (`weights` false: shapes alone), and what encodes its data once, by `encode(encoder, batch) -> batch`.
+    `start(weights)` returns (encoder, model): the model with the parameters it starts from (`weights` false: shapes
+    alone), see `drawn`; and what encodes its data once, by `encode(encoder, batch) -> batch`, if anything does.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Stage:
     mesh: dict[str, int]
     seed: int
     data: DataConfig
-    init: Callable[[nnx.Rngs], nnx.Module] | None  # a model at its random start
+    start: Callable[[bool], tuple[Any, Any]]
     objective: Objective
     optimizer: optax.GradientTransformation
     tokenize: Callable[[str], np.ndarray] | None = None
@@ -84,9 +85,9 @@ class Stage:
     fps: float = 15.0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what its numbers depend on, to be recorded
     notes: tuple[str, ...] = ()  # what of the config was changed to fit the data, for people
+    listed: bool = False  # whether a table of what trains is printed
     parent: AnyPath | None = None  # the folder of the stage whose weights it reads
 
-    pretrained: Callable[[bool], tuple[Any, Any]] | None = None
     encode: Callable[[Any, Any], Any] | None = None
     prior: Callable[[Any], Encoded] | None = None  # (encoder): examples of the class, beside each batch
 
@@ -110,11 +111,24 @@ class Stage:
 
     def abstract(self) -> nnx.Module:
         """The model with shapes for parameters (where they cost something)."""
-        if self.pretrained is not None:
-            return self.pretrained(False)[1]
-        init = self.init
-        assert init is not None
-        return nnx.eval_shape(lambda: init(OneKey()))
+        return self.start(False)[1]
+
+
+def drawn(
+    init: Callable[[nnx.Rngs], nnx.Module], seed: int, mesh: Mapping[str, int]
+) -> Callable[[bool], tuple[None, nnx.Module]]:
+    """Returns the `Stage.start` of a model with random parameters, each made where it lies on the mesh."""
+
+    def start(weights: bool) -> tuple[None, nnx.Module]:
+        model = nnx.eval_shape(lambda: init(OneKey()))
+        if not weights:
+            return None, model
+        # numbers of the kind "rbg" compile in half the time of the default ones
+        make = lambda: parameters(init(Keys(jax.random.key(seed, impl="rbg"))))
+        places = sharding.tree_sharding(sharding.make_mesh(**mesh), abstract_parameters(model))
+        return None, merge(nnx.graphdef(model), jit(make, out_shardings=places)())
+
+    return start
 
 
 def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
@@ -160,16 +174,16 @@ def fit(stage: Stage, dataset: Dataset | Latents) -> Stage:
 def abstract_batch(stage: Stage, dataset: Dataset | Latents) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what the training step sees of a batch, read off the first one."""
     size = stage.train.batch_size
-    batch = on_device(next(dataset.batches(1 if stage.pretrained else size)))
+    batch = on_device(next(dataset.batches(1)))  # a data set that is encoded once may be smaller than a batch
     shapes = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
     return encoded_shapes(stage, shapes)
 
 
 def encoded_shapes(stage: Stage, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch once it is encoded, if the stage does that."""
-    if stage.pretrained is None or (encode := stage.encode) is None:
+    if (encode := stage.encode) is None:
         return batch
-    graphdef, state = nnx.split(stage.pretrained(False)[0])
+    graphdef, state = nnx.split(stage.start(False)[0])
     shapes = jax.eval_shape(lambda state, batch: encode(nnx.merge(graphdef, state), batch), state, batch)
     return {**shapes, "prior": shapes} if stage.prior else shapes
 

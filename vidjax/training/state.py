@@ -1,6 +1,7 @@
 """What a training run consists of between two steps: plain dicts from parameter path to array."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,18 +33,24 @@ class TrainState:
         *,
         averaged=lambda path: True,
         frozen_dtype: str | None = None,
+        run: Callable[..., Any] = lambda begin, params: begin(params),
     ) -> "TrainState":
         """The state at step 0. `frozen_dtype`, such as "bfloat16", is what the frozen part is kept in; `averaged` says
-        of which trainable paths there is an average."""
+        of which trainable paths there is an average; `run(begin, params)` makes moments and averages."""
+
+        def begin(params: Params) -> tuple[Any, Params]:
+            return optimizer.init(params), {path: jnp.copy(each) for path, each in params.items() if averaged(path)}
+
         params, frozen = split(parameters(model), trainable)
         if frozen_dtype is not None:
             frozen = cast(frozen, jnp.dtype(frozen_dtype))
+        opt_state, ema = run(begin, params)
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             frozen=frozen,
-            opt_state=optimizer.init(params),
-            ema={path: jnp.copy(value) for path, value in params.items() if averaged(path)},
+            opt_state=opt_state,
+            ema=ema,
             graphdef=nnx.graphdef(model),
         )
 

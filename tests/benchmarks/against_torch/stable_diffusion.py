@@ -26,11 +26,11 @@ from turns import Options, against, in_turns
 
 from vidjax.diffusion import schedule as schedules
 from vidjax.models.parameters import abstract_parameters, cast, split
+from vidjax.models.stored import StoredMoments, StoredText
 from vidjax.models.unet import REMAT, UNet, UNetConfig
 from vidjax.models.video_model import VideoModel
 from vidjax.runtime.compiling import jit
 from vidjax.training import objectives
-from vidjax.training.encoded import StoredMoments, StoredText
 from vidjax.training.state import TrainState
 from vidjax.training.step import make_train_step
 from vidjax.training.strategies import strategy

@@ -26,11 +26,11 @@ from vidjax.diffusion.guidance import classifier_free
 from vidjax.models.autoencoder import STABLE_DIFFUSION, Autoencoder
 from vidjax.models.conditioning import Conditioning
 from vidjax.models.parameters import cast
+from vidjax.models.stored import StoredMoments, StoredText
 from vidjax.models.unet import Temporal, UNet, UNetConfig
 from vidjax.models.video_model import VideoModel
 from vidjax.runtime.compiling import jit
 from vidjax.training import objectives
-from vidjax.training.encoded import StoredMoments, StoredText
 from vidjax.weights.convert import load
 from vidjax.weights.diffusers import MODELSCOPE, unet
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER

@@ -26,6 +26,7 @@ from vidjax.models.kernels.attention import ATTENTION, choose, plain, widest
 from vidjax.models.parameters import Params, abstract_parameters, cast, merge
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.recipes import build as recipe
+from vidjax.recipes.diffusion import process
 from vidjax.runtime import compiling, sharding
 from vidjax.training.loop import prepare, step_of
 from vidjax.training.stage import Stage, on_device
@@ -260,7 +261,7 @@ def sampling(small: bool) -> Iterator[tuple[str, Any]]:
     """Eight DDIM steps with guidance, then decoding, in fp32."""
     with tempfile.TemporaryDirectory() as folder:
         config, stage = tiny_stage("pixels" if small else "latent", "diffusion", Path(folder))
-    schedule, prediction = recipe.process(settings.stage_settings(config, "diffusion"))
+    schedule, prediction = process(settings.stage_settings(config, "diffusion"))
     model = stage.abstract()
     graphdef, params = nnx.graphdef(model), draw_parameters(abstract_parameters(model))
     count = 2

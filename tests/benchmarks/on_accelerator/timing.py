@@ -30,6 +30,8 @@ from vidjax.profiling import chips, planning
 from vidjax.profiling import layers as profiling
 from vidjax.profiling.flops import count_flops, flops_by_scope
 from vidjax.recipes import build as recipe
+from vidjax.recipes.config import tunes
+from vidjax.recipes.diffusion import process
 from vidjax.runtime import compiling, sharding
 from vidjax.training.loop import step_of
 from vidjax.training.stage import Stage, step_flops
@@ -240,11 +242,11 @@ def make_generator(config: dict[str, Any], stage: Stage) -> Generator:
     """Of a stage's model with random parameters in bf16, on the device."""
     section = settings.stage_settings(config, stage.name)
     size = (stage.data.frames, *stage.data.hw)
-    if stage.pretrained:
-        model, known = stage.pretrained(False)[0], pretrained.load(section["pretrained"], weights=False)
+    if tunes(section):
+        model, known = stage.start(False)[0], pretrained.load(section["pretrained"], weights=False)
         schedule, prediction = known.schedule, known.prediction
     else:
-        model, (schedule, prediction) = stage.abstract(), recipe.process(section)
+        model, (schedule, prediction) = stage.abstract(), process(section)
     params = recipes.fill(abstract_parameters(model), jnp.bfloat16)
     params = {path: jnp.asarray(value) for path, value in params.items()}
     return Generator(nnx.graphdef(model), params, schedule, prediction, stage.tokenize, size, 3, SampleConfig())

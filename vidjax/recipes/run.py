@@ -1,0 +1,113 @@
+"""A run of a recipe in a folder: its config, read once, and the stages, data and models that it says."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vidjax import settings
+from vidjax.data.pipeline import Dataset
+from vidjax.errors import InputError
+from vidjax.generation import cascade
+from vidjax.generation.generator import Generator
+from vidjax.models.parameters import abstract_parameters, split
+from vidjax.recipes.build import build, source_of
+from vidjax.recipes.config import stage_names, tunes, uncached
+from vidjax.recipes.diffusion import make_generator
+from vidjax.recipes.frozen import frozen_parts
+from vidjax.recipes.tuning import tuned_generator
+from vidjax.runtime import run_files, sharding
+from vidjax.runtime.compiling import jit
+from vidjax.runtime.storage import AnyPath
+from vidjax.training.checkpoint import Checkpoints
+from vidjax.training.encoded import encode_once
+from vidjax.training.stage import Stage
+from vidjax.training.validation import CLIPS
+
+
+def read_config(workdir: AnyPath) -> dict[str, Any]:
+    """Returns the config that a run was started with. Raises InputError if `workdir` is not a run's, or if it is
+    damaged."""
+    value = run_files.read_json(workdir / "config.json")
+    try:
+        return settings.checked(value)
+    except InputError as error:
+        raise InputError(f"{workdir / 'config.json'} is damaged ({error}): {run_files.REMEDY}") from None
+
+
+class Run:
+    """The run in `workdir`; a `stage` is by default the last one. Raises InputError if the folder holds no run."""
+
+    def __init__(self, workdir: AnyPath):
+        self.workdir = workdir
+        self.config = read_config(workdir)  # as the run was started
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The stages, each after those that it starts from."""
+        return stage_names(self.config)
+
+    @cached_property
+    def _videos(self) -> dict[str, Any]:
+        return uncached(self.config)
+
+    def section(self, stage: str | None = None) -> settings.Sections:
+        """Returns the settings as a stage sees them, reading videos even if it was trained on stored latents."""
+        return settings.stage_settings(self._videos, stage or self.names[-1])
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the last stage tunes the model of a folder."""
+        return tunes(self.section())
+
+    def stage(self, stage: str | None = None) -> Stage:
+        """Builds a stage, which reads videos."""
+        return build(self._videos, stage or self.names[-1], self.workdir)
+
+    def dataset(self) -> Dataset:
+        """Opens the data of the last stage."""
+        dataset = self.stage().dataset()
+        assert isinstance(dataset, Dataset)
+        return dataset
+
+    def generator(self, stage: str | None = None) -> Generator:
+        """Loads the averaged parameters of a stage's model, by default of the last one with those whose videos it makes
+        larger below it. Raises InputError if it was not trained yet."""
+        return self._trained(stage) if stage else self._chained(self.names[-1])
+
+    def _chained(self, stage: str) -> Generator:
+        made = self._trained(stage)
+        if low := cascade.below(self.section(stage)):
+            made.below = self._chained(low)
+        return made
+
+    def _trained(self, stage: str) -> Generator:
+        section, made = self.section(stage), self.stage(stage)
+        if tunes(section):
+            return tuned_generator(section, made, source_of(section, self._videos, self.workdir))
+        model, mesh = made.abstract(), sharding.fitting_mesh(**made.mesh)
+        params, frozen = split(sharding.laid_out(mesh, abstract_parameters(model)), made.trainable)
+        with Checkpoints(made.folder / "checkpoints", read_only=True) as checkpoints:
+            params = checkpoints.restore_ema({path: value for path, value in params.items() if made.averaged(path)})
+        parts = frozen_parts(section, self.workdir)
+        return make_generator(section, parts, made.data, nnx.graphdef(model), {**params, **parts.parameters(frozen)})
+
+    def encoding(self, stage: str | None = None) -> tuple[Dataset, Callable[..., Any], dict[str, Any], dict[str, Any]]:
+        """Returns the data set, `encode(batch)`, what cache.json says, and what is kept beside the examples of a stage,
+        see `data.latents.write_latents`. Raises InputError if the stage diffuses no latents."""
+        made = self.stage(stage)
+        about = made.encoded_by()
+        assert made.encoder is not None
+        dataset, encoder = made.dataset(), made.encoder()
+        assert isinstance(dataset, Dataset)
+        graphdef, state = nnx.split(encoder)
+        reads = encoder.text is not None
+        run = jit(lambda state, batch: encode_once(nnx.merge(graphdef, state), batch, reads))
+        encode = lambda batch: jax.tree.map(np.asarray, run(state, batch))
+        heldout = dataset.held_out(CLIPS)
+        null = encode({"tokens": np.asarray(made.tokenize(""))[None]}) if reads and made.tokenize else {}
+        beside = {"heldout": heldout and encode(heldout), "null": {key: value[0] for key, value in null.items()}}
+        return dataset, encode, {**about, "texts": list(dataset.texts), "num_classes": dataset.num_classes}, beside
