@@ -235,7 +235,7 @@ def gain_loss(objective, batch, draws, gain):
 
 def test_prior_preservation_adds_the_loss_of_the_class():
     plain = partial(objectives.diffusion, schedule=SCHEDULES["cosine"])
-    (own, other), gain = draws().split(2), jnp.float32(0.7)
+    own, other, gain = draws().named("instance"), draws().named("prior"), jnp.float32(0.7)
     both = {**batch(), "prior": moving()}
     value = jax.value_and_grad(gain_loss, argnums=3)
     instance, prior = value(plain, batch(), own, gain), value(plain, moving(), other, gain)

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from vidjax.errors import InputError
-from vidjax.training.optimizer import make_optimizer
-from vidjax.training.spikes import LEAST, WINDOW
+from vidjax.training.optimizer import LEAST, WINDOW, make_optimizer
 
 HOW = dict(steps=1000, learning_rate=1e-2, weight_decay=0.1)
 RNG = np.random.default_rng(0)

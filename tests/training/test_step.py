@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from vidjax.diffusion.draws import Draws, draws_at
+from vidjax.diffusion.draws import PLACES, Draws, draws_at
 from vidjax.errors import InputError
 from vidjax.models.parameters import merge, parameters, split
 from vidjax.training.state import TrainState
@@ -25,7 +25,7 @@ class Toy(nnx.Module):
 
 def objective(model, batch, draws):
     """A denoising loss that uses every kind of draw."""
-    times, noise = draws.split(2)
+    times, noise = draws.named("times"), draws.named("noise")
     noisy = batch["x"] + times.uniforms[:, None] * noise.normal((6,))
     error = jnp.square(model(noisy.astype(model.frozen.kernel.dtype)).astype(jnp.float32) - batch["x"])
     return error.mean(), {"mean_time": times.uniforms.mean()}
@@ -114,11 +114,25 @@ def test_uniforms_are_one_in_each_stratum():
         np.testing.assert_array_equal(np.floor(8 * uniforms), np.arange(8))
 
 
-def test_split_draws_are_independent():
-    draws = draws_at(jax.random.key(0), jnp.int32(0), 4096).split(3)
-    noise = np.concatenate([np.stack([d.normal(()), d.uniforms]) for d in draws])
-    correlation = np.corrcoef(noise) - np.eye(6)
+def test_draws_of_different_names_are_independent():
+    draws = draws_at(jax.random.key(0), jnp.int32(0), 4096)
+    sets = [draws.named(name) for name in ("times", "noise", "own", "one's own")]
+    noise = np.concatenate([np.stack([d.normal(()), d.uniforms]) for d in sets])
+    correlation = np.corrcoef(noise) - np.eye(8)
     assert np.abs(correlation).max() < 5 / np.sqrt(4096)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_names_keep_the_numbers_that_were_drawn_by_position(count):
+    """Runs that began when draws were split by position go on with the same numbers."""
+    draws = draws_at(jax.random.key(0), jnp.int32(5), 8)
+    for name, (place, *inner) in PLACES.items():
+        if place >= count or inner:
+            continue
+        keys = jax.vmap(lambda key, place=place: jax.random.split(key, count)[place])(draws.keys)
+        fresh = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0)))(keys)
+        np.testing.assert_array_equal(*map(jax.random.key_data, (draws.named(name).keys, keys)))
+        np.testing.assert_array_equal(draws.named(name).uniforms, fresh if place else draws.uniforms)
 
 
 def test_an_examples_draws_do_not_depend_on_its_neighbours():

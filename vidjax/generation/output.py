@@ -1,12 +1,12 @@
 """Writes generated videos: a file per video, beside it what made it, and per caption a picture with all its frames."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from vidjax.data.animation import encode_animation
 from vidjax.data.video_writing import contact_sheet, slug, write_mp4
 from vidjax.runtime.storage import AnyPath, write_json
 
@@ -71,16 +71,4 @@ def write_video(path: AnyPath, video: UInt8[np.ndarray, "t h w c"], fps: float) 
     if path.suffix == ".mp4":
         write_mp4(path, video, fps)
     else:
-        path.write_bytes(animation(video, fps, path.suffix[1:].upper()))
-
-
-def animation(video: UInt8[np.ndarray, "t h w c"], fps: float, format: str = "GIF") -> bytes:
-    """An animated picture, without end."""
-    from PIL import Image
-
-    frames = [Image.fromarray(frame.squeeze(-1) if frame.shape[-1] == 1 else frame) for frame in video]
-    out = io.BytesIO()
-    more = {"quality": 90} if format == "WEBP" else {}
-    duration = max(1, round(1000 / fps))
-    frames[0].save(out, format, save_all=True, append_images=frames[1:], duration=duration, loop=0, **more)
-    return out.getvalue()
+        path.write_bytes(encode_animation(video, fps, path.suffix[1:].upper()))

@@ -88,9 +88,9 @@ class LowresEmbedder(nnx.Module):
         """The same of the clips x0 themselves, in training. Raises InputError for stills where frames are filled in."""
         if images and self.time_factor > 1:
             raise InputError(f"{images} stills have no frames between them: set data.images=0, or lowres.time_factor=1")
-        low, (levels, noise) = self.shrink(x0), draws.split(2)
-        t = schedule.sample_t(self.max_level * levels.uniforms)
-        return self.noised(schedule, low, t, noise.normal(low.shape[1:]))
+        low = self.shrink(x0)
+        t = schedule.sample_t(self.max_level * draws.named("lowres.levels").uniforms)
+        return self.noised(schedule, low, t, draws.named("lowres.noise").normal(low.shape[1:]))
 
     def __call__(self, low: Mapping[str, Array]) -> dict[str, Array]:
         large = self.enlarge(low["video"])

@@ -12,7 +12,7 @@ from vidjax.diffusion.draws import Draws
 from vidjax.diffusion.schedule import Schedule
 from vidjax.diffusion.weighting import WEIGHTINGS
 from vidjax.errors import InputError
-from vidjax.models.conditioning import dropped, embed, sample_frame_masks
+from vidjax.models.conditioning import Conditioning, dropped, embed, sample_frame_masks
 from vidjax.settings import choose
 from vidjax.training.step import Batch, Metrics, Objective
 
@@ -36,58 +36,91 @@ def diffusion(
     own_images: int = 0,
     image_share: float | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """E ||prediction - target||^2 over noise and time (Ho et al. 2020, eq. 14), a condition dropped now and then.
+    """E ||prediction - target||^2 over noise and time (Ho et al. 2020, eq. 14), with conditions dropped at random.
 
-    With `frame_masks` (kind: weight) some frames are known: they come with noise up to the quantile `known_level` of
-    the training times, which the network is told, and do not count in the loss (conditional latent perturbation, He et
-    al. 2022, section 3.3). Of latents only each `every`-th is diffused: sparse keys of a long video.
-
-    Independent stills in `batch["images"]` follow the clip (Ho et al. 2022, section 3.1), and so do `own_images` random
-    frames of the clip itself, out of order and each alone (Dreamix, Molad et al. 2023). All frames count alike, unless
-    the stills have `image_share` of the loss (Dreamix: 1 - alpha); where that is 1, the network does not see the clip
-    at all (MotionDirector's spatial loss). A model that makes a smaller video larger is given one made of the clip, see
-    `lowres`.
-
-    `debiased` is the weight of MotionDirector's second loss (theirs: 1), with `anchor` as its beta: see `debias`.
-    Raises InputError if a clip has fewer frames than `own_images`.
+    frame_masks, known_level: weights of the kinds of frames that are known, and their noise, see `sample_known` and
+    `sample_times`. every, own_images: which latents are diffused, see `clips_to_diffuse` and `stills`. image_share: the
+    stills' share of the loss, by default all frames count alike (Dreamix: 1 - alpha); where it is 1, the network does
+    not see the clip (MotionDirector's spatial loss). debiased, anchor: weight (theirs: 1) and beta of MotionDirector's
+    second loss, see `debias`. A model that enlarges a smaller video is given one made of the clip, see `models.lowres`.
+    Raises InputError where these contradict each other, the data or the model.
     """
-    times, posterior, noise, drop, masks, levels, stills, anchors, smaller = draws.split(9)
-    clip = batch["video"]
-    images = batch["images"].shape[1] if "images" in batch else 0
-    video = jnp.concatenate([clip, batch["images"]], 1) if images else clip
-    x0 = model.latents(video, posterior.normal)
-    if every > 1:
-        if images:
-            raise InputError(f"every={every} takes latents of clips, not of stills; set data.images=0")
-        x0 = x0[:, ::every]
-    if own_images:
-        x0 = jnp.concatenate([x0, random_frames(stills, x0[:, : x0.shape[1] - images], own_images)], 1)
-        images += own_images
+    clip, still = clips_to_diffuse(model, batch, draws, every, own_images)
+    images = still.shape[1]
     if images and image_share == 1:
         if debiased:
             raise InputError(f"debiased={debiased} is a loss of clips, which image_share=1 leaves out; set either to 0")
-        x0 = x0[:, -images:]
-    if lowres := model.embedders.get("lowres"):
-        batch = {**batch, lowres.key: lowres.draw(schedule, x0, images, smaller)}
-    t = jnp.broadcast_to(schedule.sample_t(times.uniforms)[:, None], x0.shape[:2])
-    mask = None
-    if frame_masks is not None:
-        mask = sample_frame_masks(masks.keys, x0.shape[1] - images, frame_masks)
-        mask = jnp.pad(mask, ((0, 0), (0, images)))
-        t = jnp.where(mask > 0, schedule.sample_t(known_level * levels.uniforms)[:, None], t)
-    eps = noise.normal(x0.shape[1:])
-    xt = schedule.q_sample(x0, eps, t)
-    cond = embed(model.embedders, dropped(model.embedders, batch, drop.keys), mask)
-    predicted = model(*schedule.network_input(xt, t), cond, images)
+        clip = clip[:, :0]
+    x0 = jnp.concatenate([clip, still], 1)
+    known = sample_known(draws, clip.shape[1], images, frame_masks)
+    t = sample_times(schedule, draws, known, known_level)
+    eps = draws.named("noise").normal(x0.shape[1:])
+    cond = sample_conditions(model, batch, draws, schedule, x0, images, known)
+    predicted = model(*schedule.network_input(schedule.q_sample(x0, eps, t), t), cond, images)
     residual = predicted - schedule.target(x0, eps, t, prediction)
     away = choose(distance, DISTANCES, "distance")
-    unknown = jnp.ones(x0.shape[:2]) if mask is None else 1 - mask
     error = away(residual)
     if debiased:
-        error += debiased * away(debias(anchors, residual, unknown, images, anchor))
+        error += debiased * away(debias(draws.named("anchors"), residual, 1 - known, images, anchor))
     weight = choose(weighting, WEIGHTINGS, "weighting")(schedule.logsnr(t), prediction)
-    share = frame_shares(unknown, images, image_share)
+    share = frame_shares(1 - known, images, image_share)
     return (share * weight * error.mean((2, 3, 4))).sum(1).mean(), {}
+
+
+def clips_to_diffuse(
+    model: Any, batch: Batch, draws: Draws, every: int = 1, own_images: int = 0
+) -> tuple[Float[Array, "b t h w c"], Float[Array, "b s h w c"]]:
+    """Latents of each clip, and those of the stills beside it, each a clip of its own.
+
+    Stills are the independent ones in `batch["images"]` (Ho et al. 2022, section 3.1), then `own_images` random frames
+    of the clip, out of order (Dreamix, Molad et al. 2023). Of a clip's latents only each `every`-th is kept: sparse
+    keys of a long video. Raises InputError for `every` with stills, and for clips of fewer frames than `own_images`.
+    """
+    images = batch["images"].shape[1] if "images" in batch else 0
+    if images and every > 1:
+        raise InputError(f"every={every} takes latents of clips, not of stills; set data.images=0")
+    video = jnp.concatenate([batch["video"], batch["images"]], 1) if images else batch["video"]
+    x0 = model.latents(video, draws.named("posterior").normal)
+    clip, stills = jnp.split(x0, [x0.shape[1] - images], 1)
+    clip = clip[:, ::every]
+    if own_images:
+        stills = jnp.concatenate([stills, random_frames(draws.named("own_images"), clip, own_images)], 1)
+    return clip, stills
+
+
+def sample_known(
+    draws: Draws, frames: int, images: int, kinds: Mapping[str, float] | None
+) -> Float[Array, "b {frames}+{images}"]:
+    """Masks with 1 at known frames, of a kind drawn with these weights; no still is known, nor any frame by default."""
+    if kinds is None:
+        return jnp.zeros((len(draws.keys), frames + images))
+    masks = sample_frame_masks(draws.named("frame_masks").keys, frames, kinds)
+    return jnp.pad(masks, ((0, 0), (0, images)))
+
+
+def sample_times(
+    schedule: Schedule, draws: Draws, known: Float[Array, "b t"], known_level: float = 0.0
+) -> Float[Array, "b t"]:
+    """A time per example, and one for all its known frames, up to the quantile `known_level` of the training times:
+    the network is told of both (conditional latent perturbation, He et al. 2022, section 3.3)."""
+    t, level = schedule.sample_t(draws.named("times").uniforms), draws.named("known_levels").uniforms
+    return jnp.where(known > 0, schedule.sample_t(known_level * level)[:, None], t[:, None])
+
+
+def sample_conditions(
+    model: Any,
+    batch: Batch,
+    draws: Draws,
+    schedule: Schedule,
+    x0: Float[Array, "b t h w c"],
+    images: int,
+    known: Float[Array, "b t"],
+) -> Conditioning:
+    """What the network is told beside noise and time: the batch's conditions, some at their null value, and a smaller
+    video of `x0` under noise for a model that enlarges one."""
+    if lowres := model.embedders.get("lowres"):
+        batch = {**batch, lowres.key: lowres.draw(schedule, x0, images, draws)}
+    return embed(model.embedders, dropped(model.embedders, batch, draws.named("dropped").keys), known)
 
 
 def random_frames(draws: Draws, x: Float[Array, "b t h w c"], count: int) -> Float[Array, "b s h w c"]:
@@ -133,9 +166,9 @@ def with_prior(objective: Objective, weight: float = 1.0) -> Objective:
     def both(model: Any, batch: Batch, draws: Draws) -> tuple[Float[Array, ""], Metrics]:
         if "prior" not in batch:
             raise InputError(f"prior preservation wants examples of the class in 'prior'; batches have {sorted(batch)}")
-        own, other = draws.split(2)
-        instance, metrics = objective(model, {k: v for k, v in batch.items() if k != "prior"}, own)
-        prior, _ = objective(model, batch["prior"], other)
+        own = {key: value for key, value in batch.items() if key != "prior"}
+        instance, metrics = objective(model, own, draws.named("instance"))
+        prior, _ = objective(model, batch["prior"], draws.named("prior"))
         return instance + weight * prior, {**metrics, "instance": instance, "prior": prior}
 
     return both

@@ -1,21 +1,26 @@
-"""AdamW with a learning-rate schedule, clipping, and weight decay on kernels alone."""
+"""AdamW with a learning-rate schedule, clipping, weight decay on kernels alone, and steps left out at loss spikes."""
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from vidjax.errors import InputError, check_range
 from vidjax.settings import choose, construct
-from vidjax.training.spikes import skip_spikes as skipping
 
 SCHEDULES = {
     "constant": lambda peak, warmup, steps: optax.constant_schedule(peak),
     "linear": lambda peak, warmup, steps: optax.linear_schedule(peak, 0.0, max(steps - warmup, 1)),
     "cosine": lambda peak, warmup, steps: optax.cosine_decay_schedule(peak, max(steps - warmup, 1)),
 }
-REST = "rest"  # the group of what is in none
+REST = "rest"  # name of the group for parameters that match no other
+WINDOW = 64  # steps whose gradients are the measure, those left out among them: so it follows a lasting change
+LEAST = 16  # of them, before any step is left out
 
 
 def learning_rate_schedule(peak: float, name: str, warmup: int, steps: int) -> optax.Schedule:
@@ -58,7 +63,7 @@ def make_optimizer(
 
     groups: parameters under a path have settings of their own, such as {"discriminator": {"learning_rate": 1e-4}}, for
     the rest those of all hold; gradients are clipped by group. skip_spikes: leave out steps whose gradient, before it
-    is clipped, is so many times the usual one (see `spikes`). Raises InputError for a path under which there is none.
+    is clipped, is so many times the usual one (see `without_spikes`). Raises InputError for a path without parameters.
     """
     if groups:
         common = dict(
@@ -81,4 +86,36 @@ def make_optimizer(
         rate = learning_rate_schedule(learning_rate, schedule, warmup, steps)
         adamw = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
         whole = optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
-    return skipping(whole, skip_spikes) if skip_spikes else whole
+    return without_spikes(whole, skip_spikes) if skip_spikes else whole
+
+
+class SkipState(NamedTuple):
+    """`norms` are of the last gradients, NaN where there was none yet."""
+
+    inner: Any
+    norms: Float[Array, " n"]
+    count: Int[Array, ""]
+    skipped: Int[Array, ""]
+
+
+def without_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
+    """`inner`, but neither parameters nor moments change where the gradient's global norm is more than `factor` times
+    the median of the last `WINDOW`. What is not finite is no outlier: it stops the run. Raises InputError."""
+    if factor <= 1:
+        raise InputError(f"config.optimizer.skip_spikes={factor} is not above 1: how many times the median norm")
+
+    def init(params: Any) -> SkipState:
+        zero = jnp.zeros((), jnp.int32)
+        return SkipState(inner.init(params), jnp.full(WINDOW, jnp.nan), zero, zero)
+
+    def update(grads: Any, state: SkipState, params: Any = None) -> tuple[Any, SkipState]:
+        norm = optax.global_norm(grads)
+        high = norm > factor * jnp.nanmedian(state.norms)
+        spike = high & (state.count >= LEAST) & jnp.isfinite(norm)
+        keep = partial(jax.tree.map, partial(jnp.where, spike))
+        updates, new = inner.update(grads, state.inner, params)
+        norms = state.norms.at[state.count % WINDOW].set(norm)
+        still = jax.tree.map(jnp.zeros_like, updates)
+        return keep(still, updates), SkipState(keep(state.inner, new), norms, state.count + 1, state.skipped + spike)
+
+    return optax.GradientTransformation(init, update)

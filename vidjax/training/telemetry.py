@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
+"""Reports a run while it trains: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
 import contextlib
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vidjax.data.animation import encode_animation
 from vidjax.errors import InputError
-from vidjax.generation.output import animation
 from vidjax.profiling import chips
 from vidjax.runtime.compiling import count_compiled
 from vidjax.runtime.log_file import LogFile
@@ -22,7 +22,7 @@ from vidjax.runtime.run_files import read_metrics
 from vidjax.runtime.storage import AnyPath, Growing
 from vidjax.training.event_file import EventFile
 
-EVERY = 30  # seconds after which a bucket gets the metrics again
+FLUSH_SECONDS = 30  # after which a bucket gets the metrics again
 
 
 def peak_flops() -> float | None:
@@ -91,7 +91,7 @@ class Telemetry:
             self._bar.update(step - self._bar.n)
         else:
             say(f"{self.stage} {step}/{self.steps} " + " ".join(f"{k} {v}" for k, v in shown.items()))
-        if time.monotonic() - self._copied > EVERY:
+        if time.monotonic() - self._copied > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -110,11 +110,12 @@ class Telemetry:
         summary = self._board.summary
         height, width, colorspace = strip.shape[1:]
         picture = summary.Image(
-            height=height, width=width, colorspace=colorspace, encoded_image_string=animation(strip, fps)
+            height=height, width=width, colorspace=colorspace, encoded_image_string=encode_animation(strip, fps)
         )
         self._board.add(step, summary.Value(tag=name, image=picture))
 
     def close(self) -> None:
+        """Closes the files and copies the rest to a bucket."""
         if lead():
             self._file.close()
             self._board.close()
