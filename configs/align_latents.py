@@ -9,35 +9,33 @@ autoencoder's decoder look at neighbouring frames, against flicker. Both start a
 
 from ml_collections import ConfigDict
 
+from vidjax.recipes.config import variants
+
 
 def get_config(variant: str = "default") -> ConfigDict:
-    if variant != "default":
-        raise ValueError(f"configs/align_latents.py has no variant {variant!r}")
-    train = dict(dtype="bfloat16", frozen_dtype="bfloat16", remat="full", log_every=50, save_every=1000)
-    return ConfigDict(
-        dict(
-            seed=0,
+    train = dict(dtype="bfloat16", frozen_dtype="bfloat16", remat="full", log_every=50)
+    return variants(
+        variant,
+        default=dict(
             pretrained="",
-            prompt="",
-            data=dict(source="webvid", path="", frames=8, size=(320, 512), stride=4, workers=8),
+            data=dict(size=(320, 512), stride=4, workers=8),
             model=dict(key_frames="frame", convs=True),
-            mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(
                 temporal=dict(
                     objective="diffusion",
                     finetune=dict(strategy="temporal", encode_once=False),
                     train=dict(steps=100_000, batch_size=32, accumulate=4, **train),
-                    optimizer=dict(learning_rate=1e-4, warmup=1000, clip=1.0),
+                    optimizer=dict(learning_rate=1e-4, warmup=1000),
                 ),
                 decoder=dict(
                     objective="autoencoder",
                     source="temporal",
                     finetune=dict(strategy="temporal_decoder"),
-                    train=dict(steps=20_000, batch_size=8, accumulate=4, **train),
+                    train=dict(steps=20_000, accumulate=4, **train),
                     optimizer=dict(learning_rate=3e-5),
                     loss=dict(distance="l1", kl_weight=0.0),
                 ),
             ),
-            sample=dict(prompts="", num_steps=50, guidance_scale=7.5, invert=False),
-        )
+            sample=dict(guidance_scale=7.5, invert=False),
+        ),
     )

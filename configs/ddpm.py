@@ -4,7 +4,11 @@ python -m vidjax.main --config=configs/ddpm.py:mnist      through tfds, which do
 python -m vidjax.main --config=configs/ddpm.py:fashion --config.data.path=FOLDER    IDX files, as Fashion-MNIST comes
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
+
+from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "mnist") -> ConfigDict:
@@ -21,31 +25,27 @@ def get_config(variant: str = "mnist") -> ConfigDict:
             steps=500_000,
         ),
     }
-    if variant not in recipes:
-        raise ValueError(f"configs/ddpm.py has no variant {variant!r}: choose one of {', '.join(recipes)}")
-    recipe = recipes[variant]
-    large = variant == "cifar10"
-    return ConfigDict(
-        dict(
-            seed=0,
-            data=dict(frames=1, cache=not large, workers=2, **recipe["data"]),
-            conditioning=dict(label=dict(classes=10, dim=128, drop=0.1)),
-            model=dict(block="ddpm", attention="plain", blocks_per_level=2 if large else 1, **recipe["model"]),
-            diffusion=dict(schedule="cosine", steps=1000, prediction="v"),
-            mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
-            stages=dict(
-                diffusion=dict(
-                    objective="diffusion",
-                    train=dict(
-                        steps=recipe["steps"],
-                        batch_size=128 if large else 32,
-                        ema=0.9999 if large else 0.995,
-                        log_every=50,
-                        save_every=5_000 if large else 500,
-                    ),
-                    optimizer=dict(learning_rate=2e-4 if large else 2e-3, schedule="cosine", warmup=100),
-                )
-            ),
-            sample=dict(sampler="dpmpp_2m", num_steps=20, guidance_scale=2.0, per_caption=8),
-        )
+    return variants(variant, **{name: partial(recipe, large=name == "cifar10", **own) for name, own in recipes.items()})
+
+
+def recipe(data: dict, model: dict, steps: int, large: bool) -> dict:
+    return dict(
+        data=dict(frames=1, cache=not large, workers=2, **data),
+        conditioning=dict(label=dict(classes=10, dim=128, drop=0.1)),
+        model=dict(block="ddpm", attention="plain", blocks_per_level=2 if large else 1, **model),
+        diffusion=dict(schedule="cosine", steps=1000, prediction="v"),
+        stages=dict(
+            diffusion=dict(
+                objective="diffusion",
+                train=dict(
+                    steps=steps,
+                    batch_size=128 if large else 32,
+                    ema=0.9999 if large else 0.995,
+                    log_every=50,
+                    save_every=5_000 if large else 500,
+                ),
+                optimizer=dict(learning_rate=2e-4 if large else 2e-3, schedule="cosine", warmup=100),
+            )
+        ),
+        sample=dict(sampler="dpmpp_2m", num_steps=20, guidance_scale=2.0, per_caption=8),
     )

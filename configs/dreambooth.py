@@ -9,8 +9,11 @@ Variants: `:lora` trains adapters alone (--config.finetune.text=True: in the tex
 encoder too, `:video` tunes on clips (DreamBooth-V; --config.data.path is a folder of videos).
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from vidjax.recipes.config import variants
 
 VARIANTS = {
     "full": dict(strategy="full", text=False),
@@ -21,35 +24,30 @@ VARIANTS = {
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/dreambooth.py has no variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    return variants(variant, **{name: partial(recipe, name) for name in VARIANTS})
+
+
+def recipe(variant: str) -> dict:
     video, lora = variant == "video", variant == "lora"
-    return ConfigDict(
-        dict(
-            seed=0,
-            pretrained="",
-            prompt="",
-            data=dict(source="folder" if video else "images", path="", frames=8 if video else 1, size=(512, 512)),
-            model=dict(key_frames="first_and_previous" if video else placeholder(str)),
-            finetune=dict(prior=dict(prompt="", count=100, weight=1.0, num_steps=50), **VARIANTS[variant]),
-            mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
-            stages=dict(
-                tune=dict(
-                    objective="diffusion",
-                    train=dict(
-                        steps=800,
-                        batch_size=1,
-                        ema=0.0,
-                        dtype="bfloat16",
-                        frozen_dtype="bfloat16",
-                        remat="full",
-                        log_every=10,
-                        save_every=400,
-                        sample_every=placeholder(int),
-                    ),
-                    optimizer=dict(learning_rate=1e-4 if lora else 5e-6),
-                )
-            ),
-            sample=dict(prompts="", num_steps=50, guidance_scale=7.5, invert=False),
-        )
+    return dict(
+        pretrained="",
+        data=dict(source="folder" if video else "images", frames=8 if video else 1, size=(512, 512)),
+        model=dict(key_frames="first_and_previous" if video else None),
+        finetune=dict(prior=dict(prompt=""), **VARIANTS[variant]),
+        stages=dict(
+            tune=dict(
+                objective="diffusion",
+                train=dict(
+                    steps=800,
+                    batch_size=1,
+                    ema=0.0,
+                    dtype="bfloat16",
+                    frozen_dtype="bfloat16",
+                    remat="full",
+                    save_every=400,
+                ),
+                optimizer=dict(learning_rate=1e-4 if lora else 5e-6),
+            )
+        ),
+        sample=dict(guidance_scale=7.5, invert=False),
     )

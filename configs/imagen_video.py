@@ -13,12 +13,11 @@ stages more, reads captions with T5-XXL (here: bytes, an encoder that trains alo
 
 from ml_collections import ConfigDict
 
+from vidjax.recipes.config import variants
+
 
 def get_config(variant: str = "paper") -> ConfigDict:
-    recipes = {"paper": paper, "clips": clips}
-    if variant not in recipes:
-        raise ValueError(f"configs/imagen_video.py has no variant {variant!r}: choose one of {', '.join(recipes)}")
-    return ConfigDict(recipes[variant]())
+    return variants(variant, paper=paper, clips=clips)
 
 
 def paper() -> dict:
@@ -26,13 +25,11 @@ def paper() -> dict:
     levels = dict(blocks_per_level=2, heads=8)
     attend = (("attn1", "frame"), ("attn2", "tokens"), ("ff", "ff"))
     return dict(
-        seed=0,
-        data=dict(source="webvid", path="", workers=8),
+        data=dict(workers=8),
         conditioning=dict(text=dict(dim=768, layers=6, heads=12, length=256, drop=0.1)),
         model=dict(in_channels=3, block=attend, after_resnet="convs", attention_levels=(False, False, True), **levels),
         diffusion=dict(schedule="cosine", steps=None, shift=1.0, prediction="v"),
         optimizer=dict(learning_rate=1e-4, warmup=5_000),
-        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
         stages=dict(
             base=dict(
                 objective="diffusion",
@@ -62,7 +59,7 @@ def paper() -> dict:
                 train=dict(steps=500_000, **train),
             ),
         ),
-        sample=dict(sampler="ddim", num_steps=128, guidance_scale=6.0, lowres_level=1 / 3, fps=6.0),
+        sample=dict(num_steps=128, guidance_scale=6.0, lowres_level=1 / 3, fps=6.0),
     )
 
 
@@ -71,15 +68,13 @@ def clips() -> dict:
     enlargement lacks, and see little noise on the video below: at the paper's they would have to draw everything anew.
     """
     attend = (("attn1", "frame"), ("attn2", "tokens"), ("attn_temp", "time"), ("ff", "ff"))
-    train = dict(batch_size=8, ema=0.99, log_every=20, save_every=200)
+    train = dict(ema=0.99, log_every=20, save_every=200)
     return dict(
-        seed=0,
-        data=dict(source="webvid", path="", frames=8, size=16, stride=1, heldout=16, cache=True),
+        data=dict(frames=8, size=16, heldout=16, cache=True),
         conditioning=dict(text=dict(dim=64, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(in_channels=3, blocks_per_level=1, heads=4, block=attend, after_resnet="convs", positions=True),
         diffusion=dict(schedule="cosine", steps=None, shift=1.0, prediction="x0"),
         optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
-        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
         stages=dict(
             base=dict(
                 objective="diffusion",
@@ -102,5 +97,5 @@ def clips() -> dict:
                 train=dict(steps=150, **train),
             ),
         ),
-        sample=dict(sampler="ddim", num_steps=20, guidance_scale=1.0, lowres_level=0.05, per_caption=2, fps=15.0),
+        sample=dict(num_steps=20, lowres_level=0.05, per_caption=2),
     )

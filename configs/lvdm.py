@@ -15,9 +15,9 @@ import dataclasses
 from functools import partial
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from vidjax.models.autoencoder import LVDM
+from vidjax.recipes.config import variants
 
 DATA = dict(  # as each is published, Tai-Chi as LVDM reads it; "data" may be a link to where they are
     sky=dict(source="frames", path="data/sky_timelapse/sky_{split}"),
@@ -30,24 +30,21 @@ DATA = dict(  # as each is published, Tai-Chi as LVDM reads it; "data" may be a 
 
 
 def get_config(variant: str = "clips") -> ConfigDict:
-    recipes = {
-        "clips": clips,
-        "adversary": adversary,
+    return variants(
+        variant,
+        clips=clips,
+        adversary=adversary,
         **{name: partial(paper, name) for name in DATA},
-        "sky_prediction": lambda: known(64, 4, dict(unconditional=0.5, first=0.5)),
-        "sky_interpolation": lambda: known(20, 1, dict(unconditional=0.1, interpolation=0.9)),
-        "long": shapes,
-    }
-    if variant not in recipes:
-        raise ValueError(f"configs/lvdm.py has no variant {variant!r}: choose one of {', '.join(recipes)}")
-    return ConfigDict(recipes[variant]())
+        sky_prediction=lambda: known(64, 4, dict(unconditional=0.5, first=0.5)),
+        sky_interpolation=lambda: known(20, 1, dict(unconditional=0.1, interpolation=0.9)),
+        long=shapes,
+    )
 
 
 def clips() -> dict:
     """A text-to-video model of eight clips. It learns them by heart: what it shows is that every part works."""
     return dict(
-        seed=0,
-        data=dict(source="webvid", path="", latents="", frames=8, size=64, heldout=16, cache=True),
+        data=dict(frames=8, size=64, heldout=16, cache=True),
         autoencoder=dict(patch=(2, 8, 8), latent_channels=16, channels=(128,), blocks=(1,), decoder_blocks=(2,)),
         conditioning=dict(text=dict(dim=96, layers=1, heads=4, length=64, drop=0.1)),
         model=dict(
@@ -59,11 +56,10 @@ def clips() -> dict:
             positions=True,
         ),
         diffusion=dict(schedule="cosine", steps=None, shift=2.0, prediction="x0"),
-        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
         stages=dict(
             autoencoder=dict(
                 objective="autoencoder",
-                train=dict(steps=120, batch_size=8, log_every=10, ema=0.99),
+                train=dict(steps=120, ema=0.99),
                 optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup=20),
                 loss=dict(distance="l2", kl_weight=1e-5),
             ),
@@ -72,7 +68,6 @@ def clips() -> dict:
                 source="autoencoder",
                 train=dict(
                     steps=1400,
-                    batch_size=8,
                     log_every=20,
                     save_every=250,
                     sample_every=700,
@@ -82,7 +77,7 @@ def clips() -> dict:
                 optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
             ),
         ),
-        sample=dict(sampler="ddim", num_steps=10, guidance_scale=1.0, per_caption=2, fps=15.0),
+        sample=dict(num_steps=10, per_caption=2),
     )
 
 
@@ -91,7 +86,7 @@ def adversary() -> dict:
     made = clips()
     critic = dict(channels=16, layers=2, groups=4)
     stage = made["stages"]["autoencoder"]
-    stage |= dict(discriminator=dict(frame=critic, clip=critic), perceptual="")
+    stage |= dict(discriminator=dict(frame=critic, clip=critic))
     stage["loss"] |= dict(disc_weight=0.1, start=60)
     stage["optimizer"] |= dict(groups=dict(discriminator=dict(b1=0.5, b2=0.9, weight_decay=0.0)))
     return made
@@ -105,8 +100,7 @@ def paper(data_set: str) -> dict:
     batch, epochs_steps = (3, 200_000) if data_set == "sky" else (2, 300_000)
     text = dict(text=dict(dim=768, layers=6, heads=12, length=128, drop=0.1)) if data_set == "webvid" else {}
     return dict(
-        seed=0,
-        data=dict(**DATA[data_set], split="train", latents="", frames=16, size=256, stride=1, workers=8),
+        data=dict(**DATA[data_set], frames=16, size=256, workers=8),
         autoencoder=dataclasses.asdict(LVDM),
         conditioning=text,
         model=dict(
@@ -121,7 +115,6 @@ def paper(data_set: str) -> dict:
             reach=4,
         ),
         diffusion=dict(schedule="lvdm", prediction="eps"),
-        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
         stages=dict(
             autoencoder=dict(
                 objective="autoencoder",
@@ -133,11 +126,10 @@ def paper(data_set: str) -> dict:
                     b1=0.5,
                     b2=0.9,
                     weight_decay=0.0,
-                    clip=placeholder(float),
+                    clip=None,
                     groups=dict(discriminator=dict()),
                 ),
                 discriminator=dict(frame=dict(channels=64, layers=3)),
-                perceptual="",
                 loss=dict(distance="l1", kl_weight=0.0, reduction="sum", disc_weight=0.5, start=50_000),
             ),
             diffusion=dict(
@@ -157,7 +149,7 @@ def paper(data_set: str) -> dict:
                 loss=dict(distance="l1"),
             ),
         ),
-        sample=dict(sampler="ddpm", num_steps=1000, per_caption=8, fps=8.0, tile=placeholder(tuple)),
+        sample=dict(sampler="ddpm", num_steps=1000, per_caption=8, fps=8.0),
     )
 
 
@@ -184,6 +176,6 @@ def shapes() -> dict:
     small = dict(channels=(64,), blocks_per_level=2, attention_levels=True, heads=4)
     recipe["model"] |= dict(block=block, after_resnet="convs", **small)
     recipe["stages"]["diffusion"]["loss"] = dict(frame_masks=masks, known_level=0.25)
-    recipe["stages"]["diffusion"]["train"] |= dict(steps=1000, validate_every=placeholder(int))
+    recipe["stages"]["diffusion"]["train"] |= dict(steps=1000, validate_every=None)
     recipe["sample"] |= dict(num_steps=25, known=2, known_level=0.1, fps=8.0)
     return recipe

@@ -10,19 +10,17 @@ sampling are those of the released model; batch, stills (Ho et al. 2022: 8), lea
 
 from ml_collections import ConfigDict
 
+from vidjax.recipes.config import variants
+
 
 def get_config(variant: str = "paper") -> ConfigDict:
-    recipes = {"paper": paper, "clips": clips}
-    if variant not in recipes:
-        raise ValueError(f"configs/lvdm_text.py has no variant {variant!r}: choose one of {', '.join(recipes)}")
-    return ConfigDict(recipes[variant]())
+    return variants(variant, paper=paper, clips=clips)
 
 
 def paper() -> dict:
     return dict(
-        seed=0,
         pretrained="",
-        data=dict(source="webvid", path="", latents="", frames=16, size=256, stride=4, images=8, workers=8),
+        data=dict(frames=16, size=256, stride=4, images=8, workers=8),
         conditioning=dict(text=dict(drop=0.1)),
         model=dict(
             channels=(320, 640, 1280, 1280),
@@ -35,7 +33,6 @@ def paper() -> dict:
             reach=16,
         ),
         diffusion=dict(schedule="scaled_linear", start=0.00085, end=0.012, prediction="eps"),
-        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
         stages=dict(
             diffusion=dict(
                 objective="diffusion",
@@ -52,15 +49,14 @@ def paper() -> dict:
                 optimizer=dict(learning_rate=6e-5, warmup=1_000),
             )
         ),
-        sample=dict(sampler="ddim", num_steps=50, eta=1.0, guidance_scale=15.0, fps=8.0),
+        sample=dict(eta=1.0, guidance_scale=15.0, fps=8.0),
     )
 
 
 def clips() -> dict:
     """Learns eight clips by heart, with the same parts: what it shows is that they work."""
     return dict(
-        seed=0,
-        data=dict(source="webvid", path="", latents="", frames=8, size=48, heldout=16, cache=True),
+        data=dict(frames=8, size=48, heldout=16, cache=True),
         autoencoder=dict(
             patch=(1, 8, 8),
             latent_channels=16,
@@ -80,11 +76,10 @@ def clips() -> dict:
             positions=True,
         ),
         diffusion=dict(schedule="cosine", steps=None, shift=2.0, prediction="x0"),
-        mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
         stages=dict(
             autoencoder=dict(
                 objective="autoencoder",
-                train=dict(steps=120, batch_size=8, log_every=10, ema=0.99),
+                train=dict(steps=120, ema=0.99),
                 optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup=20),
                 loss=dict(distance="l2", kl_weight=1e-5),
             ),
@@ -92,9 +87,9 @@ def clips() -> dict:
                 objective="diffusion",
                 source="autoencoder",
                 data=dict(images=2),
-                train=dict(steps=800, batch_size=8, log_every=20, save_every=250, sample_every=400, ema=0.99),
+                train=dict(steps=800, log_every=20, save_every=250, sample_every=400, ema=0.99),
                 optimizer=dict(learning_rate=1.5e-3, schedule="cosine", warmup=50, b2=0.98),
             ),
         ),
-        sample=dict(sampler="ddim", num_steps=10, guidance_scale=1.0, per_caption=2, fps=15.0),
+        sample=dict(num_steps=10, per_caption=2),
     )

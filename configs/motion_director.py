@@ -12,19 +12,17 @@ image model only --stage=appearance is one: no other code has the layers that it
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "default") -> ConfigDict:
-    if variant != "default":
-        raise ValueError(f"configs/motion_director.py has no variant {variant!r}")
-    return ConfigDict(
-        dict(
-            seed=0,
+    return variants(
+        variant,
+        default=dict(
             pretrained="",
-            prompt="",
-            data=dict(source="folder", path="", frames=16, size=(384, 384), stride=1, fps=placeholder(float)),
-            model=dict(key_frames=placeholder(str)),
+            data=dict(source="folder", frames=16, size=(384, 384)),
+            model=dict(key_frames=None),
             finetune=dict(rank=32),
             optimizer=dict(learning_rate=5e-4, weight_decay=1e-4),
             train=dict(
@@ -34,11 +32,8 @@ def get_config(variant: str = "default") -> ConfigDict:
                 dtype="bfloat16",
                 frozen_dtype="bfloat16",
                 remat="full",
-                log_every=10,
                 save_every=150,
-                sample_every=placeholder(int),
             ),
-            mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
             stages=dict(
                 appearance=dict(
                     objective="diffusion",
@@ -52,6 +47,6 @@ def get_config(variant: str = "default") -> ConfigDict:
                     loss=dict(debiased=1.0),
                 ),
             ),
-            sample=dict(prompts="", num_steps=30, guidance_scale=12.0, invert=False, fps=8.0),
-        )
+            sample=dict(num_steps=30, guidance_scale=12.0, invert=False, fps=8.0),
+        ),
     )

@@ -15,59 +15,48 @@ over time).
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "default") -> ConfigDict:
-    if variant not in ("default", "released", "dreamix"):
-        raise ValueError(f"configs/tune_a_video.py has no variant {variant!r}: choose default, released or dreamix")
-    released, dreamix = variant == "released", variant == "dreamix"
-    return ConfigDict(
-        dict(
-            seed=33,
-            pretrained="",
-            prompt="",
-            data=dict(video="", source="clip", path="", frames=24, size=(512, 512), stride=2, fps=placeholder(float)),
-            model=dict(
-                key_frames="first_and_previous",
-                norm_over="clip" if released else placeholder(str),
-                released=released,
-            ),
-            finetune=dict(strategy="full", text=False) if dreamix else dict(strategy="tune_a_video"),
-            loss=dict(own_images=4, image_share=0.35) if dreamix else {},
-            mesh=dict(data=-1, fsdp=1, tensor=1, context=1),
-            stages=dict(
-                tune=dict(
-                    objective="diffusion",
-                    train=dict(
-                        steps=500,
-                        batch_size=1,
-                        ema=0.0,
-                        dtype="bfloat16",
-                        frozen_dtype="bfloat16",
-                        remat="full",
-                        log_every=10,
-                        save_every=250,
-                        sample_every=placeholder(int),
-                    ),
-                    optimizer=dict(learning_rate=3e-5, weight_decay=1e-2, clip=1.0),
-                )
-            ),
-            sample=dict(
-                prompts="",
-                sampler="ddim",
-                num_steps=50,
-                guidance_scale=12.5,
-                negative_prompt="",
-                invert=not dreamix,
-                strength=0.85 if dreamix else 1.0,
-                null_text=0,
-                blend=(),
-                mask="",
-                edit_frames="",
-                chunk=placeholder(int),
-                overlap=4,
-                fps=8.0,
-            ),
-        )
+    return variants(variant, default=recipe, released=released, dreamix=dreamix)
+
+
+def recipe() -> dict:
+    return dict(
+        seed=33,
+        pretrained="",
+        data=dict(source="clip", frames=24, size=(512, 512), stride=2),
+        model=dict(key_frames="first_and_previous"),
+        finetune=dict(strategy="tune_a_video"),
+        loss={},
+        stages=dict(
+            tune=dict(
+                objective="diffusion",
+                train=dict(
+                    steps=500,
+                    batch_size=1,
+                    ema=0.0,
+                    dtype="bfloat16",
+                    frozen_dtype="bfloat16",
+                    remat="full",
+                    save_every=250,
+                ),
+                optimizer=dict(learning_rate=3e-5),
+            )
+        ),
+        sample=dict(guidance_scale=12.5, fps=8.0),
     )
+
+
+def released() -> dict:
+    """The numerics of the paper's code."""
+    return {**recipe(), "model": dict(key_frames="first_and_previous", norm_over="clip", released=True)}
+
+
+def dreamix() -> dict:
+    """Everything trains, on the clip and on its frames alone; edits start from the clip under noise."""
+    made = recipe() | dict(finetune=dict(strategy="full", text=False), loss=dict(own_images=4, image_share=0.35))
+    made["sample"] |= dict(invert=False, strength=0.85)
+    return made

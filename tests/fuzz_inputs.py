@@ -273,7 +273,7 @@ def overrides(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
     """--config.NAME=VALUE of every setting of some recipes, read and built as `vidjax.main` does."""
     from absl import flags
 
-    from vidjax import cli, main, settings
+    from vidjax import cli, main
     from vidjax.errors import InputError
     from vidjax.recipes import build as recipe
     from vidjax.recipes.config import stage_names
@@ -291,7 +291,7 @@ def overrides(rng: np.random.Generator) -> Iterator[Callable[[], None]]:
             line = said.getvalue()
             assert end.code == 1 and line.startswith("error: ") and line.count("\n") == 1, line
             raise InputError(line) from None
-        return settings.checked(main.CONFIG.value)
+        return main.CONFIG()
 
     def names(config: dict, path: str = "config") -> Iterator[str]:
         for key, value in config.items():

@@ -17,11 +17,11 @@ from training.test_checkpoint import equal, toy
 
 from vidjax.data.video_reading import probe
 from vidjax.errors import InputError
+from vidjax.evaluation.page import write_report
 from vidjax.generation.editing import kept
 from vidjax.generation.output import write_samples
 from vidjax.recipes import build as recipe
 from vidjax.recipes.run import Run
-from vidjax.report import write_report
 from vidjax.runtime import checksums, storage
 from vidjax.runtime.storage import path_of
 from vidjax.training.checkpoint import Checkpoints

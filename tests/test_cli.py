@@ -83,9 +83,9 @@ def test_a_key_that_is_not_listed_is_answered_with_those_that_are(recipe, capsys
     config = cli.load_recipe(str(recipe))
     assert "did you mean 'size'?" in refused(capsys, cli.check_override, config, "--config.data.sise=3")
     line = refused(capsys, cli.check_override, config, "--config.data.fps=3")
-    assert "lists no config.data.fps" in line and line.endswith("what can be set of config.data: frames, size\n")
+    assert "there is no config.data.fps" in line and line.endswith("what can be set of config.data: frames, size\n")
     line = refused(capsys, cli.check_override, config, "--config.train.dtype=bfloat16")
-    assert "lists no config.train" in line and line.endswith("of config: data, stages\n")
+    assert "there is no config.train" in line and line.endswith("of config: data, stages\n")
     assert "is a setting, not a section" in refused(capsys, cli.check_override, config, "--config.data.size.x=3")
     for arg in ("--config.data.size=3", "-config.data.size=3", "--workdir=w", "--config=x", "config.nothing"):
         cli.check_override(config, arg)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vidjax.errors import InputError
-from vidjax.report import write_report
+from vidjax.evaluation.page import write_report
 
 EVIL = '<script>alert("x")</script>&"'
 

@@ -52,8 +52,8 @@ def clips(tmp_path_factory):
 
 def small(name, folder, clips, sections):
     made = config(name) | dict(pretrained=str(folder), prompt="the fox")
-    stills = made["data"]["source"] == "images"
-    video = {} if "video" not in made["data"] else {"video": str(CLIP)}
+    stills = made["data"].get("source") == "images"
+    video = {"video": str(CLIP)} if made["data"].get("source") == "clip" else {}
     data = dict(path=str(clips / ("image" if stills else "video")), frames=1 if stills else 2, size=(16, 16), workers=0)
     given = dict(
         data=data | video | sections.pop("data", {}),

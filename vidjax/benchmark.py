@@ -19,9 +19,8 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from vidjax import cli, settings
+from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.models.parameters import abstract_parameters
 from vidjax.profiling import layers as profiling
@@ -34,7 +33,7 @@ from vidjax.runtime.storage import write_json
 from vidjax.training.stage import Stage, abstract_loss, on_device, step_flops
 from vidjax.training.telemetry import peak_flops
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
+CONFIG = cli.define_recipe_flag()
 STEPS = flags.DEFINE_integer(
     "steps", 10, "Timed steps of every stage; 0: count parameters and FLOPs only.", lower_bound=0
 )
@@ -49,14 +48,12 @@ JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
 def main() -> None:
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)  # layers' names are metadata
-    if CONFIG.value is None:
-        raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+    config = uncached(CONFIG())
     if (LAYERS.value or TRACE.value) and not STEPS.value:
         raise InputError("--steps=0 runs nothing to be profiled: leave out --layers and --trace")
     file = JSON.value and open_file(JSON.value, "--json")
     if TRACE.value:
         open_folder(TRACE.value, "--trace", disk=True)
-    config = uncached(settings.checked(CONFIG.value))
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else stage_names(config):

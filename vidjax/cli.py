@@ -77,8 +77,10 @@ def parse(argv: list[str]) -> list[str]:
     """absl's parser, after the recipe and what is set of it were checked in words for people."""
     if (value := recipe_of(argv)) is not None:
         config = load_recipe(value)
-        for arg in argv[1:]:
-            check_override(config, arg)
+        if any(arg.lstrip("-").startswith(("config.", "noconfig.")) for arg in argv[1:]):
+            complete = complete_recipe(value, config)
+            for arg in argv[1:]:
+                check_override(complete, arg)
     try:
         return flags.FLAGS(argv)
     except (flags.Error, InputError, ValueError, AttributeError, KeyError, TypeError) as error:
@@ -111,6 +113,8 @@ def load_recipe(value: str) -> Any:
         return names["get_config"](*variant)
     except SyntaxError as error:
         fail(f"--config={value}: {path} is not Python, line {error.lineno}: {error.msg}")
+    except InputError as error:
+        fail(f"--config={value}: {error}")
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]
@@ -121,11 +125,60 @@ def load_recipe(value: str) -> Any:
         fail(f"--config={value}: the recipe {path} has a mistake{where}: {type(error).__name__}: {error}")
 
 
+class RecipeParser(flags.ArgumentParser):
+    """Reads a recipe by the parser `read`, keeps it as it is, and returns it with every option that flags may set."""
+
+    def __init__(self, read: Any):
+        super().__init__()
+        self._read, self.recipe = read, {}
+
+    def parse(self, argument: Any) -> Any:
+        from vidjax.recipes.config import complete
+        from vidjax.settings import checked
+
+        self.recipe = checked(self._read.parse(argument))
+        return complete(self.recipe)
+
+
+def define_recipe_flag(values: flags.FlagValues = flags.FLAGS) -> Callable[[], dict[str, Any]]:
+    """Defines --config, and with it --config.SECTION.KEY for every option of its sections; returns what reads the
+    recipe with the values that flags have set, as plain data. Raises InputError if there is none."""
+    from ml_collections import config_flags
+
+    about = "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
+    config_flags.DEFINE_config_file("config", None, about, flag_values=values)
+    flag = values["config"]
+    flag.parser = parser = RecipeParser(flag.parser)
+
+    def read() -> dict[str, Any]:
+        from vidjax.recipes.config import overridden
+        from vidjax.settings import checked
+
+        if flag.value is None:
+            raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+        return checked(overridden(parser.recipe, config_flags.get_override_values(flag)))
+
+    return read
+
+
+def complete_recipe(value: str, config: Any) -> Any:
+    """The recipe with every option that flags may set. Ends the program if it is none."""
+    from vidjax.recipes.config import complete
+    from vidjax.settings import checked
+
+    try:
+        return complete(checked(config))
+    except InputError as error:
+        fail(f"--config={value}: {error}")
+
+
 def check_override(config: Any, arg: str) -> None:
-    """Ends the program if `arg` is --config.SECTION.KEY=VALUE of a key that the recipe does not list."""
+    """Ends the program if `arg` is --config.SECTION.KEY=VALUE of a key that does not exist."""
     name = arg.partition("=")[0].lstrip("-")
-    if not arg.startswith("-") or not name.startswith("config.") or "[" in name:
+    if not arg.startswith("-") or not name.startswith("config."):
         return
+    if "[" in name:
+        fail(f"--{name}: a part of a value cannot be set; set the whole of --{name.partition('[')[0]}")
     section, path = config, "config"
     for key in name.split(".")[1:]:
         if not hasattr(section, "keys"):
@@ -133,8 +186,8 @@ def check_override(config: Any, arg: str) -> None:
         if key not in section:
             known = sorted(section.keys())
             near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "it is set in the recipe's file, not here;"
-            fail(f"--{name}: the recipe lists no {path}.{key}; {hint} what can be set of {path}: {', '.join(known)}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            fail(f"--{name}: there is no {path}.{key}; {hint}what can be set of {path}: {', '.join(known)}")
         section, path = section[key], f"{path}.{key}"
 
 

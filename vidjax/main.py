@@ -1,17 +1,15 @@
 """Train a recipe's stages in turn, then show what they learned: `python -m vidjax.main --config=configs/lvdm.py`."""
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from vidjax import cli
-from vidjax.errors import InputError
 from vidjax.runtime import cluster
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
-)
+CONFIG = cli.define_recipe_flag()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where everything is written, also gs://BUCKET/RUN; the same one resumes. Default: runs/<recipe>."
 )
@@ -24,13 +22,13 @@ LOG_EVERY = flags.DEFINE_integer("log_every", None, "Log every that many steps."
 
 
 def main() -> None:
-    if CONFIG.value is None:
-        raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+    config = CONFIG()
     with cluster.joined():
-        run()
+        run(config)
 
 
-def run() -> None:
+def run(config: dict[str, Any]) -> None:
+    """Trains the stages of a recipe, and shows what they learned."""
     import jax
 
     from vidjax import settings
@@ -45,7 +43,6 @@ def run() -> None:
     from vidjax.runtime.workdir import open_workdir
     from vidjax.training.loop import train
 
-    config = settings.checked(CONFIG.value)
     flagged = {f"--{flag.name}": flag.value for flag in (WORKDIR, STAGE, MAX_STEPS, LOG_EVERY, ALLOW_CHANGES)}
     check_alike({**settings.flatten(config, "config."), **flagged})
     workdir = path_of(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))

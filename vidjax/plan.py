@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.runtime.storage import write_json
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A recipe and its variant.")
+CONFIG = cli.define_recipe_flag()
 STAGE = flags.DEFINE_string("stage", None, "Only this stage.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v4-32, v5e-16, v5p-128, v6e-64 (Google's names), h100x64.")
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
@@ -27,11 +26,11 @@ SIMULATE = flags.DEFINE_bool("simulate", False, "Use simulated CPU devices even 
 
 
 def main() -> None:
-    if CONFIG.value is None or TOPOLOGY.value is None:
-        raise InputError(f"--{'config' if CONFIG.value is None else 'topology'} is missing")
+    config = CONFIG()
+    if TOPOLOGY.value is None:
+        raise InputError("--topology is missing: name one such as --topology=v5p-128")
     import jax
 
-    from vidjax import settings
     from vidjax.profiling import chips
     from vidjax.profiling.planning import compiler_of, planned
     from vidjax.recipes import build as recipe
@@ -50,7 +49,6 @@ def main() -> None:
         why = "asked for" if SIMULATE.value else f"no compiler for {chip.kind} here: pip install vidjax[accelerators]"
         print(f"simulated CPU devices ({why})", flush=True)
     compiler = compiler_of(chip, devices)
-    config = settings.checked(CONFIG.value)
     figures: dict[str, Any] = {"topology": TOPOLOGY.value, "chips": count, "compiler": compiler, "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else stage_names(config):

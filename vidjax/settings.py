@@ -54,16 +54,30 @@ def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: s
     missing = [n for n, p in takes.items() if p.default is p.empty and n not in section and n not in given]
     if missing:
         raise InputError(f"config.{where} lacks {', '.join(missing)}")
-    own = inspect.isclass(function) and not dataclasses.is_dataclass(function)
-    hints = typing.get_type_hints(function.__init__ if own else function)
+    hints = typing.get_type_hints(_signature_of(function))
     arguments = {key: _nested(value, hints.get(key), f"{where}.{key}") for key, value in section.items()}
     return functools.partial(function, **arguments, **given)
 
 
+def options(function: Callable[..., Any]) -> dict[str, Any]:
+    """Returns what a config section of `function` may set, with the annotated types; None where there is none."""
+    hints = typing.get_type_hints(_signature_of(function))
+    return {name: hints.get(name) for name, each in _parameters(function) if not _stays_open(function, each)}
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the values of the options of `function` that have one of their own."""
+    return {n: p.default for n, p in _parameters(function) if n in options(function) and p.default is not p.empty}
+
+
 def _parameters(function: Callable[..., Any]) -> Iterable[tuple[str, inspect.Parameter]]:
-    """A class is asked for its __init__: the metaclass of modules hides it."""
+    return inspect.signature(_signature_of(function)).parameters.items()
+
+
+def _signature_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a class that is no dataclass its __init__: the metaclass of modules hides it."""
     own = inspect.isclass(function) and not dataclasses.is_dataclass(function)
-    return inspect.signature(function.__init__ if own else function).parameters.items()
+    return function.__init__ if own else function
 
 
 def _stays_open(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:

@@ -19,6 +19,7 @@ from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_writing import contact_sheet, slug, write_mp4
 from vidjax.errors import printable
+from vidjax.evaluation.page import write_report
 from vidjax.generation import editing
 from vidjax.generation.generator import Generator, what_to_ask
 from vidjax.generation.output import write_index, write_samples
@@ -43,8 +44,6 @@ def show(run: Run) -> dict[str, Any]:
 
     All processes compute, the first one writes and compares.
     """
-    from vidjax.report import write_report
-
     workdir = run.workdir
     summary: dict[str, Any] = {"device": device(), "versions": versions()}
     summary["seconds"] = read_figures(workdir, "seconds")

@@ -18,7 +18,7 @@ from vidjax.models.keys import OneKey
 from vidjax.models.lowres import LowresEmbedder
 from vidjax.models.parameters import abstract_parameters, split
 from vidjax.recipes.autoencoder import autoencoder
-from vidjax.recipes.config import check_names, stage_names, tunes
+from vidjax.recipes.config import check_names, default_settings, stage_names, tunes
 from vidjax.recipes.diffusion import diffusion
 from vidjax.recipes.frozen import frozen_parts
 from vidjax.recipes.tuning import tuning
@@ -108,7 +108,7 @@ def check_unchanged(config: Mapping[str, Any], workdir: AnyPath, allow_changes: 
     """Raises InputError if a stage of the run, also one that is not to be trained now, has other settings there."""
     for name in stage_names(config):
         made = provenance.settings_of(settings.stage_settings(config, name))
-        provenance.check_settings(workdir / name, made, allow_changes)
+        provenance.check_settings(workdir / name, made, allow_changes, default_settings())
 
 
 def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:

@@ -94,8 +94,11 @@ def recorded(folder: AnyPath, part: str) -> Any:
     return read_json(folder / NAME).get(part) if begun and (folder / NAME).exists() else None
 
 
-def check_settings(folder: AnyPath, settings: Mapping[str, Any], allow: bool) -> None:
-    """Raises InputError if the stage in `folder` was trained with other settings than these.
+def check_settings(
+    folder: AnyPath, settings: Mapping[str, Any], allow: bool, defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Raises InputError if the stage in `folder` was trained with other settings than these; `defaults` are the values
+    of those that are not named.
 
     A longer training is no other one where the learning rate of a step does not depend on the length. With `allow` an
     unfinished stage may go on with other settings.
@@ -103,6 +106,7 @@ def check_settings(folder: AnyPath, settings: Mapping[str, Any], allow: bool) ->
     before = recorded(folder, "settings")
     if before is None:
         return
+    before, settings = ({**(defaults or {}), **each} for each in (before, settings))
     keys = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
     if settings.get("optimizer.schedule", "constant") == "constant":
         keys = [key for key in keys if key != "train.steps"]
