@@ -1,5 +1,6 @@
 """How every program starts and fails: flags in, one line and exit status 1 out if the input is bad."""
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from vidjax.errors import InputError, printable
+from vidjax.runtime import cluster
 from vidjax.runtime.memory import keep_freed_memory
 
 # A full disk, a file or a user over a limit, a folder that may only be read.
@@ -132,6 +134,31 @@ def check_override(config: Any, arg: str) -> None:
             hint = f"did you mean {near[0]!r}?" if near else "it is set in the recipe's file, not here;"
             fail(f"--{name}: the recipe lists no {path}.{key}; {hint} what can be set of {path}: {', '.join(known)}")
         section, path = section[key], f"{path}.{key}"
+
+
+def define_cluster_flags() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Defines --distributed and --coordinator with its company; returns what a program then opens around its work: it
+    joins the cluster that the flags name, if they do."""
+    distributed = flags.DEFINE_bool("distributed", False, "First join the other processes of a cluster.")
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of the first process; default: as the cluster says (TPU, GKE, SLURM, Open MPI)."
+    )
+    processes = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.", lower_bound=1)
+    process_id = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+    timeout = flags.DEFINE_integer(
+        "timeout",
+        None,
+        "Seconds in which the processes must have met; default: 60 with --coordinator, 600 in a cluster.",
+        lower_bound=1,
+    )
+
+    def join() -> contextlib.AbstractContextManager[None]:
+        if not (distributed.value or coordinator.value):
+            return contextlib.nullcontext()
+        seconds = timeout.value or (60 if coordinator.value else 600)
+        return cluster.join(coordinator.value, processes.value, process_id.value, seconds)
+
+    return join
 
 
 def fail(message: str) -> NoReturn:

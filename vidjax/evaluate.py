@@ -20,7 +20,6 @@ from vidjax.errors import InputError
 from vidjax.evaluation import videos as judged
 from vidjax.metrics import per_video
 from vidjax.metrics.per_set import SETS, Key, SetMetric, figure
-from vidjax.runtime import cluster
 from vidjax.runtime.outputs import open_file
 from vidjax.runtime.storage import path_of, write_json
 from vidjax.weights import efficientnet
@@ -57,6 +56,7 @@ FRAMES = flags.DEFINE_integer("frames", None, "Only the first so many frames; de
 HEIGHT = flags.DEFINE_integer("height", None, "Scale and cut the videos to this height...", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "... and this width in pixels; default: as they are.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
+join_cluster = cli.define_cluster_flags()
 
 ALL: dict[str, per_video.Metric | SetMetric] = {**per_video.METRICS, **SETS}
 STAND_IN = f"without them there is frechet_efficientnet, which is only relative, after {efficientnet.INSTALL}"
@@ -89,7 +89,7 @@ class Read:
 
 
 def main() -> None:
-    with cluster.joined():
+    with join_cluster():
         run()
 
 

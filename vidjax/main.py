@@ -7,7 +7,6 @@ from ml_collections import config_flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.runtime import cluster
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
@@ -22,11 +21,13 @@ ALLOW_CHANGES = flags.DEFINE_bool(
 )
 LOG_EVERY = flags.DEFINE_integer("log_every", None, "Log every that many steps.", lower_bound=1)
 
+join_cluster = cli.define_cluster_flags()
+
 
 def main() -> None:
     if CONFIG.value is None:
         raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
-    with cluster.joined():
+    with join_cluster():
         run()
 
 
