@@ -1,4 +1,4 @@
-"""How every program starts and fails: flags in, one line and exit status 1 out if the input is bad."""
+"""Starts every program and ends it with one line and exit status 1 if its input is bad; flags that programs share."""
 
 import contextlib
 import difflib
@@ -27,7 +27,7 @@ MISNAMED = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 
 
 def start(program: Callable[[], None]) -> None:
-    """Parse the flags and run `program`; an InputError becomes one line on stderr and exit status 1."""
+    """Parses the flags and runs `program`; an InputError becomes one line on stderr and exit status 1."""
     keep_freed_memory()
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
@@ -39,7 +39,7 @@ def start(program: Callable[[], None]) -> None:
 
 
 def run(program: Callable[[], None], argv: list[str]) -> None:
-    """Run `program` after `parse`."""
+    """Runs `program`, after `parse`, and turns its errors into one line and a status."""
     if len(argv) > 1:
         fail(f"argument {argv[1]!r} is not a flag; flags are written --name=value")
     try:
@@ -58,7 +58,8 @@ def run(program: Callable[[], None], argv: list[str]) -> None:
 
 
 class Once:
-    """Passes a warning of ours about the same thing, its first argument, once: stages read the same clips."""
+    """A log filter that passes a warning of ours about one thing, its first argument, once: stages read the same
+    clips."""
 
     def __init__(self):
         self._said: set[tuple[str, Any]] = set()
@@ -72,7 +73,7 @@ class Once:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser, after the recipe and what is set of it were checked in words for people."""
+    """Parses flags with absl, after it has checked the recipe and its overrides with errors for users."""
     if (value := recipe_of(argv)) is not None:
         config = load_recipe(value)
         for arg in argv[1:]:
@@ -84,7 +85,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def recipe_of(argv: list[str]) -> str | None:
-    """The value of the last --config, None if there is none."""
+    """Returns the value of the last --config, or None."""
     found = None
     for arg, after in zip(argv[1:], [*argv[2:], ""]):
         name, equals, value = arg.partition("=")
@@ -94,8 +95,8 @@ def recipe_of(argv: list[str]) -> str | None:
 
 
 def load_recipe(value: str) -> Any:
-    """The config of PATH or PATH:VARIANT. Ends the program if there is no such file, if the recipe refuses the variant,
-    or if there is a mistake in it, which is told with its line."""
+    """Returns the config of PATH or PATH:VARIANT. Ends the program if there is no such file, if the recipe refuses the
+    variant, or if the recipe has a mistake, with the line of it."""
     path, *variant = value.split(":", 1)
     if not os.path.isfile(path):
         fail(
@@ -120,7 +121,7 @@ def load_recipe(value: str) -> Any:
 
 
 def check_override(config: Any, arg: str) -> None:
-    """Ends the program if `arg` is --config.SECTION.KEY=VALUE of a key that the recipe does not list."""
+    """Ends the program if `arg` sets a key, --config.SECTION.KEY=VALUE, that the recipe does not list."""
     name = arg.partition("=")[0].lstrip("-")
     if not arg.startswith("-") or not name.startswith("config.") or "[" in name:
         return
@@ -162,7 +163,7 @@ def define_cluster_flags() -> Callable[[], contextlib.AbstractContextManager[Non
 
 
 def fail(message: str) -> NoReturn:
-    """One line on stderr, exit status 1; also where what it quotes of a file has lines, or commands to a terminal."""
+    """Prints one line on stderr and exits with 1; line ends and control characters in `message` become spaces."""
     sys.stderr.write(f"error: {printable(message)}\n")  # at once: a library's thread may be writing, too
     sys.stderr.flush()
     sys.exit(1)

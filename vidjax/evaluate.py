@@ -21,7 +21,7 @@ from vidjax.evaluation import videos as judged
 from vidjax.metrics import per_video
 from vidjax.metrics.per_set import SETS, Key, SetMetric, figure
 from vidjax.runtime.outputs import open_file
-from vidjax.runtime.storage import path_of, write_json
+from vidjax.runtime.storage import parse_path, write_json
 from vidjax.weights import efficientnet
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ def main() -> None:
 
 def run() -> None:
     """All processes make the videos of --workdir, the first one judges them."""
-    from vidjax.runtime.processes import agreed, lead
+    from vidjax.runtime.processes import lead, on_first_process
 
     chosen = asked()
-    file = agreed(lambda: JSON.value and os.fspath(open_file(JSON.value, "--json", disk=True)))
+    file = on_first_process(lambda: JSON.value and os.fspath(open_file(JSON.value, "--json", disk=True)))
     items, reference = videos(chosen)
     if not lead():
         for _ in items if WORKDIR.value else ():
@@ -154,7 +154,7 @@ def videos(chosen: dict[str, Any]) -> tuple[Iterable[Item], Iterable[Item] | Non
     compares = any(isinstance(metric, SetMetric) and metric.compares for metric in chosen.values())
     reference = judged.in_folder(REFERENCE.value, "reference") if REFERENCE.value else None
     if WORKDIR.value:
-        workdir = path_of(WORKDIR.value)
+        workdir = parse_path(WORKDIR.value)
         if compares and reference is None:
             reference = judged.windows(workdir, COUNT.value)
         return judged.generated(workdir, COUNT.value, BATCH.value), reference if compares else None

@@ -15,7 +15,7 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.runtime.outputs import open_new_folder
-from vidjax.runtime.storage import AnyPath, path_of, whole_folder, write_json
+from vidjax.runtime.storage import AnyPath, parse_path, whole_folder, write_json
 
 if TYPE_CHECKING:
     from vidjax.models.video_model import VideoModel
@@ -33,7 +33,7 @@ def main() -> None:
         if not flag.value:
             raise InputError(f"--{name} is missing")
     write = choose(FORMAT.value, FORMATS, "--format")
-    workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
+    workdir, out = parse_path(WORKDIR.value), open_new_folder(OUT.value)
     with whole_folder(out) as part:
         write(workdir, part)
     print(out)

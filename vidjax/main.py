@@ -39,16 +39,16 @@ def run() -> None:
     from vidjax.recipes import build as recipe
     from vidjax.runtime.alike import check_alike
     from vidjax.runtime.aside import send_aside
-    from vidjax.runtime.processes import agreed
-    from vidjax.runtime.storage import absolute, path_of, write_json
+    from vidjax.runtime.processes import on_first_process
+    from vidjax.runtime.storage import absolute, parse_path, write_json
     from vidjax.runtime.workdir import open_workdir
     from vidjax.training.loop import train
 
     config = settings.checked(CONFIG.value)
     flagged = {f"--{flag.name}": flag.value for flag in (WORKDIR, STAGE, MAX_STEPS, LOG_EVERY, ALLOW_CHANGES)}
     check_alike({**settings.flatten(config, "config."), **flagged})
-    workdir = path_of(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    agreed(lambda: open_workdir(workdir))
+    workdir = parse_path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
+    on_first_process(lambda: open_workdir(workdir))
     if isinstance(workdir, Path):
         send_aside(workdir / "errors.log")
     if not jax.config.jax_compilation_cache_dir:
@@ -58,7 +58,7 @@ def run() -> None:
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage, ALLOW_CHANGES.value)
-    agreed(lambda: write_json(workdir / "config.json", config))
+    on_first_process(lambda: write_json(workdir / "config.json", config))
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
         train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value, ALLOW_CHANGES.value)

@@ -11,7 +11,7 @@ from typing import Any
 from vidjax.errors import InputError, printable
 from vidjax.runtime.inputs import read_bytes, read_json
 from vidjax.runtime.run_files import read_metrics
-from vidjax.runtime.storage import AnyPath, modified, path_of
+from vidjax.runtime.storage import AnyPath, modification_time, parse_path
 
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".mp4": "video/mp4"}
 PANELS = {  # curves, where a stage has them
@@ -322,7 +322,7 @@ def _flat(config: Any, path: str = "") -> Iterable[tuple[str, Any]]:
 
 def _age(path: AnyPath) -> float:
     """When the stage ran: its folder's first file, near enough; stages are shown in their order."""
-    return min((modified(child) for child in path.parent.iterdir() if child.is_file()), default=0.0)
+    return min((modification_time(child) for child in path.parent.iterdir() if child.is_file()), default=0.0)
 
 
 def _finite(value: Any) -> bool:
@@ -385,7 +385,7 @@ details table { font-size: .8rem; } details td:nth-child(2) { white-space: norma
 def main() -> None:
     if not WORKDIR.value:
         raise InputError("--workdir is missing: name the folder of a run that vidjax.main has trained")
-    print(write_report(path_of(WORKDIR.value)))
+    print(write_report(parse_path(WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from vidjax.models.video_model import Codec, VideoModel, latent_statistics
 from vidjax.recipes.tuning import tuned_generator, tuning
 from vidjax.runtime import run_files, sharding
 from vidjax.runtime.compiling import jit
-from vidjax.runtime.processes import agreed, run_over, say
+from vidjax.runtime.processes import on_first_process, run_over, say
 from vidjax.runtime.run_files import read_statistics
 from vidjax.runtime.storage import AnyPath, write_json
 from vidjax.training import adversarial, objectives, provenance
@@ -161,7 +161,7 @@ def _autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) ->
     def finish(state: TrainState, dataset: Dataset) -> None:
         windows = dataset.windows("train", clips=dataset.sample_of(MEASURED))
         found = latent_statistics(state.model(), windows, sharding.make_mesh(**common["mesh"]))
-        agreed(lambda: write_json(common["folder"] / "latents.json", found))
+        on_first_process(lambda: write_json(common["folder"] / "latents.json", found))
 
     @jit
     def beside(state: TrainState, video: jax.Array) -> jax.Array:
@@ -463,7 +463,7 @@ def trained(config: Mapping[str, Any], name: str, workdir: AnyPath) -> Generator
         return tuned_generator(section, stage, source_of(section, config, workdir))
     model = stage.abstract()
     mesh = sharding.fitting_mesh(**stage.mesh)
-    params, frozen = split(sharding.laid_out(mesh, abstract_parameters(model)), stage.trainable)
+    params, frozen = split(sharding.with_sharding(mesh, abstract_parameters(model)), stage.trainable)
     with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
         params = checkpoints.restore_ema({path: value for path, value in params.items() if stage.averaged(path)})
     params = {**params, **frozen_parameters(section, workdir, frozen)}

@@ -1,4 +1,4 @@
-"""How the processes of one run meet, and how they end when one of them fails: the others must not wait for it."""
+"""Joins the processes of one run, and ends all of them when one fails: the others must not wait for it."""
 
 import contextlib
 import os
@@ -96,12 +96,12 @@ def explain_unreached(coordinator: str | None) -> str:
 
 def _end(error: Exception) -> None:
     """Ends this process with status 1, without JAX's farewell, for which all processes would wait."""
-    from vidjax.runtime.processes import after_the_others, tells_of_a_loss
+    from vidjax.runtime.processes import is_loss, wait_for_others
 
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, InputError):
         said = str(error)
-    elif tells_of_a_loss(error):
+    elif is_loss(error):
         said = (
             f"lost another process of this run ({said[:200]}); start all of them again: they go on where it was saved"
         )
@@ -109,5 +109,5 @@ def _end(error: Exception) -> None:
         traceback.print_exc()
     print(f"error: {said}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    after_the_others()
+    wait_for_others()
     os._exit(1)

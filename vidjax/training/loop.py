@@ -20,7 +20,7 @@ from vidjax.models.keys import Keys
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import count_compiled, jit
 from vidjax.runtime.preemption import Notice
-from vidjax.runtime.processes import agreed, batch_over, lead, say, spread
+from vidjax.runtime.processes import batch_over, lead, on_first_process, say, scatter
 from vidjax.runtime.storage import write_json
 from vidjax.training import provenance
 from vidjax.training.checkpoint import Checkpoints
@@ -47,7 +47,7 @@ def prepare(
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
     state = at_step_0(stage, model)
-    return spread(state, sharding.tree_sharding(mesh, state)), source
+    return scatter(state, sharding.tree_sharding(mesh, state)), source
 
 
 def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Laten
             raise InputError(
                 f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model"
             )
-        part[path] = spread(value.astype(part[path].dtype), part[path].sharding)
+        part[path] = scatter(value.astype(part[path].dtype), part[path].sharding)
         if path in state.ema:
-            state.ema[path] = spread(jnp.copy(value.astype(part[path].dtype)), part[path].sharding)
+            state.ema[path] = scatter(jnp.copy(value.astype(part[path].dtype)), part[path].sharding)
     return state
 
 
@@ -120,7 +120,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
     began, compiled = time.perf_counter(), count_compiled()
     mesh = sharding.make_mesh(**stage.mesh)
     if stage.parent is not None:
-        agreed(lambda: provenance.check_source(stage.folder, stage.parent, allow_changes))
+        on_first_process(lambda: provenance.check_source(stage.folder, stage.parent, allow_changes))
     stage.folder.mkdir(parents=True, exist_ok=True)
     stopped = None
     saved = Checkpoints(stage.folder / "checkpoints", stage.train.keep, stage.train.keep_every)
@@ -134,7 +134,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
         stage = fit(stage, dataset)
         options = stage.train
         sharding.check_batch(mesh, options.batch_size, options.accumulate)
-        agreed(lambda: provenance.write(stage.folder, stage.settings, dataset, stage.parent))
+        on_first_process(lambda: provenance.write(stage.folder, stage.settings, dataset, stage.parent))
         state, source = prepare(stage, mesh, dataset)
         if start:
             state = checkpoints.restore(state)
@@ -193,7 +193,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     figures = {"steps": options.steps, "parameters": count(state.params), "peak_memory_gb": memory}
     figures |= {"seconds": seconds, "compile_seconds": round((count_compiled() - compiled).seconds, 1)}
-    agreed(lambda: write_json(done, figures))
+    on_first_process(lambda: write_json(done, figures))
 
 
 def overview(stage: Stage, state: TrainState) -> None:
