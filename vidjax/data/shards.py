@@ -41,7 +41,7 @@ class Job:
     path: str
     split: str
     rules: Rules
-    shard_files: int
+    shards: int
     folder: str
 
     def at(self, *names: str) -> Path:
