@@ -23,7 +23,7 @@ from vidjax.generation.output import write_samples
 from vidjax.recipes import build as recipe
 from vidjax.recipes.run import Run
 from vidjax.runtime import checksums, storage
-from vidjax.runtime.storage import path_of
+from vidjax.runtime.storage import parse_path
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.telemetry import Telemetry
 
@@ -133,14 +133,14 @@ def test_other_programs_read_and_write_the_bucket(killed, buckets, outside, insi
     before = buckets.files("bucket", "run/report.html")[""]
     assert before.count(b"data:video/mp4") == 6 and b"<svg" in before
     buckets.remove("bucket", "run/report.html")
-    assert write_report(path_of(RUN)) == path_of(RUN) / "report.html"
+    assert write_report(parse_path(RUN)) == parse_path(RUN) / "report.html"
     assert buckets.files("bucket", "run/report.html")[""] == before
-    folder = path_of(RUN)
+    folder = parse_path(RUN)
     assert recipe.build(Run(folder).config, "diffusion", folder).folder == folder / "diffusion"
 
 
 def test_a_checkpoint_counts_once_it_is_marked_and_as_long_as_it_is_whole(buckets, inside, tmp_path, capsys):
-    folder = path_of("gs://bucket/toy")
+    folder = parse_path("gs://bucket/toy")
     with Checkpoints(folder, keep=9) as checkpoints:
         for step in (1, 2, 3, 4):
             checkpoints.save(toy(step, width=2))
@@ -165,14 +165,14 @@ def test_a_checkpoint_counts_once_it_is_marked_and_as_long_as_it_is_whole(bucket
     for name, data in buckets.files("bucket", "toy/4").items():  # copied to a disk
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    assert checksums.damage(tmp_path, contents=True) is None
+    assert checksums.find_damage(tmp_path, contents=True) is None
     (tmp_path / "state" / "manifest.ocdbt").unlink()
-    assert checksums.damage(tmp_path, contents=True) == "state/manifest.ocdbt is missing"
+    assert checksums.find_damage(tmp_path, contents=True) == "state/manifest.ocdbt is missing"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the other arrays' writes
 def test_a_bucket_that_takes_no_more_ends_with_what_it_had(buckets, inside, monkeypatch):
-    with Checkpoints(folder := path_of("gs://bucket/full")) as checkpoints:
+    with Checkpoints(folder := parse_path("gs://bucket/full")) as checkpoints:
         checkpoints.save(toy(1, width=2))
     monkeypatch.setattr(buckets, "refused", ("full/2/state/",))
     says = r"could not be written to gs://bucket/full .*that of step 1 is whole"
@@ -183,7 +183,7 @@ def test_a_bucket_that_takes_no_more_ends_with_what_it_had(buckets, inside, monk
 
 
 def test_metrics_are_there_when_a_checkpoint_is_saved_and_at_the_end(buckets, inside):
-    folder = path_of("gs://bucket/told")
+    folder = parse_path("gs://bucket/told")
     telemetry = Telemetry(folder, "diffusion", 9)
     steps = lambda: list(losses(buckets.files("bucket", "told").get("metrics.jsonl", b"")))
     for step in (1, 2, 3):
@@ -199,7 +199,7 @@ def test_metrics_are_there_when_a_checkpoint_is_saved_and_at_the_end(buckets, in
 
 
 def test_what_was_computed_once_is_kept_in_a_bucket(inside):
-    file, array = path_of("gs://bucket/kept") / "inversion.npz", np.arange(6.0)
+    file, array = parse_path("gs://bucket/kept") / "inversion.npz", np.arange(6.0)
     np.testing.assert_array_equal(kept(file, "stamp", lambda: array), array)
     np.testing.assert_array_equal(kept(file, "stamp", lambda: pytest.fail("it was kept")), array)
 
@@ -207,7 +207,7 @@ def test_what_was_computed_once_is_kept_in_a_bucket(inside):
 def test_videos_go_to_a_bucket(buckets, inside):
     entry = {"caption": "a b", "png": "samples/00-a-b.png", "videos": ["samples/00-a-b-seed0.mp4"]}
     video = np.zeros((1, 3, 16, 16, 3), np.uint8)
-    assert write_samples(path_of("gs://bucket/shown/samples"), ["a b"], [video], 8.0) == [entry]
+    assert write_samples(parse_path("gs://bucket/shown/samples"), ["a b"], [video], 8.0) == [entry]
     found = buckets.files("bucket", "shown")
     assert probe(found[entry["videos"][0]]).frames == 3 and found[entry["png"]].startswith(b"\x89PNG")
     assert found["samples/00-a-b-seed0.txt"] == b"a b\n"
@@ -224,20 +224,20 @@ def test_videos_go_to_a_bucket(buckets, inside):
 )
 def test_what_is_no_bucket_is_one_line(text, says, inside):
     with pytest.raises(InputError) as error:
-        path_of(text)
+        parse_path(text)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_bucket_that_may_only_be_read_is_one_line(buckets, inside, monkeypatch):
     monkeypatch.setattr(buckets, "refused", ("run/",))
     with pytest.raises(InputError, match=r"gs://locked/run can't be written \(403 .*storage\.objects\.create.*log in"):
-        storage.check_writable(path_of("gs://locked/run"))
+        storage.check_writable(parse_path("gs://locked/run"))
 
 
 def test_without_its_library_the_extra_is_named(inside, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wants the library gcsfs: pip install 'vidjax\[gcs\]'"):
-        path_of(RUN)
+        parse_path(RUN)
 
 
 def test_a_bucket_that_does_not_answer_ends_a_run_soon_and_before_it_begins(outside):

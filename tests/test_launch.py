@@ -269,8 +269,8 @@ def test_the_processes_of_a_slurm_step_find_each_other():
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     program = (
-        "import jax; from absl import flags; from vidjax.runtime import cluster; flags.FLAGS(['', '--distributed'])\n"
-        "with cluster.joined(): print(jax.process_index(), jax.process_count(), flush=True)"
+        "import jax; from vidjax.runtime import cluster\n"
+        "with cluster.join(): print(jax.process_index(), jax.process_count(), flush=True)"
     )
     slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     jax = {"JAX_COORDINATOR_PORT": port, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(LAUNCH.parent)}

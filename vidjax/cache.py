@@ -12,7 +12,7 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.runtime.outputs import open_new_folder
-from vidjax.runtime.storage import path_of, whole_folder
+from vidjax.runtime.storage import parse_path, whole_folder
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run whose autoencoder is trained (vidjax.main --stage=autoencoder).")
 STAGE = flags.DEFINE_string("stage", None, "The stage to encode for; default: the run's last.")
@@ -27,10 +27,10 @@ def main() -> None:
     for name, flag in (("workdir", WORKDIR), ("out", OUT)):
         if not flag.value:
             raise InputError(f"--{name} is missing")
-    workdir, out = path_of(WORKDIR.value), open_new_folder(OUT.value)
+    workdir, out = parse_path(WORKDIR.value), open_new_folder(OUT.value)
     from vidjax.data.latents import write_latents
     from vidjax.recipes.run import Run
-    from vidjax.runtime.progress import watched
+    from vidjax.runtime.progress import watch
 
     with whole_folder(out) as part:
         dataset, encode, about, beside = Run(workdir).encoding(STAGE.value)
@@ -38,7 +38,7 @@ def main() -> None:
         batch = min(BATCH.value, len(dataset))
         batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))
         examples = ({key: value[i] for key, value in b.items()} for b in batches for i in range(len(b["index"])))
-        shown = watched(itertools.islice(examples, count), "encoding", "example", count)
+        shown = watch(itertools.islice(examples, count), "encoding", "example", count)
         write_latents(part, shown, about, **beside)
     print(f"{count} examples in {out}: train with --config.data.latents={out}")
 

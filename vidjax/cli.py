@@ -1,5 +1,6 @@
-"""How every program starts and fails: flags in, one line and exit status 1 out if the input is bad."""
+"""Starts every program and ends it with one line and exit status 1 if its input is bad; flags that programs share."""
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from vidjax.errors import InputError, printable
+from vidjax.runtime import cluster
 from vidjax.runtime.memory import keep_freed_memory
 
 # A full disk, a file or a user over a limit, a folder that may only be read.
@@ -60,7 +62,8 @@ def run(program: Callable[..., None], argv: list[str], names: Sequence[str] = ()
 
 
 class Once:
-    """Passes a warning of ours about the same thing, its first argument, once: stages read the same clips."""
+    """A log filter that passes a warning of ours about one thing, its first argument, once: stages read the same
+    clips."""
 
     def __init__(self):
         self._said: set[tuple[str, Any]] = set()
@@ -74,7 +77,7 @@ class Once:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser, after the recipe and what is set of it were checked in words for people."""
+    """Parses flags with absl, after it has checked the recipe and its overrides with errors for users."""
     if (value := recipe_of(argv)) is not None:
         config = load_recipe(value)
         if any(arg.lstrip("-").startswith(("config.", "noconfig.")) for arg in argv[1:]):
@@ -88,7 +91,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def recipe_of(argv: list[str]) -> str | None:
-    """The value of the last --config, None if there is none."""
+    """Returns the value of the last --config, or None."""
     found = None
     for arg, after in zip(argv[1:], [*argv[2:], ""]):
         name, equals, value = arg.partition("=")
@@ -98,8 +101,8 @@ def recipe_of(argv: list[str]) -> str | None:
 
 
 def load_recipe(value: str) -> Any:
-    """The config of PATH or PATH:VARIANT. Ends the program if there is no such file, if the recipe refuses the variant,
-    or if there is a mistake in it, which is told with its line."""
+    """Returns the config of PATH or PATH:VARIANT. Ends the program if there is no such file, if the recipe refuses the
+    variant, or if the recipe has a mistake, with the line of it."""
     path, *variant = value.split(":", 1)
     if not os.path.isfile(path):
         fail(
@@ -191,8 +194,33 @@ def check_override(config: Any, arg: str) -> None:
         section, path = section[key], f"{path}.{key}"
 
 
+def define_cluster_flags() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Defines --distributed and --coordinator with its company; returns what a program then opens around its work: it
+    joins the cluster that the flags name, if they do."""
+    distributed = flags.DEFINE_bool("distributed", False, "First join the other processes of a cluster.")
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of the first process; default: as the cluster says (TPU, GKE, SLURM, Open MPI)."
+    )
+    processes = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.", lower_bound=1)
+    process_id = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+    timeout = flags.DEFINE_integer(
+        "timeout",
+        None,
+        "Seconds in which the processes must have met; default: 60 with --coordinator, 600 in a cluster.",
+        lower_bound=1,
+    )
+
+    def join() -> contextlib.AbstractContextManager[None]:
+        if not (distributed.value or coordinator.value):
+            return contextlib.nullcontext()
+        seconds = timeout.value or (60 if coordinator.value else 600)
+        return cluster.join(coordinator.value, processes.value, process_id.value, seconds)
+
+    return join
+
+
 def fail(message: str) -> NoReturn:
-    """One line on stderr, exit status 1; also where what it quotes of a file has lines, or commands to a terminal."""
+    """Prints one line on stderr and exits with 1; line ends and control characters in `message` become spaces."""
     sys.stderr.write(f"error: {printable(message)}\n")  # at once: a library's thread may be writing, too
     sys.stderr.flush()
     sys.exit(1)

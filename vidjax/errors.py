@@ -1,20 +1,21 @@
-"""The one exception that is meant for the person at the keyboard, its most common reason, and those of others."""
+"""InputError, the one exception that is meant for the user, and the words of other exceptions in one line."""
 
 import sys
 
 
 def reason(error: BaseException) -> str:
-    """The beginning of an error's text, in one line."""
+    """Returns the first 200 characters of an error's text, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """One line that a terminal shows as it is: line ends and control characters of `text` become spaces."""
+    """Replaces line ends and control characters by spaces, so that a terminal shows one line."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 class InputError(ValueError):
-    """What is wrong, with which value, and what to do: one line. Programs print it alone and exit with 1."""
+    """Says in one line what is wrong, with which value, and what to do. Programs print the line alone and exit with
+    1."""
 
 
 LARGE = 2**31 - 1

@@ -21,9 +21,8 @@ from vidjax.evaluation import videos as judged
 from vidjax.metrics import per_video
 from vidjax.metrics.per_set import SETS, Key, SetMetric, figure
 from vidjax.recipes.run import Run
-from vidjax.runtime import cluster
 from vidjax.runtime.outputs import open_file
-from vidjax.runtime.storage import path_of, write_json
+from vidjax.runtime.storage import parse_path, write_json
 from vidjax.weights import efficientnet
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ FRAMES = flags.DEFINE_integer("frames", None, "Only the first so many frames; de
 HEIGHT = flags.DEFINE_integer("height", None, "Scale and cut the videos to this height...", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "... and this width in pixels; default: as they are.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
+join_cluster = cli.define_cluster_flags()
 
 ALL: dict[str, per_video.Metric | SetMetric] = {**per_video.METRICS, **SETS}
 STAND_IN = f"without them there is frechet_efficientnet, which is only relative, after {efficientnet.INSTALL}"
@@ -90,16 +90,16 @@ class Read:
 
 
 def main() -> None:
-    with cluster.joined():
+    with join_cluster():
         run()
 
 
 def run() -> None:
     """All processes make the videos of --workdir, the first one judges them."""
-    from vidjax.runtime.processes import agreed, lead
+    from vidjax.runtime.processes import lead, on_first_process
 
     chosen = asked()
-    file = agreed(lambda: JSON.value and os.fspath(open_file(JSON.value, "--json", disk=True)))
+    file = on_first_process(lambda: JSON.value and os.fspath(open_file(JSON.value, "--json", disk=True)))
     items, reference = videos(chosen)
     if not lead():
         for _ in items if WORKDIR.value else ():
@@ -155,7 +155,7 @@ def videos(chosen: dict[str, Any]) -> tuple[Iterable[Item], Iterable[Item] | Non
     compares = any(isinstance(metric, SetMetric) and metric.compares for metric in chosen.values())
     reference = judged.in_folder(REFERENCE.value, "reference") if REFERENCE.value else None
     if WORKDIR.value:
-        of = Run(path_of(WORKDIR.value))
+        of = Run(parse_path(WORKDIR.value))
         if compares and reference is None:
             reference = judged.windows(of, COUNT.value)
         return judged.generated(of, COUNT.value, BATCH.value), reference if compares else None

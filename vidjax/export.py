@@ -15,7 +15,7 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.runtime.outputs import open_new_folder
-from vidjax.runtime.storage import path_of, whole_folder, write_json
+from vidjax.runtime.storage import parse_path, whole_folder, write_json
 
 if TYPE_CHECKING:
     from vidjax.models.video_model import VideoModel
@@ -36,7 +36,7 @@ def main() -> None:
     write = choose(FORMAT.value, FORMATS, "--format")
     from vidjax.recipes.run import Run
 
-    run, out = Run(path_of(WORKDIR.value)), open_new_folder(OUT.value)
+    run, out = Run(parse_path(WORKDIR.value)), open_new_folder(OUT.value)
     with whole_folder(out) as part:
         write(run, part)
     print(out)

@@ -7,7 +7,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from vidjax import cli
-from vidjax.runtime import cluster
 
 CONFIG = cli.define_recipe_flag()
 WORKDIR = flags.DEFINE_string(
@@ -20,10 +19,12 @@ ALLOW_CHANGES = flags.DEFINE_bool(
 )
 LOG_EVERY = flags.DEFINE_integer("log_every", None, "Log every that many steps.", lower_bound=1)
 
+join_cluster = cli.define_cluster_flags()
+
 
 def main() -> None:
     config = CONFIG()
-    with cluster.joined():
+    with join_cluster():
         run(config)
 
 
@@ -38,15 +39,15 @@ def run(config: dict[str, Any]) -> None:
     from vidjax.recipes.run import Run
     from vidjax.runtime.alike import check_alike
     from vidjax.runtime.aside import send_aside
-    from vidjax.runtime.processes import agreed
-    from vidjax.runtime.storage import absolute, path_of, write_json
+    from vidjax.runtime.processes import on_first_process
+    from vidjax.runtime.storage import absolute, parse_path, write_json
     from vidjax.runtime.workdir import open_workdir
     from vidjax.training.loop import train
 
     flagged = {f"--{flag.name}": flag.value for flag in (WORKDIR, STAGE, MAX_STEPS, LOG_EVERY, ALLOW_CHANGES)}
     check_alike({**settings.flatten(config, "config."), **flagged})
-    workdir = path_of(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    agreed(lambda: open_workdir(workdir))
+    workdir = parse_path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
+    on_first_process(lambda: open_workdir(workdir))
     if isinstance(workdir, Path):
         send_aside(workdir / "errors.log")
     if not jax.config.jax_compilation_cache_dir:
@@ -56,7 +57,7 @@ def run(config: dict[str, Any]) -> None:
     stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
     for stage in stages:
         recipe.check(stage, ALLOW_CHANGES.value)
-    agreed(lambda: write_json(workdir / "config.json", config))
+    on_first_process(lambda: write_json(workdir / "config.json", config))
     for stage in stages:
         # Built again: a stage reads what the one before it has measured.
         train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value, ALLOW_CHANGES.value)

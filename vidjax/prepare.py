@@ -66,7 +66,7 @@ def main() -> None:
     job = shards.Job(SOURCE.value, PATH.value, SPLIT.value, rules, SHARDS.value, str(part))
     if not len(job.clips):
         raise InputError(f"--path={PATH.value} has no clips")
-    if not shards.finished(job, out):
+    if not shards.is_finished(job, out):
         open_new_folder(OUT.value)
         make(job, out)
     shards.clear(job)
@@ -77,12 +77,12 @@ def main() -> None:
 def make(job: shards.Job, out: Path) -> None:
     """All the steps that are not done yet."""
     shards.begin(job)
-    run(shards.examine_piece, job, shards.pieces(job), "examining")
+    run(shards.examine_piece, job, shards.piece_files(job), "examining")
     report = shards.plan(job)
     show(report)
     if not report["clips written"]:
         raise InputError(f"none of the {len(job.clips)} clips is kept: {job.at('report.json')} says why")
-    run(shards.write_shard, job, shards.shards(job), "writing")
+    run(shards.write_shard, job, shards.shard_files(job), "writing")
     shards.finish(job, out)
 
 

@@ -4,7 +4,7 @@ from absl import flags
 
 from vidjax import cli
 from vidjax.errors import InputError
-from vidjax.runtime.storage import path_of
+from vidjax.runtime.storage import parse_path
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run that the page is about.")
 
@@ -15,7 +15,7 @@ def main() -> None:
 
     if not WORKDIR.value:
         raise InputError("--workdir is missing: name the folder of a run that vidjax.main has trained")
-    print(write_report(path_of(WORKDIR.value)))
+    print(write_report(parse_path(WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from absl import flags
 from vidjax import cli
 from vidjax.errors import InputError, printable
 from vidjax.runtime.outputs import open_file, open_folder
-from vidjax.runtime.storage import AnyPath, local, path_of, whole_file
+from vidjax.runtime.storage import AnyPath, parse_local, parse_path, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +122,7 @@ def main() -> None:
     if ALL_STAGES.value and generator.below is None:
         raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
     if is_long(generator):
-        return write_long(generator, prompts, size, options, local(os.fspath(out)))
+        return write_long(generator, prompts, size, options, parse_local(os.fspath(out)))
     subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
     trained, chunk = generator.size[0], generator.defaults.chunk
     if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
@@ -151,7 +151,7 @@ def main() -> None:
             cascade.chain(generator.below), cascade.videos(generator.below, prompts, **lower), strict=True
         ):
             write(lowres, stage.defaults.fps, out / "x".join(map(str, lowres.shape[1:4])))
-    with progress.shown("compiling, then sampling", "step", steps) as report:
+    with progress.show_progress("compiling, then sampling", "step", steps) as report:
         if MOTION.value:
             frames = FRAMES.value or generator.size[0]
             latents = generator.in_motion(prompts, read_motion(), frames=frames, size=size, seed=SEED.value, **options)
@@ -211,7 +211,7 @@ def write_long(
     from vidjax.runtime import progress
     from vidjax.watermark import embed
 
-    between = Run(path_of(BETWEEN.value, "--between")).generator() if BETWEEN.value else None
+    between = Run(parse_path(BETWEEN.value, "--between")).generator() if BETWEEN.value else None
     if KNOWN.value:
         options = {**options, "known": KNOWN.value}
     models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
@@ -221,7 +221,7 @@ def write_long(
         seed = SEED.value + i
         stem = out / f"{i:02d}-{slug(str(prompt))}-seed{seed}"
         how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]
-        with progress.shown(f"sampling video {i + 1} of {len(prompts)}", "frame", FRAMES.value) as report:
+        with progress.show_progress(f"sampling video {i + 1} of {len(prompts)}", "frame", FRAMES.value) as report:
             fps, identity = generator.defaults.fps, json.dumps(how)
             path = long_video.write(generator, plan, stem, FRAMES.value, seed, identity, fps, mark, report)
         about = {**about_of(generator, options), "levels": LEVELS.value, "between": BETWEEN.value}
@@ -242,7 +242,7 @@ def make_generator() -> "Generator":
     if WORKDIR.value:
         from vidjax.recipes.run import Run
 
-        return Run(path_of(WORKDIR.value)).generator()
+        return Run(parse_path(WORKDIR.value)).generator()
     from vidjax.generation.pretrained import load_generator
 
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)

@@ -1,4 +1,4 @@
-"""From a config section to the arguments of the function or dataclass that owns the defaults, checked."""
+"""Turns a config section into the arguments of the function or dataclass that owns the defaults, checked."""
 
 import dataclasses
 import difflib
@@ -18,21 +18,21 @@ SECTIONS += ("train", "sample", "finetune")
 
 
 def near_match(name: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the likeliest known name, else the list of all of them."""
+    """Writes `; did you mean 'x'?` for the most similar known name, else the list of all."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 
 
 def choose(name: Any, table: Mapping[str, T], what: str) -> T:
-    """The entry `name` of a table of variants; raises InputError with the near match."""
+    """Returns the entry `name` of a table. Raises InputError with the most similar name if there is none."""
     if not isinstance(name, str) or name not in table:
         raise InputError(f"{what} {name!r} is not known{near_match(str(name), table)}")
     return table[name]
 
 
 def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> T:
-    """`make(**section, **given)`; `where` names the section in the errors.
+    """Returns `make(**section, **given)`; `where` names the section in errors.
 
     Lists become tuples, and a mapping becomes the dataclass that the argument's annotation names.
 
@@ -43,7 +43,8 @@ def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: 
 
 
 def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> Callable[..., T]:
-    """`function` with keyword arguments from a config section, checked as by `construct`; positional ones stay open."""
+    """Binds keyword arguments of `function` to a config section, checked as in `construct`; positional ones stay
+    open."""
     section = plain(section or {})
     takes = {n: p for n, p in _parameters(function) if not _stays_open(function, p)}
     for key in section:
@@ -81,7 +82,8 @@ def _signature_of(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stays_open(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
-    """Options are the fields of a dataclass, keyword-only arguments, and those with a default."""
+    """Returns whether a parameter is no option: options are dataclass fields, keyword-only arguments and those with a
+    default."""
     positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
     return parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or (
         positional and not dataclasses.is_dataclass(function)
@@ -100,9 +102,9 @@ def _nested(value: Any, hint: Any, where: str) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether plain data is of the annotated type. Whole numbers are floats, too; what is not finite is no number.
+    """Returns whether plain data has the annotated type. Integers are floats, too; infinity and NaN are neither.
 
-    Annotations of what no config holds, such as functions and arrays, let everything pass.
+    Annotations of types that no config holds, such as functions and arrays, accept everything.
     """
     kind, inner = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, float) and not math.isfinite(value):
@@ -126,7 +128,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A config as plain data: dicts, tuples, strings, numbers."""
+    """Returns a config as plain data: dicts, tuples, strings, numbers."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
@@ -137,7 +139,7 @@ def plain(value: Any) -> Any:
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a nested config by dotted name, such as {"data.size": 64}; an empty section is one."""
+    """Returns the values of a nested config by dotted name, such as {"data.size": 64}; an empty section is a value."""
     found: dict[str, Any] = {}
     for key, value in section.items():
         inner = isinstance(value, Mapping) and value
@@ -146,7 +148,8 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def checked(value: Any) -> dict[str, Any]:
-    """A recipe's config as plain data. Raises InputError unless it has stages, and sections where they belong."""
+    """Returns a recipe's config as plain data. Raises InputError unless it has stages, and sections where they
+    belong."""
     config = plain(value)
     if not isinstance(config, Mapping) or not isinstance(config.get("stages"), Mapping):
         raise InputError("the config has no stages: a recipe has stages=dict(NAME=dict(...)), see configs/lvdm.py")
@@ -164,14 +167,14 @@ def checked(value: Any) -> dict[str, Any]:
 
 
 class Sections(dict[str, Any]):
-    """What a config has at its top; `[]` raises InputError for what it lacks."""
+    """The sections of a config; `[]` raises InputError for one that it lacks."""
 
     def __missing__(self, key: str) -> Any:
         raise InputError(f"config.{key} is missing{near_match(key, self)}")
 
 
 def stage_settings(config: Mapping[str, Any], stage: str) -> Sections:
-    """The config as one stage sees it: its own entries, section by section, over the common ones."""
+    """Returns the config of one stage: its own entries, section by section, over the common ones."""
     config = plain(config)
     stages = config.pop("stages")
     own = choose(stage, stages, "stage")

@@ -285,7 +285,7 @@ def test_a_folder_that_is_in_the_way_is_left_alone(tmp_path):
 def test_a_folder_that_cannot_be_made_is_refused_in_a_line(tmp_path, name):
     (tmp_path / "file").write_text("1")
     job = shards.Job("shapes", "", "", Rules(), 1, str(tmp_path / name))
-    assert not shards.finished(job, tmp_path / name)
+    assert not shards.is_finished(job, tmp_path / name)
     with pytest.raises(InputError, match=r"can't be written|is not empty") as caught:
         shards.begin(job)
     assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == ["file"]

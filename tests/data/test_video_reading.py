@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vidjax.data.video_reading import ArrayVideo, BrokenClip, Video, probe, read_frames, resize
-from vidjax.data.video_writing import Mp4Writer, contact_sheet, save_png, settle, write_mp4
+from vidjax.data.video_writing import Mp4Writer, contact_sheet, finish_growing, save_png, write_mp4
 from vidjax.runtime.limits import MAX_FRAMES
 
 
@@ -96,7 +96,7 @@ def test_a_growing_file_plays_so_far_and_settles_as_an_ordinary_one(tmp_path, fr
     whole = read_frames(tmp_path / "growing.mp4")
     assert 64 <= len(so_far) < len(whole) == 200
     np.testing.assert_array_equal(so_far, whole[: len(so_far)])
-    settle(tmp_path / "growing.mp4", tmp_path / "settled.mp4")
+    finish_growing(tmp_path / "growing.mp4", tmp_path / "settled.mp4")
     assert not (tmp_path / "growing.mp4").exists() and probe(tmp_path / "settled.mp4").fps == 10.0
     np.testing.assert_array_equal(read_frames(tmp_path / "settled.mp4"), whole)
     content = (tmp_path / "settled.mp4").read_bytes()

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from runtime.test_processes import FLAGS, end, start
 
-from vidjax.runtime.alike import difference, installed
+from vidjax.runtime.alike import describe_installation, find_difference
 from vidjax.settings import flatten
 
 
@@ -20,13 +20,14 @@ from vidjax.settings import flatten
     ],
 )
 def test_the_first_difference_is_named(theirs, says):
-    assert difference({"a": 1, "b": [1, 2]}, theirs, 3) == says
+    assert find_difference({"a": 1, "b": [1, 2]}, theirs, 3) == says
 
 
 def test_settings_are_compared_one_by_one():
     config = {"data": {"size": (8, 8), "more": {}}, "seed": 3}
     assert flatten(config, "config.") == {"config.data.size": (8, 8), "config.data.more": {}, "config.seed": 3}
-    assert installed() == installed() and len(installed()["the code of vidjax"]) == 16
+    here = describe_installation()
+    assert here == describe_installation() and len(here["the code of vidjax"]) == 16
 
 
 def test_processes_that_differ_end_with_one_line(env, tmp_path):

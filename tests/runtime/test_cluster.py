@@ -7,7 +7,7 @@ import pytest
 from starts import start_each
 
 from vidjax.errors import InputError
-from vidjax.runtime.cluster import check_flags, unreached
+from vidjax.runtime.cluster import check_flags, explain_unreached
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,10 @@ def test_why_a_coordinator_is_not_reached():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert "refused" in unreached(address)
+        assert "refused" in explain_unreached(address)
         server.listen()
-        assert unreached(address) == ""
-    assert unreached(None) == ""
+        assert explain_unreached(address) == ""
+    assert explain_unreached(None) == ""
 
 
 def test_a_process_alone_ends_with_one_line(env):

@@ -42,7 +42,7 @@ def test_what_a_full_disk_did_not_take_is_written_later(tmp_path, capsys):
 
 
 def test_memory_is_bounded_and_records_stay_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(log_file, "KEPT", 35)
+    monkeypatch.setattr(log_file, "MAX_WAITING_BYTES", 35)
     log = LogFile(tmp_path / "a.log")
     with full_at(5):
         for i in range(6):

@@ -149,26 +149,26 @@ coordinator, me, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(coordinator, 2, me)
 from training.test_checkpoint import Checkpoints, toy
 from vidjax.errors import InputError
-from vidjax.runtime.processes import agreed, gathered, run_over, spread
+from vidjax.runtime.processes import gather, on_first_process, run_over, scatter
 from vidjax.runtime.sharding import make_mesh
 mesh = jax.make_mesh((2,), ("fsdp",))
 start = toy(3)
-state = spread(start, jax.tree.map(lambda x: NamedSharding(mesh, P("fsdp") if x.ndim else P()), start))
+state = scatter(start, jax.tree.map(lambda x: NamedSharding(mesh, P("fsdp") if x.ndim else P()), start))
 assert not state.params["kernel"].is_fully_addressable
 with Checkpoints(folder) as checkpoints:
     checkpoints.save(state)
-whole = gathered(state)
+whole = gather(state)
 jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, whole.saved()), toy(3).saved())
-assert agreed(lambda: {"asked": me}) == {"asked": 0}
+assert on_first_process(lambda: {"asked": me}) == {"asked": 0}
 over = make_mesh()
-factor = spread(np.full(2, 10.0), NamedSharding(over, P()))
-assert spread(factor, NamedSharding(over, P())) is factor  # it lies there already
+factor = scatter(np.full(2, 10.0), NamedSharding(over, P()))
+assert scatter(factor, NamedSharding(over, P())) is factor  # it lies there already
 batch = np.arange(10.0, dtype=np.float32).reshape(5, 2)  # of one more, filled up, each process has a half
 np.testing.assert_array_equal(run_over(over, jax.jit(lambda factor, x: factor * x), factor, batch), 10 * batch)
 def bad():
     raise InputError("bad")
 try:
-    agreed(bad)
+    on_first_process(bad)
 except InputError as error:
     print("both know:", error)
 with Checkpoints(folder, read_only=True) as checkpoints:  # each by itself, one of them not at all

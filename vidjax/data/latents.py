@@ -1,4 +1,4 @@
-"""Encoded examples in ArrayRecord files: `vidjax.cache` writes them, training reads them in place of videos."""
+"""Writes encoded examples to ArrayRecord files and reads them for training, in place of videos (`vidjax.cache`)."""
 
 import hashlib
 import itertools
@@ -16,13 +16,14 @@ from vidjax.data.video_reading import BrokenClip
 from vidjax.errors import InputError, reason
 from vidjax.runtime.inputs import open_regular, read_json
 from vidjax.runtime.limits import MAX_CAPTIONS
+from vidjax.runtime.storage import write_json
 
 logger = logging.getLogger(__name__)
-SHARD = 4096  # examples a file
+EXAMPLES_PER_FILE = 4096
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """The SHA-256 of parameters, names included, on any machine."""
+    """Returns the SHA-256 of parameters and their names, the same on every machine."""
     digest = hashlib.sha256()
     for path in sorted(params):
         digest.update(path.encode())
@@ -37,20 +38,22 @@ def write_latents(
     heldout: Mapping[str, np.ndarray] | None = None,
     null: Mapping[str, np.ndarray] | None = None,
 ) -> int:
-    """The examples of a data set in its own order, and cache.json: `about` and their number, which is returned.
+    """Writes the examples of a data set in its order and cache.json, `about` and their number; returns that number.
 
-    Beside them a batch of held-out windows, and what conditions are where they are dropped. cache.json comes last: a
-    folder without it is not whole, and is not read.
+    `heldout` is a batch of held-out windows, `null` the values of dropped conditions. cache.json comes last: a folder
+    without it is not whole, and is not read.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     count, writer = 0, None
     for example in examples:
-        if count % SHARD == 0:
+        if count % EXAMPLES_PER_FILE == 0:
             if writer:
                 writer.close()
-            writer = ArrayRecordWriter(str(folder / f"latents-{count // SHARD:05d}.array_record"), "group_size:1")
+            writer = ArrayRecordWriter(
+                str(folder / f"latents-{count // EXAMPLES_PER_FILE:05d}.array_record"), "group_size:1"
+            )
         writer.write(save({key: np.asarray(value) for key, value in example.items()}))
         count += 1
     if writer:
@@ -59,16 +62,16 @@ def write_latents(
         save_file(
             {key: np.ascontiguousarray(value) for key, value in (arrays or {}).items()}, folder / f"{name}.safetensors"
         )
-    (folder / "cache.json").write_text(json.dumps({**about, "examples": count}, indent=1) + "\n")
+    write_json(folder / "cache.json", {**about, "examples": count})
     return count
 
 
 class Latents:
-    """A folder that `write_latents` made, in batches as `Dataset.batches` gives them: the first one of training is the
-    first one here, and after the last example comes the first again.
+    """Reads a folder of `write_latents` in batches like those of `Dataset.batches`, in the order of training; after the
+    last example comes the first.
 
-    An example that cannot be read gives way to the next one, with a warning. Raises InputError unless the folder is
-    whole and was made as `about` says.
+    The next example stands in for one that cannot be read, with a warning. Raises InputError unless the folder is whole
+    and was made as `about` says.
     """
 
     def __init__(self, folder: str | Path, about: Mapping[str, Any]):
@@ -105,13 +108,13 @@ class Latents:
         return self._size
 
     def held_out(self, most: int) -> dict[str, np.ndarray]:
-        """As `Dataset.held_out`, encoded."""
+        """Returns what `Dataset.held_out` does, encoded."""
         return {key: value[:most] for key, value in self._heldout.items()}
 
     def batches(
         self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        """As `Dataset.batches`, encoded (see `encoded.encode_once`)."""
+        """Yields what `Dataset.batches` does, encoded (see `encoded.encode_once`)."""
         if batch_size < 1 or batch_size % process_count:
             raise InputError(
                 f"train.batch_size={batch_size} does not divide over {process_count} processes: make it a multiple"
@@ -124,7 +127,7 @@ class Latents:
         return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
     def _example(self, index: int) -> dict[str, np.ndarray]:
-        """An example, or the next one that can be read, which is then marked as a substitute."""
+        """Reads an example, or the next one that can be read, which is then marked as substituted."""
         used, example = next_readable(index, self._size, self._read, self.broken, self._warn)
         return example if used == index else {**example, "substituted": np.array(True)}
 

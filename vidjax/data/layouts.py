@@ -1,40 +1,40 @@
-"""How well-known data sets lie on disk: folders of frames, UCF-101's lists, and paths that name the class."""
+"""Reads data sets in their published layouts: folders of frames, UCF-101's lists, and paths that name the class."""
 
 import glob
 import os
 import re
 from pathlib import Path
 
-from vidjax.data.pictures import in_order
-from vidjax.data.source import VIDEO_SUFFIXES, Source, must_exist, of_paths, sidecar
+from vidjax.data.pictures import sort_pictures
+from vidjax.data.source import VIDEO_SUFFIXES, Source, check_exists, read_caption, source_of_paths
 from vidjax.errors import InputError
 from vidjax.runtime.inputs import decode, read_bytes
 
 
 def frames(path: str, split: str = "") -> Source:
-    """Every folder with pictures in it under `path` is a clip of 25 frames per second, without a class.
+    """Finds all folders of pictures under `path`, each a clip of 25 frames per second, without a class.
 
     Sky Time-lapse's layout: sky_train/VIDEO/VIDEO_1/VIDEO_frames_00000046.jpg, 640x360. A caption is NAME.txt beside
     the folder NAME.
     """
-    root = must_exist(path, "a folder with folders of pictures")
-    folders = sorted(Path(folder) for folder, _, names in os.walk(root) if in_order(names))
+    root = check_exists(path, "a folder with folders of pictures")
+    folders = sorted(Path(folder) for folder, _, names in os.walk(root) if sort_pictures(names))
     if not folders:
         raise InputError(f"no folders of pictures in {path}: expected .../CLIP/frame_0001.jpg")
-    return of_paths(folders, [sidecar(folder, "") for folder in folders])
+    return source_of_paths(folders, [read_caption(folder, "") for folder in folders])
 
 
 LISTS = "ucfTrainTestlist"
 
 
 def ucf101(path: str, split: str = "train") -> Source:
-    """UCF-101 as it is published: UCF-101/CLASS/v_CLASS_g01_c01.avi, and ucfTrainTestlist in that folder or beside it.
+    """Finds UCF-101 as published: UCF-101/CLASS/v_CLASS_g01_c01.avi, with ucfTrainTestlist in that folder or beside it.
 
     `path` is UCF-101 or what it lies in. split: "train01" to "test03", the official ones; "train" and "test" are the
     first; "all" is every file. The class is the number in classInd.txt, from 0; the caption is its name in words. Files
     that a list names and the disk lacks show when they are read.
     """
-    root = must_exist(path, "UCF-101's folder")
+    root = check_exists(path, "UCF-101's folder")
     root = root / "UCF-101" if (root / "UCF-101").is_dir() else root
     lists = next((d for d in (root / LISTS, root.parent / LISTS) if d.is_dir()), None)
     if lists is None:
@@ -57,7 +57,7 @@ def ucf101(path: str, split: str = "train") -> Source:
         if group not in classes:
             raise InputError(f"{file} is of no class in {index}: move it out of {root}")
     words = [re.sub(r"(?<!^)(?=[A-Z])", " ", group).lower() for group in groups]
-    return of_paths([root / file for file in files], words, [classes[g] for g in groups], len(names))
+    return source_of_paths([root / file for file in files], words, [classes[g] for g in groups], len(names))
 
 
 def _lines(path: Path) -> list[str]:
@@ -65,7 +65,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def pattern(path: str, split: str = "") -> Source:
-    """Clips whose path says what they are: `path` has * for any part of a name and {word} for a part that matters.
+    """Finds clips whose path names their class: `path` has * for any part of a name and {word} for a part that matters.
 
     data/mead/*/video/front/{class}/{level}/*.mp4 finds MEAD's front views, M003/video/front/angry/level_1/001.mp4 of
     class angry and with caption "angry, level 1". {class} is the label; the caption is NAME.txt beside the clip, or
@@ -85,8 +85,8 @@ def pattern(path: str, split: str = "") -> Source:
             matches[Path(found)] = match.groupdict()
     if not matches:
         raise InputError(f"no videos at data.path={path}: * is any part of a name, {{class}} one that matters")
-    texts = [sidecar(clip, ", ".join(named.values()).replace("_", " ")) for clip, named in matches.items()]
+    texts = [read_caption(clip, ", ".join(named.values()).replace("_", " ")) for clip, named in matches.items()]
     names = sorted({named["class"] for named in matches.values()}) if "class" in words else []
     classes = {name: k for k, name in enumerate(names)}
     labels = [classes[named["class"]] if classes else -1 for named in matches.values()]
-    return of_paths(list(matches), texts, labels, len(classes))
+    return source_of_paths(list(matches), texts, labels, len(classes))

@@ -1,4 +1,4 @@
-"""What the tables of an mp4 or mov file promise, before a decoder believes them and makes room for it."""
+"""Reads how much the tables of an mp4 or mov file promise, before a decoder believes them and allocates it."""
 
 import os
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ HOLDERS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"edts
 
 
 class Promise(NamedTuple):
-    """Of a file of `size` bytes: bytes of all samples that it does not list one by one, and samples to make room for
-    (libav takes 32 bytes for each, so that a byte in a file may cost 32 in memory)."""
+    """Bytes of all samples that a file of `size` bytes does not list one by one, and the number of samples to allocate
+    (32 bytes each in libav, so that a byte in a file may cost 32 in memory)."""
 
     bytes: int
     samples: int
@@ -21,15 +21,15 @@ class Promise(NamedTuple):
 
 @dataclass
 class _Track:
-    """Of a track's boxes: what it is of, (number, duration) of its time table, number of samples."""
+    """A track's kind, (number, duration) of its time table, and number of samples."""
 
     handlers: set[bytes] = field(default_factory=set)
     ticks: set[tuple[int, int]] = field(default_factory=set)
     samples: int = 0
 
 
-def promised(file: BufferedIOBase) -> Promise:
-    """What the file promises; nothing if it is no mp4 and no mov.
+def read_promise(file: BufferedIOBase) -> Promise:
+    """Adds up what the file promises; zero if it is neither mp4 nor mov.
 
     A sample size box (stsz) may give one size for all samples, a fragment (trun) none for any: a few bytes then stand
     for billions of samples. Sound whose samples are one tick each is read in chunks, without room for each.
@@ -58,7 +58,7 @@ def promised(file: BufferedIOBase) -> Promise:
 
 
 def _boxes(file: BufferedIOBase, at: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and first 16 bytes of the boxes between two places, those in others behind them."""
+    """Yields kind and first 16 bytes of the boxes between two offsets; inner boxes follow their holder."""
     while at + 8 <= end and depth < 16:
         file.seek(at)
         head = file.read(32)

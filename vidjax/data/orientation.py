@@ -1,4 +1,4 @@
-"""How a camera was held: files say how to turn what they store before it is shown."""
+"""Turns pictures as their files ask for: how the camera was held."""
 
 import struct
 from typing import NamedTuple
@@ -8,20 +8,20 @@ from jaxtyping import UInt8
 
 
 class Turn(NamedTuple):
-    """Stored to shown pixels: rows become columns if `transposed`, then rows are in reverse (`up`), then columns
-    (`left`)."""
+    """Maps stored to shown pixels: `transposed` swaps rows and columns, then `up` reverses the rows and `left` the
+    columns."""
 
     transposed: bool = False
     up: bool = False
     left: bool = False
 
     def __call__(self, frame: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h2 w2 *c"]:
-        """The frame as it is shown."""
+        """Returns the frame as it is shown."""
         frame = frame.swapaxes(0, 1) if self.transposed else frame
         return frame[:: -1 if self.up else 1, :: -1 if self.left else 1]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Of the shown frame if that is the stored one's, and the other way round."""
+        """Returns the size of the shown frame for that of the stored one, or the other way round."""
         return (width, height) if self.transposed else (height, width)
 
 
@@ -37,9 +37,9 @@ EXIF = {
 }
 
 
-def of_matrix(matrix: bytes) -> Turn:
-    """The nearest quarter turn, mirrored or not, to a display matrix (ISO 14496-12: nine int32 of this machine's byte
-    order, the point (x, y) is shown at (a x + c y, b x + d y))."""
+def parse_matrix(matrix: bytes) -> Turn:
+    """Returns the quarter turn, mirrored or not, nearest to a display matrix (ISO 14496-12: nine int32 in this
+    machine's byte order; the point (x, y) is shown at (a x + c y, b x + d y))."""
     a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Turn(True, b < 0, c < 0)

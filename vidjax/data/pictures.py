@@ -1,4 +1,4 @@
-"""Pictures, all through Pillow: one, an animated one, or a folder of numbered ones, read as the frames of a clip."""
+"""Reads pictures with Pillow as clips: a single one, an animated one, or a folder of numbered ones."""
 
 import io
 import re
@@ -28,18 +28,18 @@ BEGINNING = re.compile(b"|".join(FORMATS.values()), re.DOTALL)
 ORIENTATION = 0x0112  # EXIF's tag
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-    """A sorting key in which frame 10 comes after frame 9."""
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Returns a sorting key in which frame 10 comes after frame 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def in_order(names: Iterable[str]) -> list[str]:
-    """The pictures among file names, as frames follow each other."""
-    return sorted((n for n in names if Path(n).suffix.lower() in SUFFIXES), key=natural)
+def sort_pictures(names: Iterable[str]) -> list[str]:
+    """Sorts the pictures among file names as frames follow each other."""
+    return sorted((n for n in names if Path(n).suffix.lower() in SUFFIXES), key=natural_key)
 
 
 def is_picture(file: str | Path | bytes) -> bool:
-    """Whether the file, or what is in it, begins as one of a picture; no file at all does not."""
+    """Returns whether a file, or its content, begins like a picture; False if there is no such file."""
     if isinstance(file, bytes):
         return bool(BEGINNING.match(file))
     with suppress(InputError, OSError), open_regular(file) as opened:
@@ -48,15 +48,15 @@ def is_picture(file: str | Path | bytes) -> bool:
 
 
 def read_picture(file: str | Path | bytes, mode: str = "RGB") -> UInt8[np.ndarray, "h w *c"]:
-    """Its pixels as of `mode` and as it is shown: turned as EXIF says, 16 bits a channel scaled to 8; of an animated
-    one the first frame. Raises BrokenClip if it is in none of these formats, damaged or too large."""
+    """Reads a picture in Pillow's `mode`, turned as EXIF says, 16 bits per channel scaled to 8; an animation's first
+    frame. Raises BrokenClip if it is in none of `FORMATS`, damaged or too large."""
     with _opened(file) as image:
         return _pixels(image, mode)
 
 
 @contextmanager
 def _opened(file: str | Path | bytes) -> Iterator[Any]:
-    """Pillow's image. Raises BrokenClip, also for what is raised inside."""
+    """Yields Pillow's image. Raises BrokenClip, also in place of what the block raises."""
     from PIL import Image
 
     name = "it" if isinstance(file, bytes) else Path(file).name
@@ -112,7 +112,7 @@ class Picture(ArrayVideo):
 
 
 class Pictures:
-    """The pictures of a folder, in natural order of their names, read like a Video; pictures do not know their rate.
+    """The pictures of a folder in natural order of their names, read like a Video at a rate of `fps`.
 
     Raises BrokenClip for a folder without pictures, a picture that cannot be read, or one of another size.
     """
@@ -121,7 +121,7 @@ class Pictures:
 
     def __init__(self, folder: str | Path, fps: int | float = 25.0):
         try:
-            self._files = [Path(folder) / name for name in in_order(p.name for p in Path(folder).iterdir())]
+            self._files = [Path(folder) / name for name in sort_pictures(p.name for p in Path(folder).iterdir())]
         except OSError as error:
             raise BrokenClip(f"not a readable folder ({error.strerror})") from error
         if not self._files:
@@ -132,7 +132,7 @@ class Pictures:
     def read(
         self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "t h w 3"]:
-        """The frames at `indices`, scaled to `size` (height, width) if given."""
+        """Returns the frames at `indices`, scaled to `size` (height, width) if given."""
         found, size = {}, size or (self.height, self.width)
         check_decoded(len(indices), *size)
         for i in sorted({int(i) for i in indices}):

@@ -1,4 +1,4 @@
-"""Batches as pure functions of (seed, step): order, windows and crops are seeded by index, never kept as state."""
+"""Batches as pure functions of (seed, step): order, windows and crops are seeded by index, without any state."""
 
 import dataclasses
 import difflib
@@ -21,7 +21,7 @@ from vidjax.errors import InputError, check_range
 
 logger = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
-SCAN = 1000  # how many clips are tried before a data set counts as unreadable
+MAX_CLIPS_CHECKED = 1000  # before a data set counts as unreadable
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _one_of(name: str, value: str, known) -> None:
 
 
 class _Each(Sequence[str]):
-    """What items have under a name."""
+    """One attribute of all items, looked up when it is asked for."""
 
     def __init__(self, source: Source, name: str):
         self._source, self._name = source, name
@@ -104,7 +104,7 @@ class TooShort(BrokenClip):
 
 
 class Dataset:
-    """Clips as training batches and as evaluation windows. `make_dataset` makes one."""
+    """Cuts clips into training batches and evaluation windows. `make_dataset` makes one."""
 
     def __init__(
         self, source: Source, config: DataConfig, seed: int, tokenize: Callable[[str], np.ndarray] | None = None
@@ -120,32 +120,34 @@ class Dataset:
         return len(self._source)
 
     def item(self, index: int) -> Item:
-        """A clip that need not be opened: its name, caption and class."""
+        """Returns a clip's name, caption and class, unopened."""
         return self._source[index]
 
     @property
     def heldout(self) -> int:
-        """Frames at the end of every clip that are not trained on."""
+        """Number of frames at the end of every clip that are not trained on."""
         return self._config.heldout
 
     def sample_of(self, most: int) -> list[int]:
-        """Numbers of at most so many clips, evenly spread: what is measured must not read a whole large data set."""
+        """Returns the numbers of at most `most` clips, evenly spread, so that measuring need not read a large data
+        set."""
         return np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)).tolist()
 
     @property
     def clips(self) -> Sequence[str]:
-        """Names of all clips, each looked up when it is asked for."""
+        """Names of all clips, looked up when they are asked for."""
         return _Each(self._source, "name")
 
     @property
     def texts(self) -> Sequence[str]:
-        """Captions of all clips, each looked up when it is asked for."""
+        """Captions of all clips, looked up when they are asked for."""
         return _Each(self._source, "text")
 
     def batches(
         self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
-        """Endless batches from step `start_step` on; process p of n yields its contiguous n-th of every global batch.
+        """Yields batches without end from `start_step` on; process p of n yields its contiguous n-th of every global
+        batch.
 
         Keys: video uint8 [b, t, h, w, c]; images uint8 [b, k, h, w, c] and tokens int32 [b, n] if asked for; label and
         index int32 [b]; substituted bool [b], true where a broken clip gave way to the next readable one. Raises
@@ -171,17 +173,17 @@ class Dataset:
         )
 
     def windows(self, split: str, per_clip: int | None = None, clips: Sequence[int] | None = None) -> list[np.ndarray]:
-        """For each clip (of those numbered) its evaluation windows, uint8 [n, t, h, w, c], centre-cropped.
+        """Returns the evaluation windows of each clip, or of `clips`: uint8 [n, t, h, w, c], centre-cropped.
 
-        split "train" or "heldout" (the last `heldout` frames). They are evenly spaced: `per_clip` of them,
-        by default as many as do not overlap. A clip without a window there gives n = 0.
+        split: "train" or "heldout" (the last `heldout` frames). Windows are evenly spaced, `per_clip` of them, by
+        default as many as do not overlap. A clip without a window there gives n = 0.
         """
         _one_of("split", split, ("train", "heldout"))
         return [self._clip_windows(i, split, per_clip) for i in (range(len(self)) if clips is None else clips)]
 
     def held_out(self, most: int) -> Batch:
-        """A batch, as `batches` has them, of the first held-out window of each of at most so many clips; empty if no
-        clip has one."""
+        """Returns a batch, like those of `batches`, of the first held-out window of each of at most `most` clips; empty
+        if no clip has one."""
         chosen = self.sample_of(most) if self.heldout else []
         found = [(i, windows[0]) for i, windows in zip(chosen, self.windows("heldout", 1, chosen)) if len(windows)]
         if not found:
@@ -214,7 +216,7 @@ class Dataset:
                 f"data source {self._config.source!r} has no clips: {self._config.path or 'set data.path'}"
             )
         reason, remedy = None, "check data.path"
-        for index in range(min(len(self), SCAN)):
+        for index in range(min(len(self), MAX_CLIPS_CHECKED)):
             try:
                 self._window(index, self._source[index], np.full(4, 0.5))
                 return
@@ -222,13 +224,13 @@ class Dataset:
                 if reason is None and isinstance(error, TooShort):
                     remedy = f"lower data.frames{'' if self._config.fps else ', data.stride'} or data.heldout"
                 reason = reason or f"{self._source[index].name}: {error}"
-        tried = min(len(self), SCAN)
+        tried = min(len(self), MAX_CLIPS_CHECKED)
         which = f"{'first ' * (tried < len(self))}{tried}"
         raise InputError(f"none of the {which} clips can be used (the first one: {reason}): {remedy}")
 
     def survey(self, clips: Sequence[int]) -> tuple[dict[int, tuple[int, int, int, float]], dict[int, str]]:
-        """Of the clips with these numbers: (frames, height, width, frames per second) of those that a training window
-        can be cut from, and why the others are left out."""
+        """Returns (frames, height, width, frames per second) by number of those `clips` that have a training window,
+        and why the others are left out."""
         used, dropped = {}, {}
         for index in clips:
             item = self._source[index]
@@ -241,7 +243,7 @@ class Dataset:
         return used, dropped
 
     def _example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One element of a batch; all its random numbers are drawn before anything is read."""
+        """Reads one element of a batch; all its random numbers are drawn before anything is read."""
         u = rng.random(4)
         others = [(int(rng.integers(len(self))), rng.random(4)) for _ in range(self._config.images)]
         used, item, video = self._readable(index, self._window, u)
@@ -256,7 +258,7 @@ class Dataset:
         return example | {"substituted": np.bool_(substituted)}
 
     def _readable(self, index: int, read: Callable[..., np.ndarray], u: np.ndarray) -> tuple[int, Item, np.ndarray]:
-        """`read` of the clip, or of the next one that can be read: (its number, its item, the frames)."""
+        """Calls `read` on the clip, or on the next one that can be read: (its number, its item, the frames)."""
         reads = lambda i: (item := self._source[i], read(i, item, u))
         warn = lambda i, why: self._warn(i, self._source[i].name, why)
         used, (item, frames) = next_readable(index, len(self), reads, self.broken, warn)
@@ -273,8 +275,8 @@ class Dataset:
         return (0, border) if split == "train" else (border, frames)
 
     def _places(self, video: OpenClip, split: str) -> tuple[int, int, float]:
-        """The first frame of a split, at how many places windows can begin from there on, and source frames per frame.
-        Raises TooShort if there is none."""
+        """Returns the first frame of a split, the number of places where windows can begin, and source frames per
+        frame. Raises TooShort if there is no such place."""
         config = self._config
         step = transforms.frame_step(video.fps, config.stride, config.fps)
         first, stop = self._range(video.frames, split)
@@ -290,7 +292,7 @@ class Dataset:
         return first, starts, step
 
     def _window(self, index: int, item: Item, u: np.ndarray) -> np.ndarray:
-        """A training window [t, h, w, c]; u: uniform numbers (place in time, crop down, crop right, mirror)."""
+        """Cuts a training window [t, h, w, c]; u: uniform numbers (place in time, crop down, crop right, mirror)."""
         config = self._config
         with self._open(index, item) as video:
             first, starts, step = self._places(video, "train")
@@ -299,7 +301,7 @@ class Dataset:
             return self._augment(video, transforms.window_indices(start, config.frames, step), u)
 
     def _still(self, index: int, item: Item, u: np.ndarray) -> np.ndarray:
-        """One training frame [h, w, c]."""
+        """Cuts one training frame [h, w, c]."""
         with self._open(index, item) as video:
             stop = self._range(video.frames, "train")[1]
             if not stop:
@@ -327,10 +329,10 @@ class Dataset:
 
 
 def _shuffled(size: int, seed: int) -> grain.MapDataset:
-    """0..size-1 in a new order every epoch, without end.
+    """Returns 0..size-1 in a new order every epoch, without end.
 
-    Below 2^16 grain's constant-memory shuffle takes milliseconds an element (it walks a 16-bit cycle until it is
-    in the range), so small sets get a permutation an epoch.
+    Below 2^16, grain's constant-memory shuffle takes milliseconds per element (it walks a 16-bit cycle until it is in
+    the range), so small sets get one permutation per epoch.
     """
     numbers = grain.MapDataset.range(size).seed(seed)
     epochs = 2**48 // size  # without end, that is: grain's own "for ever" overflows in batches of one
@@ -345,17 +347,17 @@ def _shuffled(size: int, seed: int) -> grain.MapDataset:
 
 
 def make_dataset(config: DataConfig, *, seed: int, tokenize: Callable[[str], np.ndarray] | None = None) -> Dataset:
-    """The data set of `config`. tokenize turns a caption into int32 ids of a fixed length.
+    """Makes the data set of `config`; `tokenize` turns a caption into int32 ids of a fixed length.
 
-    Raises InputError at once for a missing path or column, and when none of the clips can be read.
+    Raises InputError for a missing path or column, and if none of the clips can be read.
     """
-    dataset = Dataset(source_of(config), config, seed, tokenize)
+    dataset = Dataset(open_source(config), config, seed, tokenize)
     dataset.check()
     return dataset
 
 
-def source_of(config: DataConfig) -> Source:
-    """The clips of `config`, with its caption if it has one."""
+def open_source(config: DataConfig) -> Source:
+    """Opens the clips of `config`, with its caption in place of theirs if it has one."""
     source = make_source(config.source, config.path, config.split)
     if not config.caption:
         return source

@@ -1,7 +1,7 @@
-"""Where clips come from: a Source is a sequence of Items that can be read in any order.
+"""Readers of data sets: each returns a Source, a sequence of Items that can be opened in any order.
 
-An Item knows its name, caption and class, and opens into a Video (frames, fps, height, width, read); an image is a clip
-of one frame. The readers of file formats are imported by the source that needs them.
+An Item has a name, a caption and a class, and opens into a Video (frames, fps, height, width, read); an image is a clip
+of one frame. The libraries of file formats are imported by the reader that needs them.
 """
 
 import gzip
@@ -27,10 +27,10 @@ from vidjax.data.source import (
     OpenClip,
     Source,
     broken_item,
-    must_exist,
-    of_paths,
+    check_exists,
     open_clip,
-    sidecar,
+    read_caption,
+    source_of_paths,
 )
 from vidjax.data.video_reading import ArrayVideo, BrokenClip
 from vidjax.data.webvid import SHIPPED as SHIPPED
@@ -41,12 +41,12 @@ from vidjax.runtime.limits import MAX_CAPTIONS, MAX_DECODED, from_json
 
 
 def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VIDEO_SUFFIXES)) -> Source:
-    """All video files under a folder, sorted by path; sub-folders (UCF-101's layout) are the classes.
+    """Finds all video files under a folder, sorted by path; sub-folders (UCF-101's layout) are the classes.
 
     A caption is, first found: NAME.txt beside the file; the file's entry in captions.json in the folder
     ({file: caption}, or a list of {"file", "caption"}); the sub-folder's name.
     """
-    root = must_exist(path, "a folder of videos")
+    root = check_exists(path, "a folder of videos")
     if not root.is_dir():
         raise InputError(f"{path} is not a folder: set data.path to the folder, or data.source to 'clip'")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes)
@@ -57,10 +57,10 @@ def folder(path: str, split: str = "", suffixes: Collection[str] = frozenset(VID
     groups = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
     classes = {group: k for k, group in enumerate(sorted(set(groups) - {""}))}
     texts = [
-        sidecar(p, captions.get(name.as_posix(), group.replace("_", " ")))
+        read_caption(p, captions.get(name.as_posix(), group.replace("_", " ")))
         for p, name, group in zip(paths, names, groups)
     ]
-    return of_paths(paths, texts, [classes.get(group, -1) for group in groups], len(classes))
+    return source_of_paths(paths, texts, [classes.get(group, -1) for group in groups], len(classes))
 
 
 def _captions_file(path: Path) -> dict[str, str]:
@@ -80,25 +80,25 @@ def _captions_file(path: Path) -> dict[str, str]:
 
 
 def images(path: str, split: str = "") -> Source:
-    """All pictures under a folder, each a clip of one frame; captions and classes as of `folder`."""
+    """Finds all pictures under a folder, each a clip of one frame; captions and classes as in `folder`."""
     return folder(path, split, SUFFIXES)
 
 
 def clip(path: str, split: str = "") -> Source:
-    """One video file; the caption from NAME.txt beside it."""
-    file = must_exist(path, "one video file")
-    return of_paths([file], [sidecar(file, "")])
+    """Opens one video file, with the caption in NAME.txt beside it."""
+    file = check_exists(path, "one video file")
+    return source_of_paths([file], [read_caption(file, "")])
 
 
 IDX_SPLITS = {"train": ("train", "train"), "test": ("t10k", "test")}
 
 
 def idx(path: str, split: str = "train") -> Source:
-    """MNIST's layout (also Fashion-MNIST): `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, plain or .gz.
+    """Reads MNIST's layout (also Fashion-MNIST): `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, plain or .gz.
 
     Split "test" is `t10k-`. Images are clips of one frame with one channel; the caption is the class number.
     """
-    root = must_exist(path, "a folder with IDX files")
+    root = check_exists(path, "a folder with IDX files")
     images, labels = (read_idx(_idx_file(root, split, kind)) for kind in ("images", "labels"))
     if images.ndim == 3 and 0 in images.shape[1:]:
         raise InputError(f"{path}: the {split} images have {images.shape[1]}x{images.shape[2]} pixels: get them again")
@@ -123,7 +123,7 @@ def _idx_file(root: Path, split: str, kind: str) -> Path:
 
 
 def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
-    """The array in an IDX file of bytes (LeCun's format: two zeros, type 8, number of axes, sizes, data)."""
+    """Reads the array in an IDX file of bytes (LeCun's format: two zeros, type 8, number of axes, sizes, data)."""
     try:
         with open_regular(path) as opened, _unpacked(opened, path) as file:
             head = file.read(4)
@@ -144,7 +144,7 @@ def _unpacked(file: BinaryIO, path: str | Path) -> Any:
 
 
 def tfds(path: str, split: str = "train") -> Source:
-    """A data set of tensorflow_datasets, read without TensorFlow.
+    """Reads a data set of tensorflow_datasets, without TensorFlow.
 
     `path` is a name ("mnist", "cifar10": prepared as ArrayRecord on first use) or the folder of a prepared one. Uses
     its `video` feature (frames, or encoded bytes) or else `image`, and `label`, `name`, `caption` or `text` if it
@@ -191,7 +191,7 @@ def tfds(path: str, split: str = "train") -> Source:
 
 
 def _check_features(path: Path) -> None:
-    """Raises InputError for features that are not tfds's own: it would import the module that the file names."""
+    """Raises InputError for features that are not tfds's own: tfds would import the module that the file names."""
 
     def names(value: Any) -> Iterator[str]:
         if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):  # JSON in JSON
@@ -211,7 +211,7 @@ def _text(value) -> str:
 
 
 def _open_value(value) -> OpenClip:
-    """Encoded bytes, frames [t, h, w, c], or an image [h, w, c]."""
+    """Opens encoded bytes, frames [t, h, w, c], or an image [h, w, c]."""
     if isinstance(value, (bytes, np.bytes_)):
         return open_clip(bytes(value))
     if isinstance(value, np.ndarray) and value.dtype == object:
@@ -223,12 +223,12 @@ def _open_value(value) -> OpenClip:
 
 
 def array_record(path: str, split: str = "train") -> Source:
-    """ArrayRecord files with encoded videos: one file, or a folder of *.array_record (-00000-of-00010).
+    """Reads ArrayRecord files of encoded videos: one file, or a folder of *.array_record (-00000-of-00010).
 
-    A record is one line of JSON ({"name", "text", "label"}, each may be left out), a newline, and the bytes of a video
-    file: what `write_array_record` writes. A folder that tfds prepared is read by `tfds`.
+    A record is one line of JSON ({"name", "text", "label"}, all optional), a newline, and the bytes of a video file:
+    what `write_array_record` writes. A folder that tfds prepared is read by `tfds`.
     """
-    root = must_exist(path, "an ArrayRecord file or a folder of them")
+    root = check_exists(path, "an ArrayRecord file or a folder of them")
     if (root / "dataset_info.json").exists():
         return tfds(path, split)
     files = sorted(str(p) for p in root.glob("*array_record*")) if root.is_dir() else [str(root)]
@@ -260,15 +260,14 @@ def array_record(path: str, split: str = "train") -> Source:
 
 
 def _count_classes(item: Callable[[int], Item], size: int, most: int = 10_000) -> int:
-    """One more than the greatest label among the first `most` records; 0 if the first eight that can be read have
-    none."""
+    """Returns one more than the greatest label among the first `most` records; 0 if the first eight have none."""
     labels = (item(i).label for i in range(min(size, most)))
     first = list(itertools.islice(labels, 8))
     return 1 + max(itertools.chain(first, labels)) if max(first, default=-1) >= 0 else 0
 
 
 def write_array_record(path: str | Path, items: Sequence[tuple[dict, bytes]]) -> None:
-    """Write (header, encoded video) pairs as records that `array_record` reads; header: name, text, label."""
+    """Writes (header, encoded video) pairs as records that `array_record` reads; header: name, text, label."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1")
@@ -296,5 +295,5 @@ SOURCES: dict[str, Callable[..., Source]] = {
 
 
 def make_source(name: str, path: str, split: str) -> Source:
-    """The clips of SOURCES[name]; `{split}` in the path is the split's name."""
+    """Opens the clips of SOURCES[name]; `{split}` in the path is replaced by the split's name."""
     return SOURCES[name](path.replace("{split}", split), split)

@@ -1,4 +1,4 @@
-"""Which parts of a clip are worth keeping, and why the others are not."""
+"""Decides which parts of a clip are worth keeping, and says why the others are not."""
 
 import hashlib
 import itertools
@@ -11,18 +11,19 @@ from jaxtyping import UInt8
 from vidjax.data.source import Item, OpenClip
 from vidjax.errors import InputError, check_range
 
-SMALL = 64  # pixels of the shorter side of the frames that are compared
-CHUNK = 512  # frames decoded at a time
-ALIKE = (8, 25)  # frames of a clip with 64 bits each, and how many of these bits may differ
+COMPARED_PIXELS = 64  # of the shorter side of the frames that are compared
+CHUNK_FRAMES = 512  # decoded at a time
+HASHED_FRAMES = 8  # of a clip, with 64 bits each
+MAX_DIFFERENT_BITS = 25  # of all of them, in clips that are alike
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept: clips of `frames_min` frames at least, `size_min` pixels at least on the shorter side, `seconds` at
-    most (longer ones become several; 0: any length), split at `scenes` if so.
+    """Keeps clips of at least `frames_min` frames and `size_min` pixels on the shorter side, cut into pieces of at most
+    `seconds` (0: any length), and at scene cuts if `scenes`.
 
     duplicates: "exact" drops clips whose frames are another's, also in another container; "alike" those whose frames
-    look like another's to a perceptual hash (re-encoded, scaled; also takes that hardly differ); "keep" none.
+    look like another's to a perceptual hash (re-encoded, scaled, or takes that hardly differ); "keep" none.
     """
 
     frames_min: int = 16
@@ -39,7 +40,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Part:
-    """Frames start..stop-1 of a clip, and a fingerprint of them in hexadecimal."""
+    """Frames start..stop-1 of a clip, with their fingerprint in hexadecimal."""
 
     start: int
     stop: int
@@ -48,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Drop:
-    """What is not kept of a clip: a kind that is counted, and the reason for people."""
+    """A part of a clip that is dropped: its kind, which is counted, and the reason for the user."""
 
     kind: str
     why: str
@@ -56,7 +57,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Finding:
-    """What `examine` says of a clip."""
+    """The parts of a clip that are kept, and those that are dropped."""
 
     name: str
     frames: int = 0
@@ -66,7 +67,7 @@ class Finding:
 
 
 def examine(item: Item, rules: Rules) -> Finding:
-    """Every frame of the clip is decoded: what cannot be read shows here."""
+    """Decodes every frame of a clip and returns its parts; one that cannot be read is dropped."""
     try:
         with item.open() as video:
             short = min(video.height, video.width)
@@ -97,16 +98,16 @@ def _parts(name: str, video: OpenClip, rules: Rules) -> Finding:
 
 
 def _small(video: OpenClip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """All frames, scaled down."""
-    scale = min(1.0, SMALL / min(video.height, video.width))
+    """Yields all frames, scaled down."""
+    scale = min(1.0, COMPARED_PIXELS / min(video.height, video.width))
     size = (round(video.height * scale), round(video.width * scale))
-    for start in range(0, video.frames, CHUNK):
-        for frame in video.read(range(start, min(start + CHUNK, video.frames)), size):
+    for start in range(0, video.frames, CHUNK_FRAMES):
+        for frame in video.read(range(start, min(start + CHUNK_FRAMES, video.frames)), size):
             yield np.broadcast_to(frame, (*size, 3))
 
 
 class _Look:
-    """What is remembered of small frames as they pass: scene cuts, and what fingerprints are made of."""
+    """Collects scene cuts and the material of fingerprints from small frames as they pass."""
 
     def __init__(self, rules: Rules):
         self.cuts, self._frames, self._alike, self._detect = [], [], rules.duplicates == "alike", None
@@ -129,37 +130,40 @@ class _Look:
             self._frames.append(hashlib.blake2b(frame.tobytes(), digest_size=16).digest())
 
     def print(self, start: int, stop: int) -> str:
-        """Of all frames, exactly; or of some of them, perceptually: two prints differ in few bits if the frames do."""
+        """Returns a hash of all frames, or perceptual hashes of some, which differ in few bits if the frames look
+        alike."""
         if not self._alike:
             return hashlib.blake2b(b"".join(self._frames[start:stop]), digest_size=16).hexdigest()
         from imagehash import phash
 
-        places = np.linspace(start, stop - 1, ALIKE[0]).round().astype(int)
+        places = np.linspace(start, stop - 1, HASHED_FRAMES).round().astype(int)
         return "".join(str(phash(self._frames[i])) for i in places)
 
 
 class Seen:
-    """Fingerprints that are kept, each with a name: `find` gives that of an equal one, or of one `ALIKE` enough."""
+    """Fingerprints of the clips that are kept, by name."""
 
     def __init__(self, rules: Rules):
         self._rules, self._known = rules, {}
 
     def find(self, mark: str) -> str | None:
+        """Returns the name of an equal fingerprint, or of one with at most `MAX_DIFFERENT_BITS` others; else None."""
         if self._rules.duplicates == "keep":
             return None
         for band in self._bands(mark):
             for other, name in self._known.get(band, ()):
                 if (int(mark, 16) ^ int(other, 16)).bit_count() <= (
-                    ALIKE[1] if self._rules.duplicates == "alike" else 0
+                    MAX_DIFFERENT_BITS if self._rules.duplicates == "alike" else 0
                 ):
                     return name
         return None
 
     def add(self, mark: str, name: str) -> None:
+        """Adds a fingerprint."""
         for band in self._bands(mark):
             self._known.setdefault(band, []).append((mark, name))
 
     def _bands(self, mark: str) -> list[tuple[int, str]]:
-        """Two marks that differ in fewer bits than there are bands share one of them."""
+        """Cuts a fingerprint into bands: two that differ in fewer bits than there are bands have one in common."""
         width = 4 if self._rules.duplicates == "alike" else len(mark)
         return [(i, mark[i : i + width]) for i in range(0, len(mark), width)]

@@ -1,4 +1,4 @@
-"""Procedurally drawn captioned videos: a coloured shape crosses a grey field and comes in again on the other side."""
+"""Draws captioned videos: a coloured shape crosses a grey field and comes in again on the other side."""
 
 from itertools import product
 
@@ -15,7 +15,8 @@ FRAMES, SIZE, RADIUS, SPEED, FPS = 32, 64, 0.17, 1 / 24, 8.0
 
 
 def _inside(shape: str, y: np.ndarray, x: np.ndarray, r: float) -> np.ndarray:
-    """How far inside the outline each point lies (negative outside), in the units of y and x; y points down."""
+    """Returns the distance of each point inside the outline (negative outside), in the units of y and x; y points
+    down."""
     if shape == "circle":
         return r - np.hypot(y, x)
     if shape == "square":
@@ -24,7 +25,7 @@ def _inside(shape: str, y: np.ndarray, x: np.ndarray, r: float) -> np.ndarray:
 
 
 def draw(shape: str, colour: str, move: str, frames: int = FRAMES, size: int = SIZE) -> UInt8[np.ndarray, "t h w 3"]:
-    """The clip "a {colour} {shape} moves {move}", antialiased, on a torus: the motion never ends."""
+    """Draws the clip "a {colour} {shape} moves {move}", antialiased, on a torus: the motion never ends."""
     grid = (np.arange(size) + 0.5) / size
     rgb, field = np.array(COLOURS[colour], np.float32), np.array((128, 128, 128), np.float32)
     video = []
@@ -36,7 +37,8 @@ def draw(shape: str, colour: str, move: str, frames: int = FRAMES, size: int = S
 
 
 def shapes_source(path: str = "", split: str = "train") -> Source:
-    """All 48 combinations of shape, colour and direction; the class is the shape. Takes no path."""
+    """Returns all 48 combinations of shape, colour and direction; the class is the shape. `path` and `split` are
+    ignored."""
     combinations = list(product(SHAPES, COLOURS, MOVES))
 
     def item(i: int) -> Item:

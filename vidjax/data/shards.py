@@ -1,7 +1,7 @@
-"""The steps from clips to a tfds data set in ArrayRecord files; each leaves a whole file or none, always the same.
+"""The steps from clips to a tfds data set in ArrayRecord files; each writes a whole file or none, always the same.
 
-tfds's own Beam writer does not serve: it groups all videos in the runner to sort them, begins anew in another folder
-when it was killed, and serialises without a fixed order. Its features, its format and its metadata do.
+The features, the format and the metadata are those of tfds, but not its Beam writer, which groups all videos in the
+runner to sort them, starts anew in another folder when it was killed, and serialises in no fixed order.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from vidjax.data.video_reading import Video
 from vidjax.data.video_writing import Mp4Writer
 from vidjax.errors import InputError
 from vidjax.runtime.inputs import read_json
-from vidjax.runtime.storage import whole_folder
+from vidjax.runtime.storage import whole_folder, write_json
 
-CLIPS = 256  # in a shard, unless it is said how many shards there are
-CHUNK = 2**30  # bytes of frames held at a time while a part is encoded
+CLIPS_PER_SHARD = 256  # unless the number of shards is given
+CHUNK_BYTES = 2**30  # of frames held at a time while a part is encoded
 KINDS = ("unreadable", "too short", "too small", "scene cuts", "remainder", "duplicate")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to prepare, by which rules, in how many shards (0: one for every 256 clips); `folder` is worked in."""
+    """What to prepare, by which rules, in how many shards (0: one per 256 clips), with `folder` to work in."""
 
     source: str
     path: str
@@ -45,10 +45,12 @@ class Job:
     folder: str
 
     def at(self, *names: str) -> Path:
+        """Returns a path in `folder`."""
         return Path(self.folder, *names)
 
     @property
     def clips(self) -> Source:
+        """The clips to prepare."""
         return _source(self.source, self.path, self.split)
 
 
@@ -57,7 +59,7 @@ _source = functools.lru_cache(make_source)  # a process looks into a data set's 
 
 @contextlib.contextmanager
 def _whole(job: Job, path: Path) -> Iterator[Path]:
-    """A file to write that gets its name when it is whole."""
+    """Yields a path in the job's own folder, which becomes `path` when the block ends."""
     part = job.at("unfinished", f"{uuid.uuid4().hex}-{path.name}")
     for folder in (part.parent, path.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,14 +73,14 @@ def _write_json(job: Job, path: Path, value: Any) -> None:
 
 
 def begin(job: Job) -> None:
-    """Makes the folder, with job.json in it from the start: one without is not ours. Raises InputError for such a one,
-    and if the folder was begun with other settings, or for other clips."""
+    """Makes the folder with job.json in it. Raises InputError if there is a folder without job.json, or one that was
+    begun with other settings or clips."""
     folder = Path(job.folder)
     if not os.path.isfile(job.at("job.json")):
         if os.path.isdir(folder) and any(folder.iterdir()):
             raise InputError(f"{folder} is in the way, and not of this program: move it away, or name another --out")
         with whole_folder(folder) as part:
-            (part / "job.json").write_text(json.dumps(_settings(job), indent=1) + "\n")
+            write_json(part / "job.json", _settings(job))
     begun = read_json(job.at("job.json"), remedy="remove the folder to begin again")
     for key, was, value in _differences(begun, _settings(job)):
         raise InputError(
@@ -86,8 +88,8 @@ def begin(job: Job) -> None:
         )
 
 
-def finished(job: Job, out: Path) -> bool:
-    """Whether this very job has made `out`."""
+def is_finished(job: Job, out: Path) -> bool:
+    """Returns whether this very job has made `out`."""
     if not os.path.isfile(out / "report.json"):
         return False
     report = read_json(out / "report.json", remedy="name a new --out")
@@ -95,7 +97,7 @@ def finished(job: Job, out: Path) -> bool:
 
 
 def clear(job: Job) -> None:
-    """Removes the folder that was worked in; one that this job has not begun stays."""
+    """Removes the job's folder, unless another job has begun it."""
     if os.path.isfile(job.at("job.json")) and not any(_differences(read_json(job.at("job.json")), _settings(job))):
         shutil.rmtree(job.folder)
 
@@ -105,7 +107,7 @@ def _settings(job: Job) -> dict[str, Any]:
 
 
 def _differences(begun: Any, settings: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value then, value now) of the settings that are others, those that are missing among them."""
+    """Yields (key, value then, value now) of the settings that differ; missing ones are None."""
     begun = begun if isinstance(begun, dict) else {}
     rules = begun.get("rules") if isinstance(begun.get("rules"), dict) else {}
     for key, value in {**settings["rules"], **settings}.items():
@@ -114,8 +116,8 @@ def _differences(begun: Any, settings: dict[str, Any]) -> Iterator[tuple[str, An
             yield key, was, value
 
 
-def pieces(job: Job) -> list[Path]:
-    """The files that the findings go to, in order: a clip each in small sets, up to 64 in large ones."""
+def piece_files(job: Job) -> list[Path]:
+    """Lists the files of findings in order; each is about one clip in small sets, up to 64 in large ones."""
     size = _piece(job)
     return [job.at("found", f"{k:07d}.json") for k in range(-(-len(job.clips) // size))]
 
@@ -125,15 +127,15 @@ def _piece(job: Job) -> int:
 
 
 def examine_piece(job: Job, number: int) -> None:
-    """The findings of one piece's clips, to its file."""
+    """Examines the clips of one piece and writes the findings to its file."""
     size, clips = _piece(job), job.clips
     first = number * size
     found = [asdict(examine(clips[i], job.rules)) for i in range(first, min(first + size, len(clips)))]
-    _write_json(job, pieces(job)[number], found)
+    _write_json(job, piece_files(job)[number], found)
 
 
 def plan(job: Job) -> dict[str, Any]:
-    """What goes into which shard, to files, once all clips are examined; returns the report."""
+    """Decides what goes into which shard, once all clips are examined, writes that to files and returns the report."""
     seen, chosen, dropped = Seen(job.rules), [], []
     for index, finding in enumerate(_findings(job)):
         drops = list(finding.drops)
@@ -158,7 +160,7 @@ def plan(job: Job) -> dict[str, Any]:
     }
     _write_json(job, job.at("report.json"), report)
     chosen.sort(key=lambda entry: (hashlib.md5(entry[5].encode()).digest(), entry[0]))
-    count = min(job.shards or -(-len(chosen) // CLIPS), len(chosen))
+    count = min(job.shards or -(-len(chosen) // CLIPS_PER_SHARD), len(chosen))
     for k in range(count):
         own = chosen[k * len(chosen) // count : (k + 1) * len(chosen) // count]
         _write_json(job, job.at("planned", f"{k:05d}-of-{count:05d}.json"), own)
@@ -166,19 +168,20 @@ def plan(job: Job) -> dict[str, Any]:
 
 
 def _findings(job: Job) -> Iterator[Finding]:
-    for path in pieces(job):
+    for path in piece_files(job):
         for found in json.loads(path.read_text()):
             parts, drops = [Part(**part) for part in found["parts"]], [Drop(**drop) for drop in found["drops"]]
             yield Finding(**{**found, "parts": parts, "drops": drops})
 
 
 def part_name(finding: Finding, part: Part) -> str:
+    """Names a part: the clip's name if it is all of it, else with #FIRST-LAST frame."""
     whole = part.stop - part.start == finding.frames
     return finding.name if whole else f"{finding.name}#{part.start}-{part.stop - 1}"
 
 
-def shards(job: Job) -> list[Path]:
-    """The files of records, in order, as `plan` counts them."""
+def shard_files(job: Job) -> list[Path]:
+    """Lists the files of records in the order of `plan`."""
     split = job.split or "train"
     return [
         job.at("data", f"clips-{split}.array_record-{path.stem}") for path in sorted(job.at("planned").glob("*.json"))
@@ -186,11 +189,11 @@ def shards(job: Job) -> list[Path]:
 
 
 def write_shard(job: Job, number: int) -> None:
-    """The records of one shard, to its file."""
+    """Writes the records of one shard."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    path, about = shards(job)[number], features(job.clips)
+    path, about = shard_files(job)[number], features(job.clips)
     serializer = ExampleSerializer(about.get_serialized_info())
     with _whole(job, path) as part:
         writer = ArrayRecordWriter(str(part), "group_size:1")
@@ -201,7 +204,8 @@ def write_shard(job: Job, number: int) -> None:
 
 
 def features(clips: Source) -> Any:
-    """What a record has: `video` (the bytes of a file), `caption`, `name`, and `label` where there are classes."""
+    """Returns tfds's features: `video` (the bytes of a file), `caption`, `name`, and `label` where there are
+    classes."""
     import numpy as np
     import tensorflow_datasets as tfds
 
@@ -227,7 +231,7 @@ def _example(
 
 def _encode(video: OpenClip, start: int, stop: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        path, count = Path(folder, "part.mp4"), max(CHUNK // (3 * video.height * video.width), 1)
+        path, count = Path(folder, "part.mp4"), max(CHUNK_BYTES // (3 * video.height * video.width), 1)
         with Mp4Writer(path, video.fps, threads=1) as out:
             for at in range(start, stop, count):
                 out.write(video.read(range(at, min(at + count, stop))))
@@ -235,10 +239,10 @@ def _encode(video: OpenClip, start: int, stop: int) -> bytes:
 
 
 def finish(job: Job, out: Path) -> None:
-    """Metadata beside the shards, then the folder of both gets its name."""
+    """Writes the metadata beside the shards, then renames their folder to `out`."""
     import tensorflow_datasets as tfds
 
-    data, files = job.at("data"), shards(job)
+    data, files = job.at("data"), shard_files(job)
     planned: Sequence[Path] = sorted(job.at("planned").glob("*.json"))
     split = tfds.core.SplitInfo(
         name=job.split or "train",

@@ -1,4 +1,4 @@
-"""What a data set is: a sequence of named, captioned, labelled clips that open when they are needed."""
+"""A data set is a Source: a sequence of named, captioned, labelled clips that are opened when they are needed."""
 
 import itertools
 import os
@@ -21,9 +21,9 @@ VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 @dataclass(frozen=True)
 class Item:
-    """One clip before it is opened. label -1: none. `open` raises BrokenClip for what cannot be read.
+    """A clip before it is opened. label -1: none. `open` raises BrokenClip if it cannot be read.
 
-    The caption is cut at `MAX_TEXT` characters; what is no character in it, half of one in UTF-16, becomes "?".
+    The caption is cut at `MAX_TEXT` characters; half a character of UTF-16 in it becomes "?".
     """
 
     name: str
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """`size` items, looked up by number in any order; num_classes 0: without classes."""
+    """A sequence of `size` items, looked up by number in any order; num_classes 0: without classes."""
 
     size: int
     item: Callable[[int], Item]
@@ -51,7 +51,7 @@ class Source:
 
 
 def broken_item(name: str, why: str) -> Item:
-    """An item that raises BrokenClip when it is opened."""
+    """Returns an item that raises BrokenClip when it is opened."""
 
     def refuse() -> OpenClip:
         raise BrokenClip(why)
@@ -62,9 +62,11 @@ def broken_item(name: str, why: str) -> Item:
 def next_readable(
     index: int, size: int, read: Callable[[int], T], broken: dict[int, str], warn: Callable[[int, str], None]
 ) -> tuple[int, T]:
-    """Reads clip `index`, or the next one that can be read, the first behind the last: (its number, what was read).
+    """Reads clip `index`, or the next one that can be read; after the last comes the first: (its number, what was
+    read).
 
-    Clips that raise BrokenClip are warned of, go to `broken` and are not tried again. Raises InputError if all do.
+    A clip that raises BrokenClip is passed to `warn`, added to `broken` and not tried again. Raises InputError if all
+    do.
     """
     for candidate in itertools.chain(range(index, size), range(index)):
         if candidate in broken:
@@ -78,16 +80,16 @@ def next_readable(
 
 
 def open_clip(file: str | Path | bytes) -> OpenClip:
-    """A video or a picture, in a file or in memory, whatever it is called; or a folder of numbered pictures."""
+    """Opens a video or a picture, in a file of any name or in memory, or a folder of numbered pictures."""
     if not isinstance(file, bytes) and os.path.isdir(file):
         return Pictures(file)
     return Picture(file) if is_picture(file) else Video(file)
 
 
-def of_paths(
+def source_of_paths(
     paths: Sequence[Path], texts: Sequence[str], labels: Sequence[int] | None = None, num_classes: int = 0
 ) -> Source:
-    """A clip a path; what a path holds shows when it is opened."""
+    """Makes a Source with one clip per path, unopened."""
 
     def item(i: int) -> Item:
         return Item(str(paths[i]), texts[i], -1 if labels is None else labels[i], lambda: open_clip(paths[i]))
@@ -95,8 +97,8 @@ def of_paths(
     return Source(len(paths), item, num_classes)
 
 
-def must_exist(path: str, what: str) -> Path:
-    """The path of a data set. Raises InputError if there is nothing."""
+def check_exists(path: str, what: str) -> Path:
+    """Returns the path of a data set. Raises InputError if there is nothing; `what` says what should be."""
     if not path:
         raise InputError(f"data.path is empty: set it to {what}")
     if not os.path.exists(path):
@@ -104,8 +106,8 @@ def must_exist(path: str, what: str) -> Path:
     return Path(path)
 
 
-def sidecar(path: Path, otherwise: str) -> str:
-    """The caption in NAME.txt beside a clip, which may be a folder; at most its first `MAX_TEXT` characters.
+def read_caption(path: Path, otherwise: str) -> str:
+    """Reads the caption in NAME.txt beside a clip, which may be a folder: at most `MAX_TEXT` characters.
 
     Raises InputError for one that is no text (see `decode`)."""
     file = path.with_name((path.name if os.path.isdir(path) else path.stem) + ".txt")

@@ -1,15 +1,16 @@
-"""Many texts in little memory."""
+"""Holds many texts in little memory."""
 
 from array import array
 
 
 class Strings:
-    """Texts in one block of memory: each takes its UTF-8 and eight bytes, a tenth of what a list of `str` takes."""
+    """A sequence of texts in one block of memory: UTF-8 and eight bytes per text, a tenth of a list of `str`."""
 
     def __init__(self):
         self._block, self._ends = bytearray(), array("q", [0])
 
     def append(self, text: str) -> None:
+        """Adds a text at the end."""
         self._block += text.encode()
         self._ends.append(len(self._block))
 

@@ -1,4 +1,4 @@
-"""From decoded frames to a training window: which frames, which part of the picture, and the range of the values."""
+"""Turns decoded frames into a training window: which frames, which part of the picture, which range of values."""
 
 import math
 
@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 
 
 def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of the smallest scaled picture, aspect kept, that covers `size`."""
+    """Returns (height, width) of the smallest scaled picture of the same aspect that covers `size`."""
     scale = max(size[0] / height, size[1] / width)
     return max(size[0], round(height * scale)), max(size[1], round(width * scale))
 
@@ -16,43 +16,43 @@ def cover_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int
 def crop_at(
     video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int], u: tuple[float, float]
 ) -> UInt8[np.ndarray, "t h2 w2 c"]:
-    """A window of `size` at the relative place u in [0, 1]^2 (down, right); (0.5, 0.5) is the centre."""
+    """Crops to `size` at the relative place u in [0, 1]^2 (down, right); (0.5, 0.5) is the centre."""
     (top, left) = (min(int(f * (have - want + 1)), have - want) for f, have, want in zip(u, video.shape[1:3], size))
     return video[:, top : top + size[0], left : left + size[1]]
 
 
 def frame_step(clip_fps: int | float, stride: int, fps: int | float | None) -> float:
-    """Source frames per frame of the window: `stride`, or what brings the clip to `fps` frames per second."""
+    """Returns source frames per frame of the window: `stride`, or what gives `fps` frames per second."""
     return clip_fps / fps if fps else float(stride)
 
 
 def window_span(frames: int, step: float) -> int:
-    """How many source frames a window of `frames` reaches over."""
+    """Returns how many source frames a window of `frames` spans."""
     return int((frames - 1) * step) + 1
 
 
 def window_starts(available: int, frames: int, step: float) -> int:
-    """Number of places where a window fits in `available` frames."""
+    """Returns the number of places where a window fits in `available` frames."""
     return max(available - window_span(frames, step) + 1, 0)
 
 
 def window_indices(start: int, frames: int, step: float) -> np.ndarray:
-    """Source frame numbers of a window: start + floor(k step)."""
+    """Returns the source frame numbers of a window, start + floor(k step)."""
     return start + np.floor(np.arange(frames) * step).astype(int)
 
 
 def spread_starts(starts: int, span: int, count: int | None) -> list[int]:
-    """`count` evenly spaced starts out of `starts` places; by default as many as do not overlap."""
+    """Returns `count` evenly spaced starts out of `starts` places; by default as many as do not overlap."""
     most = 1 + (starts - 1) // span
     count = most if count is None else min(count, starts)
     return sorted({math.floor(x + 0.5) for x in np.linspace(0, starts - 1, count)})
 
 
 def to_unit(video: UInt8[np.ndarray | jax.Array, "..."]) -> Float[np.ndarray | jax.Array, "..."]:
-    """Pixels 0..255 to [-1, 1], fp32; on the device or in numpy."""
+    """Maps pixels from 0..255 to [-1, 1], fp32; in numpy or jax."""
     return video.astype("float32") / 127.5 - 1
 
 
 def to_uint8(video: Float[np.ndarray | jax.Array, "..."]) -> UInt8[np.ndarray | jax.Array, "..."]:
-    """[-1, 1] to pixels 0..255, rounded, values outside clipped; undoes `to_unit` exactly."""
+    """Maps [-1, 1] to pixels 0..255, rounded and clipped: the exact inverse of `to_unit`."""
     return ((video.astype("float32") + 1) * 127.5).round().clip(0, 255).astype("uint8")

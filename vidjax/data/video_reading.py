@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data.mp4_tables import promised
-from vidjax.data.orientation import Turn, of_matrix
+from vidjax.data.mp4_tables import read_promise
+from vidjax.data.orientation import Turn, parse_matrix
 from vidjax.runtime.limits import MAX_DECODED, MAX_FRAMES, MAX_PIXELS, MAX_SAMPLES
 
 # Files with videos; `pictures` reads pictures. Not lists of other files or addresses (concat, hls, image2), whatever
 # their name ends in.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,gif,flv,asf,ogg,nut,mxf,ivf,h264,hevc,m4v,yuv4mpegpipe,dv"
 NO_TIME = -(2**63)
-TRIED = 8  # key frames at most that are decoded to see how frames are to be turned
+MAX_KEY_FRAMES_TRIED = 8  # decoded to learn how frames are to be turned
 
 
 class BrokenClip(ValueError):
@@ -29,7 +29,7 @@ class BrokenClip(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds: number of frames, mean frames per second, size in pixels."""
+    """Number of frames, mean frames per second, and size in pixels of a file."""
 
     frames: int
     fps: float
@@ -63,14 +63,14 @@ class Video:
             raise error if isinstance(error, BrokenClip) else BrokenClip(_reason(error)) from error
 
     def _index(self) -> None:
-        """Time stamps of all frames and of the frames that decoding can start from, in order of display."""
+        """Collects the time stamps of all frames and of key frames, in order of display."""
         stream = self._stream = _stream(self._container)
         # Only mp4's header counts the samples that are in the file; others (AVI) may promise anything.
         claimed = stream.frames if "mp4" in self._container.format.name else 0
         check_size(stream.codec_context.height, stream.codec_context.width)
         times, keys, packets, tried, turn = array("q"), array("b"), 0, 0, None
         for packet in self._container.demux(stream) if claimed <= MAX_FRAMES else ():
-            if turn is None and tried < TRIED and packet.size and packet.is_keyframe:
+            if turn is None and tried < MAX_KEY_FRAMES_TRIED and packet.size and packet.is_keyframe:
                 turn, tried = _turn(stream, packet), tried + 1
             packets += bool(packet.size)
             if packets > MAX_FRAMES:
@@ -97,6 +97,7 @@ class Video:
 
     @property
     def info(self) -> VideoInfo:
+        """Frames, rate and size."""
         return VideoInfo(self.frames, self.fps, self.height, self.width)
 
     @property
@@ -107,10 +108,11 @@ class Video:
     def read(
         self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "t h w 3"]:
-        """The frames at `indices` (any order, repeats allowed) as RGB, scaled to `size` (height, width) if given.
+        """Returns the frames at `indices` (any order, repeats allowed) as RGB, scaled to `size` (height, width) if
+        given.
 
-        Decoding starts at the nearest key frame before each run of frames. Raises BrokenClip for what does not decode,
-        changes its size on the way or is more than memory should hold, IndexError for an index outside the clip.
+        Decoding starts at the nearest key frame before each run of frames. Raises BrokenClip if frames do not decode,
+        change their size or are more than memory should hold, IndexError for an index outside the clip.
         """
         import av
 
@@ -129,7 +131,7 @@ class Video:
         return np.stack([found[int(i)] for i in indices])
 
     def _seek_read(self, wanted: list[int], convert: "_Converter") -> dict[int, np.ndarray] | None:
-        """Frames by seeking; None if a seek did not land at or before its target (formats without an index)."""
+        """Reads frames by seeking; None if a seek did not land at or before its target (formats without an index)."""
         frames, found, position = None, {}, None
         for i in wanted:
             target = int(self._pts[i])
@@ -150,7 +152,7 @@ class Video:
         return found
 
     def _scan_read(self, wanted: list[int], convert: "_Converter") -> dict[int, np.ndarray]:
-        """Frames by decoding from the start and counting."""
+        """Reads frames by decoding from the start and counting."""
         needed, found = set(wanted), {}
         with _open(self._file) as container:
             for i, frame in enumerate(container.decode(_stream(container))):
@@ -161,6 +163,7 @@ class Video:
         raise BrokenClip(f"frame {min(needed - found.keys())} of {self.frames} does not decode")
 
     def close(self) -> None:
+        """Closes the file."""
         self._container.close()
 
     def __enter__(self):
@@ -180,7 +183,7 @@ class ArrayVideo:
     def read(
         self, indices: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "t h w c"]:
-        """The frames at `indices`, scaled to `size` (height, width) if given."""
+        """Returns the frames at `indices`, scaled to `size` (height, width) if given."""
         size = size or (self.height, self.width)
         check_decoded(len(indices), *size, self.channels)
         return resize(self._frames[np.asarray(indices, int)], size)
@@ -193,7 +196,7 @@ class ArrayVideo:
 
 
 def probe(path: str | Path | bytes) -> VideoInfo:
-    """Frame count, rate and size of a video file. Raises BrokenClip."""
+    """Returns frame count, rate and size of a video file. Raises BrokenClip."""
     with Video(path) as video:
         return video.info
 
@@ -201,14 +204,14 @@ def probe(path: str | Path | bytes) -> VideoInfo:
 def read_frames(
     path: str | Path | bytes, indices: Sequence[int] | np.ndarray | None = None, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """RGB frames of a file, all of them by default, scaled to `size` (height, width) if given. Raises BrokenClip."""
+    """Reads RGB frames of a file, by default all, scaled to `size` (height, width) if given. Raises BrokenClip."""
     with Video(path) as video:
         return video.read(range(video.frames) if indices is None else indices, size)
 
 
 class _Converter:
-    """Decoded frame to RGB array of one size, as it is shown. One scaler serves the whole clip: setting it up is
-    costly."""
+    """Converts decoded frames to RGB arrays of one size, as they are shown. One scaler, which is costly to set up,
+    serves the whole clip."""
 
     def __init__(self, size: tuple[int, int], turn: Turn):
         from av.video.reformatter import Interpolation, VideoReformatter
@@ -229,13 +232,13 @@ class _Converter:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises BrokenClip for frames or pictures that a broken header, or none at all, asks for."""
+    """Raises BrokenClip for a size of frames that only a broken header can ask for."""
     if not 0 < height * width <= MAX_PIXELS:
         raise BrokenClip(f"frames of {width}x{height} pixels: between 1 and {MAX_PIXELS} pixels are read")
 
 
 def check_decoded(frames: int, height: int, width: int, channels: int = 3) -> None:
-    """Raises BrokenClip for more than `MAX_DECODED` bytes at once."""
+    """Raises BrokenClip for frames of more than `MAX_DECODED` bytes at once."""
     size = math.prod((frames, height, width, channels))
     if size > MAX_DECODED:
         raise BrokenClip(
@@ -245,12 +248,12 @@ def check_decoded(frames: int, height: int, width: int, channels: int = 3) -> No
 
 
 def _check_file(file: str | Path | bytes) -> None:
-    """Raises BrokenClip for what must not be opened: a pipe would wait for ever, a bomb fill the memory."""
+    """Raises BrokenClip for files that must not be opened: a pipe would wait for ever, a bomb fill the memory."""
     if not isinstance(file, bytes) and not os.path.isfile(file):
         raise BrokenClip("not a file" if os.path.exists(file) else "no such file")
     try:
         with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
-            tables = promised(opened)
+            tables = read_promise(opened)
     except OSError as error:
         raise BrokenClip(_reason(error)) from error
     if not tables.size:
@@ -262,7 +265,7 @@ def _check_file(file: str | Path | bytes) -> None:
 
 
 def _open(file: str | Path | bytes) -> Any:
-    """The path is a path, also where it looks like an address ("http:", "concat:"), and nothing else is opened."""
+    """Opens a file as such, also where its path looks like an address ("http:", "concat:"), and opens nothing else."""
     import av
 
     source = io.BytesIO(file) if isinstance(file, bytes) else f"file:{file}"
@@ -275,7 +278,7 @@ def _open(file: str | Path | bytes) -> Any:
 
 
 def _turn(stream: Any, packet: Any) -> Turn | None:
-    """What a key frame says of how frames are shown; None if it does not decode."""
+    """Reads from a key frame how frames are turned; None if it does not decode."""
     import av
     from av.sidedata.sidedata import Type
 
@@ -285,11 +288,11 @@ def _turn(stream: Any, packet: Any) -> Turn | None:
         frames = []
     stream.codec_context.flush_buffers()
     matrix = frames[0].side_data.get(Type.DISPLAYMATRIX) if frames else None
-    return of_matrix(bytes(matrix)) if matrix else Turn() if frames else None
+    return parse_matrix(bytes(matrix)) if matrix else Turn() if frames else None
 
 
 def _stream(container: Any) -> Any:
-    """The video in it. Raises BrokenClip if there is none that can be decoded."""
+    """Returns the first video stream. Raises BrokenClip if there is none that can be decoded."""
     if not container.streams.video:
         raise BrokenClip("no video stream in it")
     stream = container.streams.video[0]
@@ -305,7 +308,7 @@ def _reason(error: Exception) -> str:
 
 
 def resize(video: UInt8[np.ndarray, "t h w c"], size: tuple[int, int]) -> UInt8[np.ndarray, "t h2 w2 c"]:
-    """Frames scaled to (height, width), bicubic with antialiasing; unchanged when they have that size. c is 1 or 3."""
+    """Scales frames to (height, width), bicubic with antialiasing; unchanged if they have that size. c is 1 or 3."""
     if video.shape[1:3] == tuple(size):
         return video
     from PIL import Image

@@ -10,15 +10,15 @@ from jaxtyping import UInt8
 
 from vidjax.runtime.storage import AnyPath, whole_file
 
-GROWTH = 32
+FRAGMENT_FRAMES = 32
 
 
 class Mp4Writer:
-    """H.264 file written as frames come: `with Mp4Writer(path, fps) as out: out.write(frames)`, any number of times.
+    """Writes an H.264 file as frames come: `with Mp4Writer(path, fps) as out: out.write(frames)`, any number of times.
 
-    Frames are uint8 [t, h, w, c], c 1 or 3. Odd sizes get their last row or column repeated (4:2:0 wants even ones).
-    `crf` is x264's quality, 0 lossless to 51. `threads`: 0 is one a core; the bytes depend on their number. A `growing`
-    file plays while it is written, from fragments of `GROWTH` frames; see `settle`.
+    Odd sizes get their last row or column repeated (4:2:0 needs even ones). `crf` is x264's quality, 0 (lossless) to
+    51. `threads`: 0 is one per core; the bytes depend on their number. A `growing` file plays while it is written, from
+    fragments of `FRAGMENT_FRAMES` frames; see `finish_growing`.
     """
 
     def __init__(
@@ -33,11 +33,14 @@ class Mp4Writer:
         self._container = av.open(str(path), "w", format="mp4", options=options)
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         # The same bytes on every CPU: x264's AVX-512 code gives others each time it runs.
-        self._options = {"crf": str(crf), "x264-params": "cpu-independent=1"} | ({"g": str(GROWTH)} if growing else {})
+        self._options = {"crf": str(crf), "x264-params": "cpu-independent=1"} | (
+            {"g": str(FRAGMENT_FRAMES)} if growing else {}
+        )
         self._threads = threads
         self._stream = None
 
     def write(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
+        """Encodes frames, c 1 or 3, behind those before."""
         import av
 
         height, width = video.shape[1:3]
@@ -51,6 +54,7 @@ class Mp4Writer:
             self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
+        """Writes what the encoder still holds and closes the file."""
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
             self._stream = None
@@ -63,8 +67,8 @@ class Mp4Writer:
         self.close()
 
 
-def settle(growing: Path, path: Path) -> None:
-    """The file that grew as an ordinary one, its index at the start; nothing is coded again."""
+def finish_growing(growing: Path, path: Path) -> None:
+    """Rewrites a growing file as an ordinary one, its index at the start, without encoding it again, and removes it."""
     import av
 
     with av.open(str(growing)) as old, av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as new:
@@ -77,20 +81,20 @@ def settle(growing: Path, path: Path) -> None:
 
 
 def slug(text: str) -> str:
-    """A file name from a caption."""
+    """Makes a file name from a caption."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "sample"
 
 
 def write_mp4(
     path: str | AnyPath, video: UInt8[np.ndarray, "t h w c"], fps: int | float, crf: int | float = 18
 ) -> None:
-    """One clip, uint8 with 1 or 3 channels, as an H.264 mp4 that browsers play."""
+    """Writes a clip of 1 or 3 channels as an H.264 mp4 that browsers play, whole."""
     with whole_file(path) as file, Mp4Writer(file, fps, crf) as out:
         out.write(video)
 
 
 def save_png(path: str | Path, image: UInt8[np.ndarray, "h w c"]) -> None:
-    """One picture, uint8 with 1 or 3 channels, as a PNG."""
+    """Writes a picture of 1 or 3 channels as a PNG."""
     from PIL import Image
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +107,7 @@ def contact_sheet(
     labels: Sequence[str] = (),
     zoom: int = 1,
 ) -> None:
-    """A PNG with a row for each entry of `rows`, its videos side by side, all frames in order, the label above."""
+    """Writes a PNG with one row per entry of `rows`: its videos side by side, all frames in order, the label above."""
     from PIL import Image, ImageDraw
 
     gap, line = 4, 14 if labels else 0

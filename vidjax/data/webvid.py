@@ -1,4 +1,4 @@
-"""WebVid's table of clips and captions, of ten million rows as of ten."""
+"""Reads WebVid's table of clips and captions, of ten rows or of ten million."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from vidjax.data.source import Item, Source, must_exist, open_clip
+from vidjax.data.source import Item, Source, check_exists, open_clip
 from vidjax.data.strings import Strings
 from vidjax.errors import InputError
 from vidjax.runtime.inputs import encoding_of, open_regular
@@ -15,17 +15,18 @@ from vidjax.runtime.inputs import encoding_of, open_regular
 logger = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parent.parent / "clips" / "clips.csv"
 COLUMNS = ("videoid", "page_dir", "name")
-MAX_LINE = 2**20  # characters; what follows them counts as another line
+MAX_LINE_CHARACTERS = 2**20  # what follows them counts as another line
 
 
 def webvid(path: str = "", split: str = "train") -> Source:
-    """WebVid's layout: a CSV with columns videoid, page_dir, name (the caption), the files at page_dir/videoid.mp4.
+    """Reads WebVid's layout: a CSV with columns videoid, page_dir, name (the caption), the files at
+    page_dir/videoid.mp4.
 
     The files lie beside the CSV, or under `videos/` beside it. `path` is the CSV, or a folder with one CSV (or one
-    whose name has `split`) in it; "" is the clips that ship with the package. Missing files show when they are read.
-    A page_dir may lead out of the folder: what is there is read as a video, or not at all. Raises InputError.
+    whose name has `split`) in it; "" is the clips that ship with the package. Missing files show when they are read. A
+    page_dir may lead out of the folder: what is there is read as a video, or not at all. Raises InputError.
     """
-    table = must_exist(path, "a WebVid CSV or its folder") if path else SHIPPED
+    table = check_exists(path, "a WebVid CSV or its folder") if path else SHIPPED
     if table.is_dir():
         tables = sorted(table.glob("*.csv"))
         tables = [t for t in tables if split in t.stem] if len(tables) > 1 else tables
@@ -45,12 +46,12 @@ def webvid(path: str = "", split: str = "train") -> Source:
 
 
 def _rows(table: Path) -> Iterator[tuple[str, str, str]]:
-    """(videoid, page_dir, name) of each row. Raises InputError, with the line, for what is no table of these columns;
-    warns once of a text of several lines, which a quote that is left open makes of the rows after it."""
+    """Yields (videoid, page_dir, name) of each row. Raises InputError, with the line, if it is no table of these
+    columns; warns once of a text of several lines, which may be a quote that was left open."""
     with open_regular(table, "set data.path to a WebVid CSV") as file:
         encoding = encoding_of(file.read(4))
         file.seek(0)
-        lines = partial(io.TextIOWrapper(file, encoding, newline="").readline, MAX_LINE)
+        lines = partial(io.TextIOWrapper(file, encoding, newline="").readline, MAX_LINE_CHARACTERS)
         reader = csv.reader(iter(lines, ""), strict=True)
         line, warned = 0, False
         try:
@@ -91,7 +92,7 @@ def _place(table: Path, header: list[str], column: str) -> int:
 
 def _line_of_no_utf8(table: Path) -> int:
     with open_regular(table) as file:
-        for number, line in enumerate(iter(partial(file.readline, MAX_LINE), b""), 1):
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_CHARACTERS), b""), 1):
             try:
                 line.decode()
             except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from vidjax.data.pipeline import DataConfig
 from vidjax.errors import InputError, printable
 from vidjax.runtime.inputs import read_bytes, read_json
 from vidjax.runtime.run_files import read_metrics
-from vidjax.runtime.storage import AnyPath, modified
+from vidjax.runtime.storage import AnyPath, modification_time
 
 MEDIA = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".mp4": "video/mp4"}
 PANELS = {  # curves, where a stage has them
@@ -332,7 +332,7 @@ def _flat(config: Any, path: str = "") -> Iterable[tuple[str, Any]]:
 
 def _age(path: AnyPath) -> float:
     """When the stage ran: its folder's first file, near enough; stages are shown in their order."""
-    return min((modified(child) for child in path.parent.iterdir() if child.is_file()), default=0.0)
+    return min((modification_time(child) for child in path.parent.iterdir() if child.is_file()), default=0.0)
 
 
 def _finite(value: Any) -> bool:

@@ -29,7 +29,7 @@ from vidjax.models.patch_pca import patch_pca
 from vidjax.models.video_model import Codec
 from vidjax.recipes.run import Run
 from vidjax.runtime.processes import lead
-from vidjax.runtime.progress import counted, watched
+from vidjax.runtime.progress import count_off, watch
 from vidjax.runtime.run_files import read_figures
 from vidjax.runtime.storage import AnyPath, write_json
 from vidjax.training.encoded import first_windows
@@ -83,7 +83,7 @@ def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict
     heldout = [clip for clip in every if len(clip)]
     through = []
     if generator.codec and heldout:
-        each = watched(heldout, "reconstructing held-out windows", "clip", len(heldout))
+        each = watch(heldout, "reconstructing held-out windows", "clip", len(heldout))
         through = [generator.reconstruct(list(clip)) for clip in each]
     if not lead():
         return {}
@@ -137,7 +137,7 @@ def real_windows(dataset: Dataset, used: Sequence[int], names: Sequence[str]) ->
 def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
     """Videos of all prompts, once per seed."""
     seeds = range(generator.defaults.per_caption)
-    return [generator(prompts, seed=seed) for seed in counted(seeds, f"sampling {len(prompts)} prompts, seed")]
+    return [generator(prompts, seed=seed) for seed in count_off(seeds, f"sampling {len(prompts)} prompts, seed")]
 
 
 def reconstruction(

@@ -83,9 +83,9 @@ def readable(
     items: Iterable[Item], frames: int | None, size: tuple[int, int] | None, unreadable: dict[str, str]
 ) -> Iterator[tuple[Item, np.ndarray]]:
     """Videos and their first frames, see `decoded`; why others cannot be read goes to `unreadable`."""
-    from vidjax.runtime.progress import watched
+    from vidjax.runtime.progress import watch
 
-    for item in watched(items, "judging", "video"):
+    for item in watch(items, "judging", "video"):
         try:
             with item.open() as video:
                 shown = decoded(video, frames or video.frames, size)

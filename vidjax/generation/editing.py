@@ -17,8 +17,8 @@ from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 from vidjax.generation.generator import Generator
 from vidjax.generation.output import write_index, write_samples
-from vidjax.runtime.processes import agreed, lead, say
-from vidjax.runtime.progress import counted
+from vidjax.runtime.processes import lead, on_first_process, say
+from vidjax.runtime.progress import count_off
 from vidjax.runtime.sharding import batch_ways
 from vidjax.runtime.storage import AnyPath, whole_file
 
@@ -69,12 +69,12 @@ def stamp(generator: Generator, latents: Latents) -> str:
 
 def kept(file: AnyPath, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     """`make()`, by all processes, or what an earlier call with the same stamp has left whole in `file`."""
-    if agreed(lambda: left(file, stamp) is not None):
+    if on_first_process(lambda: left(file, stamp) is not None):
         array = left(file, stamp)
         assert array is not None
         return array
     array = make()
-    agreed(lambda: leave(file, stamp, array))
+    on_first_process(lambda: leave(file, stamp, array))
     return array
 
 
@@ -126,7 +126,7 @@ def edits(
     if how.mask or how.edit_frames:
         start["kept"] = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
     videos = []
-    for some in counted(groups(generator, prompts), "sampling"):
+    for some in count_off(groups(generator, prompts), "sampling"):
         if len(some) > 1 and "noise" not in start:
             start["noise"] = generator.noise(1, len(clip), size)
         videos += list(generator(some, frames=len(clip), size=size, **for_each(start, len(some))))

@@ -41,7 +41,7 @@ from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime import sharding
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.compiling import jit
-from vidjax.runtime.processes import batch_over, gathered, run_over, spread
+from vidjax.runtime.processes import batch_over, gather, run_over, scatter
 from vidjax.settings import choose, construct
 
 LOOKED_AT = 10_000  # captions of a large data set
@@ -184,7 +184,7 @@ class Generator:
 
     def laid(self, params: Params) -> Params:
         """Parameters of this model, where its own lie."""
-        return spread(params, sharding.parameters_sharding(self.mesh, params))
+        return scatter(params, sharding.parameters_sharding(self.mesh, params))
 
     def _cast(self, params: Params) -> Params:
         return params if self.dtype is None else cast(params, jnp.dtype(self.dtype))
@@ -219,7 +219,7 @@ class Generator:
         return self.mesh if seen % self.mesh.shape["context"] == 0 else sharding.without_context(self.mesh)
 
     def _on(self, mesh: Mesh, params: Params) -> Params:
-        return params if mesh == self.mesh else sharding.moved(params, mesh)
+        return params if mesh == self.mesh else sharding.move_to_mesh(params, mesh)
 
     def _guided(self, how: SampleConfig, mesh: Mesh, count: int, shape: tuple[int, ...]) -> tuple[str, int]:
         """(how guidance asks: "", "apart" or "at once"; to how many videos the batch is filled up).
@@ -348,7 +348,7 @@ class Generator:
         """A compiled function over a mesh; what it gives, for this process. Raises InputError if memory runs out."""
         try:
             with jax.set_mesh(mesh):
-                return jax.block_until_ready(gathered(function(*args, **static)))
+                return jax.block_until_ready(gather(function(*args, **static)))
         except jax.errors.JaxRuntimeError as error:
             if not any(said in str(error) for said in ("RESOURCE_EXHAUSTED", "Out of memory")):
                 raise
@@ -560,7 +560,7 @@ class Generator:
             return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).sum(dtype=jnp.uint32)
 
         with jax.set_mesh(self.mesh):
-            sums = gathered(jit(lambda params: [bits(params[path]) for path in sorted(params)])(self.params))
+            sums = gather(jit(lambda params: [bits(params[path]) for path in sorted(params)])(self.params))
         return sum((1 + i % 89) * int(value) for i, value in enumerate(sums))
 
     def conditions(self, prompts: Sequence[str | int]) -> dict[str, Array]:
@@ -598,7 +598,7 @@ class Generator:
         null = lambda t: away if table is None else dataclasses.replace(away, tokens=at_time(*table, t))
         how = dict(rescale=rescale, prediction=self.prediction)
         if guided == "at once":
-            over = sharding.over_batch
+            over = sharding.shard_batch
             both = lambda x, t: under(over(in_turn(cond, null(t[::2]))))(*over((x, t)))
             return at_once(self.schedule, both, guidance_scale, **how)
         return classifier_free(self.schedule, under(cond), lambda x, t: under(null(t))(x, t), guidance_scale, **how)
@@ -620,7 +620,7 @@ class Generator:
         params = self._cast(params)
 
         def denoise(x, t):
-            model = self._model(sharding.in_each_turn(params, x))
+            model = self._model(sharding.gather_in_loop(params, x))
             return model.denoiser(self.schedule, self.prediction, cond)(x, t)
 
         return denoise

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from vidjax.data.video_writing import Mp4Writer, contact_sheet, settle
+from vidjax.data.video_writing import Mp4Writer, contact_sheet, finish_growing
 from vidjax.errors import InputError, reason
 from vidjax.generation.generator import Generator
 
@@ -257,7 +257,7 @@ def _write(
             clips, tail = part(plan, seed, progress.number, progress.tail)
             progress.add(shown(clips), tail)
             report(min(progress.count, frames))
-    settle(growing, fresh)
+    finish_growing(growing, fresh)
     some = sorted({round(i) for i in np.linspace(0, frames - 1, SHEET)})
     contact_sheet(stem.with_suffix(".png"), [[np.concatenate([progress.read(i, 1) for i in some])]])
     fresh.replace(path)

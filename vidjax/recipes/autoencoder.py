@@ -21,7 +21,7 @@ from vidjax.models.vgg import LPIPS
 from vidjax.models.video_model import latent_statistics
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import jit
-from vidjax.runtime.processes import agreed, run_over
+from vidjax.runtime.processes import on_first_process, run_over
 from vidjax.runtime.storage import AnyPath, write_json
 from vidjax.training import adversarial, objectives
 from vidjax.training.stage import PREVIEWED, Stage, drawn
@@ -69,7 +69,7 @@ def autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> 
     def finish(state: TrainState, dataset: Dataset) -> None:
         windows = dataset.windows("train", clips=dataset.sample_of(CLIPS_MEASURED))
         found = latent_statistics(state.model(), windows, sharding.make_mesh(**common["mesh"]))
-        agreed(lambda: write_json(common["folder"] / "latents.json", found))
+        on_first_process(lambda: write_json(common["folder"] / "latents.json", found))
 
     @jit
     def beside(state: TrainState, video: jax.Array) -> jax.Array:

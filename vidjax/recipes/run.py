@@ -89,7 +89,7 @@ class Run:
         if tunes(section):
             return tuned_generator(section, made, source_of(section, self._videos, self.workdir))
         model, mesh = made.abstract(), sharding.fitting_mesh(**made.mesh)
-        params, frozen = split(sharding.laid_out(mesh, abstract_parameters(model)), made.trainable)
+        params, frozen = split(sharding.with_sharding(mesh, abstract_parameters(model)), made.trainable)
         with Checkpoints(made.folder / "checkpoints", read_only=True) as checkpoints:
             params = checkpoints.restore_ema({path: value for path, value in params.items() if made.averaged(path)})
         parts = frozen_parts(section, self.workdir)

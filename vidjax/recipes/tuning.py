@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from vidjax import settings
-from vidjax.data.fitting import fit_window
-from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, source_of
+from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, open_source
+from vidjax.data.short_clips import fit_window
 from vidjax.errors import InputError
 from vidjax.generation import editing
 from vidjax.generation.editing import kept
@@ -174,7 +174,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
 def fitted(data: DataConfig) -> tuple[DataConfig, str]:
     """As `fit_window`; of clips that are not there, as in a plan, nothing: whoever reads them says so."""
     try:
-        source = source_of(data)
+        source = open_source(data)
     except InputError:
         return data, ""
     return fit_window(data, source)

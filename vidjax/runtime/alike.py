@@ -1,4 +1,4 @@
-"""Compares what the processes of one run were started with: processes that differ would train together, wrongly."""
+"""Checks that the processes of one run were started alike: others would train together, wrongly."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import jax
 from jax._src.distributed import global_state
 
 from vidjax.errors import InputError
-from vidjax.runtime.processes import PATIENCE, agreed, lead
+from vidjax.runtime.processes import WAIT_MILLISECONDS, lead, on_first_process
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "grain")
 
@@ -23,21 +23,21 @@ def check_alike(options: Mapping[str, Any]) -> None:
         return
     client = global_state.client
     assert client is not None
-    mine = {**options, **installed()}
+    mine = {**options, **describe_installation()}
     if not lead():
         client.key_value_set(f"vidjax/alike/{jax.process_index()}", json.dumps(mine, default=str))
 
     def compare() -> None:
         for other in range(1, jax.process_count()):
-            theirs = json.loads(client.blocking_key_value_get(f"vidjax/alike/{other}", PATIENCE))
-            if said := difference(json.loads(json.dumps(mine, default=str)), theirs, other):
+            theirs = json.loads(client.blocking_key_value_get(f"vidjax/alike/{other}", WAIT_MILLISECONDS))
+            if said := find_difference(json.loads(json.dumps(mine, default=str)), theirs, other):
                 raise InputError(f"{said}: start all processes with the same command and the same installation")
 
-    agreed(compare)
+    on_first_process(compare)
 
 
-def difference(first: Mapping[str, Any], theirs: Mapping[str, Any], other: int) -> str:
-    """The first entry in which process `other` differs from process 0; nothing if there is none."""
+def find_difference(first: Mapping[str, Any], theirs: Mapping[str, Any], other: int) -> str:
+    """Names the first entry in which process `other` differs from process 0; "" if there is none."""
     for name in dict.fromkeys([*first, *theirs]):
         here, there = (repr(each[name])[:80] if name in each else "absent" for each in (first, theirs))
         if here != there:
@@ -45,8 +45,8 @@ def difference(first: Mapping[str, Any], theirs: Mapping[str, Any], other: int) 
     return ""
 
 
-def installed() -> dict[str, str]:
-    """Versions, and a hash of this package's code."""
+def describe_installation() -> dict[str, str]:
+    """Returns the versions of the libraries that compute, and a hash of this package's code."""
     root, code = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -1,4 +1,4 @@
-"""Tracebacks of libraries go to a file: what is wrong is told in one line, by whoever meets the error."""
+"""Writes tracebacks of libraries to a file: the user reads one line, from the code that meets the error."""
 
 import logging
 import sys
@@ -13,8 +13,8 @@ from vidjax.runtime.log_file import LogFile
 
 
 def send_aside(path: Path) -> None:
-    """From now on `path`, not stderr, gets the tracebacks that libraries log, and those of errors that end their
-    threads or reach no caller. It is made when there is one."""
+    """Sends tracebacks to `path` in place of stderr from now on: those that libraries log, and those of errors that end
+    a thread or reach no caller. The file appears with the first one."""
     log, lock = LogFile(path), threading.RLock()
 
     def write(text: str) -> None:

@@ -1,35 +1,38 @@
-"""Whether the files of a folder are those that were written: their sizes and checksums, in a list beside them."""
+"""Lists the sizes and checksums of a folder's files, and finds the files that have changed since."""
 
-import json
 import zlib
 from pathlib import Path
 
 from vidjax.errors import InputError
 from vidjax.runtime.inputs import read_json
-from vidjax.runtime.storage import AnyPath, listing
+from vidjax.runtime.storage import AnyPath, list_files, write_json
 
-LIST = "files.json"
-TIMES = "_CHECKPOINT_METADATA"
+LIST_FILE = "files.json"
+TIMES_FILE = "_CHECKPOINT_METADATA"
 
 
 def write(folder: AnyPath) -> None:
-    """List all files in the folders of one, in it: CRC-32 on a disk, in a bucket the CRC-32C that it keeps of each."""
-    listed = {name: about for name, about in listing(folder, crc).items() if "/" in name}
-    (folder / LIST).write_text(json.dumps(listed, indent=1) + "\n")
+    """Writes the list of all files in the subfolders of `folder`: sizes, and CRC-32 on a disk or the bucket's
+    CRC-32C."""
+    listed = {name: about for name, about in list_files(folder, crc32).items() if "/" in name}
+    write_json(folder / LIST_FILE, listed)
 
 
-def damage(folder: AnyPath, contents: bool = False) -> str | None:
-    """What is wrong with a folder, None if nothing is or it has no list. With `contents` the files are read, too (a
-    bucket compares them anyway); of those that were copied from a disk to a bucket, or back, only sizes can be."""
-    if wrong := damaged_times(folder / TIMES):
+def find_damage(folder: AnyPath, contents: bool = False) -> str | None:
+    """Says what is wrong with a folder; None if nothing is, or if it has no list.
+
+    Sizes are compared, and with `contents` checksums, for which a disk reads the files. Files that were copied between
+    a disk and a bucket have checksums of another kind, and are compared by size alone.
+    """
+    if wrong := find_damaged_times(folder / TIMES_FILE):
         return wrong
-    if not (folder / LIST).exists():  # of an older version
+    if not (folder / LIST_FILE).exists():  # of an older version
         return None if any(folder.iterdir()) else "it is empty"
     try:
-        listed = {str(name): (size, code) for name, (size, code) in read_json(folder / LIST).items()}
+        listed = {str(name): (size, code) for name, (size, code) in read_json(folder / LIST_FILE).items()}
     except (InputError, AttributeError, TypeError, ValueError):
-        return f"{LIST} is cut off or damaged"
-    there = listing(folder, crc if contents else None)
+        return f"{LIST_FILE} is cut off or damaged"
+    there = list_files(folder, crc32 if contents else None)
     for name, (size, code) in listed.items():
         found, now = there.get(name, (None, None))
         if found != size:
@@ -39,8 +42,9 @@ def damage(folder: AnyPath, contents: bool = False) -> str | None:
     return None
 
 
-def damaged_times(path: AnyPath) -> str | None:
-    """What is wrong with Orbax's own note on a checkpoint: one that it cannot read keeps it from reading any."""
+def find_damaged_times(path: AnyPath) -> str | None:
+    """Says what is wrong with Orbax's note on a checkpoint; None if nothing is. A damaged one keeps Orbax from reading
+    any checkpoint of the folder."""
     try:
         note = read_json(path) if path.exists() else {}
         times = [note.get(name) or 1 for name in ("init_timestamp_nsecs", "commit_timestamp_nsecs")]
@@ -50,8 +54,8 @@ def damaged_times(path: AnyPath) -> str | None:
     return None if right else f"{path.name} is damaged"
 
 
-def crc(path: Path) -> int:
-    """CRC-32 of a file, a megabyte at a time."""
+def crc32(path: Path) -> int:
+    """Returns the CRC-32 of a file, read a megabyte at a time."""
     code = 0
     with path.open("rb") as file:
         while piece := file.read(2**20):

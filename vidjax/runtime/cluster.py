@@ -1,4 +1,4 @@
-"""How the processes of one run meet, and how they end when one of them fails: the others must not wait for it."""
+"""Joins the processes of one run, and ends all of them when one fails: the others must not wait for it."""
 
 import contextlib
 import os
@@ -9,41 +9,29 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-from absl import flags
-
 from vidjax.errors import InputError, reason
 
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "First join the other processes of a cluster.")
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of the first process; default: as the cluster says (TPU, GKE, SLURM, Open MPI)."
-)
-PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
-TIMEOUT = flags.DEFINE_integer(
-    "timeout",
-    None,
-    "Seconds in which the processes must have met; default: 60 with --coordinator, 600 in a cluster.",
-    lower_bound=1,
-)
-SILENCE = 30  # seconds without a sign of life after which a process is lost, and the others end
+SILENCE_SECONDS = 30  # without a sign of life, after which a process is lost, and the others end
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """With --distributed, after meeting the other processes. Whatever then ends one of them early ends all: at once
-    where a connection breaks, else after `SILENCE`. Raises InputError if there is nothing to go by."""
-    if not (DISTRIBUTED.value or COORDINATOR.value):
-        yield
-        return
-    check_flags(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value)
+def join(
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None, seconds: int = 600
+) -> Iterator[None]:
+    """Meets the other processes of a run within `seconds`, then runs the block, which ends on all if it fails on one:
+    at once where a connection breaks, else after `SILENCE_SECONDS`.
+
+    Without a coordinator, HOST:PORT of the first process, it is the cluster's (Cloud TPU, GKE, SLURM, Open MPI). Raises
+    InputError if there is none, or if the others are not met.
+    """
+    check_flags(coordinator, processes, process_id)
     import jax
 
     # The library would end the process in C++: it gets more time than there is.
-    seconds = TIMEOUT.value or (60 if COORDINATOR.value else 600)
-    how = dict(initialization_timeout=10 * seconds, heartbeat_timeout_seconds=SILENCE)
+    how = dict(initialization_timeout=10 * seconds, heartbeat_timeout_seconds=SILENCE_SECONDS)
     try:
-        with met_within(seconds):
-            jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, **how)
+        with limit_wait(seconds, coordinator, processes, process_id):
+            jax.distributed.initialize(coordinator, processes, process_id, **how)
     except ValueError as error:
         raise InputError(
             f"--distributed finds no cluster ({error}) It knows Cloud TPU slices, GKE, SLURM and Open MPI; elsewhere "
@@ -59,7 +47,7 @@ def joined() -> Iterator[None]:
 
 
 def check_flags(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Raises InputError for what is no HOST:PORT, and for a process that is not among those."""
+    """Raises InputError unless `coordinator` is HOST:PORT and 0 <= process_id < processes."""
     if coordinator is not None:
         found = re.fullmatch(r"(?:[^\s:]+|\[[0-9a-fA-F:.%]+\]):([0-9]{1,5})", coordinator)
         if not found or not 0 < int(found[1]) < 2**16:
@@ -69,14 +57,16 @@ def check_flags(coordinator: str | None, processes: int | None, process_id: int 
 
 
 @contextlib.contextmanager
-def met_within(seconds: float) -> Iterator[None]:
-    """Ends the program, with one line, if what is done here takes longer; code that waits in C++ gets no exception."""
+def limit_wait(
+    seconds: float, coordinator: str | None, processes: int | None, process_id: int | None
+) -> Iterator[None]:
+    """Ends the program with one line if the block takes longer: code that waits in C++ gets no exception."""
 
     def give_up() -> None:
-        who = "this process" if PROCESS_ID.value is None else f"process {PROCESS_ID.value}"
-        count = f"all {PROCESSES.value} processes" if PROCESSES.value else "all processes"
+        who = "this process" if process_id is None else f"process {process_id}"
+        count = f"all {processes} processes" if processes else "all processes"
         print(
-            f"error: {who} has not met the others in {seconds:g} s{unreached(COORDINATOR.value)}: start {count} with "
+            f"error: {who} has not met the others in {seconds:g} s{explain_unreached(coordinator)}: start {count} with "
             "the same --coordinator within that time, or set --timeout",
             file=sys.stderr,
             flush=True,
@@ -92,8 +82,8 @@ def met_within(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def unreached(coordinator: str | None) -> str:
-    """Why there is no connection to the first process, in a bracket; nothing if there is one."""
+def explain_unreached(coordinator: str | None) -> str:
+    """Says in brackets why there is no connection to the first process; "" if there is one."""
     if coordinator is None:
         return ""
     host, _, port = coordinator.rpartition(":")
@@ -105,13 +95,13 @@ def unreached(coordinator: str | None) -> str:
 
 
 def _end(error: Exception) -> None:
-    """Exit status 1 without the usual farewell, for which all processes would wait."""
-    from vidjax.runtime.processes import after_the_others, tells_of_a_loss
+    """Ends this process with status 1, without JAX's farewell, for which all processes would wait."""
+    from vidjax.runtime.processes import is_loss, wait_for_others
 
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, InputError):
         said = str(error)
-    elif tells_of_a_loss(error):
+    elif is_loss(error):
         said = (
             f"lost another process of this run ({said[:200]}); start all of them again: they go on where it was saved"
         )
@@ -119,5 +109,5 @@ def _end(error: Exception) -> None:
         traceback.print_exc()
     print(f"error: {said}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    after_the_others()
+    wait_for_others()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Opens files that users name: regular files only, so that none is waited for, and none without an end is read."""
+"""Opens files that users name: regular files only, since a pipe would be waited for and a device has no end."""
 
 import codecs
 import os
@@ -14,7 +14,7 @@ NAME_ANOTHER = "name a file that can be read"
 
 
 def open_regular(path: str | Path, remedy: str = NAME_ANOTHER) -> BinaryIO:
-    """Opens a regular file of a disk, or a link to one, to read its bytes; never waits for a pipe.
+    """Opens a regular file on a disk, or a link to one, to read its bytes; never waits for a pipe.
 
     Raises InputError, which ends with `remedy`, for a folder, a pipe, a device, and what does not open.
     """
@@ -32,7 +32,7 @@ def open_regular(path: str | Path, remedy: str = NAME_ANOTHER) -> BinaryIO:
 
 
 def read_bytes(path: str | AnyPath, most: int = MAX_FILE, remedy: str = NAME_ANOTHER) -> bytes:
-    """The bytes of a regular file, or of an object in a bucket.
+    """Reads a regular file, or an object in a bucket.
 
     Raises InputError as `open_regular` does, and for more than `most` bytes.
     """
@@ -52,17 +52,17 @@ def read_bytes(path: str | AnyPath, most: int = MAX_FILE, remedy: str = NAME_ANO
 
 
 def encoding_of(beginning: bytes) -> str:
-    """The encoding that a text's first bytes name, UTF-8 if they name none."""
+    """Returns the encoding that a text's byte order mark names, or UTF-8."""
     if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     return "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def decode(content: bytes, name: object, whole: bool = True) -> str:
-    """A text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, which is left out; if it is not the `whole` one,
-    it may end inside a character.
+    """Decodes UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is removed; without `whole`, content may end
+    inside a character.
 
-    Raises InputError, with the file's `name` and the line, for another encoding: it is not guessed.
+    Raises InputError, with the file's `name` and the line, for any other encoding: none is guessed.
     """
     encoding = encoding_of(content[:4])
     try:
@@ -77,7 +77,7 @@ def decode(content: bytes, name: object, whole: bool = True) -> str:
 
 
 def read_json(path: str | AnyPath, most: int = MAX_FILE, remedy: str = NAME_ANOTHER) -> Any:
-    """The value in a JSON file. Raises InputError as `read_bytes` does, and for what is no JSON."""
+    """Reads a JSON file. Raises InputError as `read_bytes` does, and if it is not JSON."""
     content = read_bytes(path, most, remedy)
     try:
         return from_json(content)

@@ -1,4 +1,4 @@
-"""What a file of unknown origin may ask for at most; more than that is refused in one line."""
+"""The most that a file of unknown origin may ask for; more is refused in one line."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ MAX_TEXT = 2**17  # characters of a caption
 
 
 def from_json(text: str | bytes) -> Any:
-    """Raises ValueError for what is no JSON, and for what is nested so deep that Python gives up."""
+    """Parses JSON. Raises ValueError if it is not JSON, or nested deeper than Python can parse."""
     try:
         return json.loads(text)
     except RecursionError:

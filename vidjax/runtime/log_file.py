@@ -1,4 +1,4 @@
-"""Files that grow while a program works and never stop it: what a full disk does not take is kept and tried again."""
+"""A file that grows while a program works and never stops it: what a full disk refuses is kept and tried again."""
 
 import contextlib
 import os
@@ -8,13 +8,14 @@ from pathlib import Path
 
 from vidjax.errors import reason
 
-KEPT = 2**26  # bytes that wait for a disk; what comes after these is lost
+MAX_WAITING_BYTES = 2**26  # bytes that wait for a disk; what comes after these is lost
 
 
 class LogFile:
-    """A file that records are appended to, whole and in order, by the thread that calls. Its folder is made.
+    """Appends records to a file, whole and in order, on the calling thread; makes its folder.
 
-    No error leaves it: the first one of a row is a warning, and each later call tries again where the last one stopped.
+    It raises no OSError: the first of a row becomes a warning, and each later call goes on where the last one stopped.
+    `lost` counts records that found more than `MAX_WAITING_BYTES` waiting.
     """
 
     def __init__(self, path: Path):
@@ -23,14 +24,15 @@ class LogFile:
         self._file, self._failing = -1, False
 
     def append(self, record: bytes) -> None:
-        if sum(map(len, self._left)) + len(record) > KEPT:
+        """Writes `record` behind those that wait, or lets it wait with them."""
+        if sum(map(len, self._left)) + len(record) > MAX_WAITING_BYTES:
             self.lost += 1
             return
         self._left.append(record)
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits, as far as the disk takes it."""
+        """Writes the records that wait, as far as the disk takes them."""
         try:
             if self._file < 0:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,7 @@ class LogFile:
             self._failing = False
 
     def close(self) -> None:
+        """Writes what the disk takes and closes the file."""
         self.flush()
         if self._file >= 0:
             with contextlib.suppress(OSError):

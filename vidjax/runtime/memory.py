@@ -1,4 +1,4 @@
-"""On CPUs, memory that one step frees is kept for the next.
+"""Keeps the memory that one step frees for the next, on CPUs.
 
 XLA takes the buffers of a step from the C library and frees them after it. glibc gives such large blocks back to the
 operating system at once, which clears them page by page when the next step asks again: 0.93 s in place of 0.72 s for a

@@ -1,6 +1,6 @@
-"""Opens what programs write, before they work: a place that cannot be written ends a program at once, with one line.
+"""Checks the places that a program will write to before it works, so that a wrong one ends it at once, with one line.
 
-Each function tries what the program will do at its end, and takes away again what it made in trying. All raise
+Each function tries what the program will do at its end, removes what it made in trying, and returns the path. All raise
 InputError, which names the flag.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vidjax.errors import InputError
-from vidjax.runtime.storage import AnyPath, check_writable, local, path_of
+from vidjax.runtime.storage import AnyPath, check_writable, parse_local, parse_path
 
 
 def open_folder(text: str, flag: str = "--out", *, disk: bool = False) -> AnyPath:
-    """The folder in which files will be made; with `disk` it may not be in a bucket."""
+    """Checks a folder in which files will be made; with `disk` it may not be in a bucket."""
     path = _place(text, flag, disk)
     if isinstance(path, Path):
         with _explained(text, flag, "folder"), _made(path):
@@ -28,7 +28,7 @@ def open_folder(text: str, flag: str = "--out", *, disk: bool = False) -> AnyPat
 
 
 def open_new_folder(text: str, flag: str = "--out") -> Path:
-    """The folder that will appear, whole, where there is none yet, or an empty one."""
+    """Checks that a new folder can appear, whole: there may be an empty one."""
     path = _place(text, flag, disk=True)
     assert isinstance(path, Path)
     with _explained(text, flag, "folder"):
@@ -42,7 +42,7 @@ def open_new_folder(text: str, flag: str = "--out") -> Path:
 
 
 def open_file(text: str, flag: str, *, disk: bool = False) -> AnyPath:
-    """The file that will be written or replaced; its folder need not be there."""
+    """Checks a file that will be written or replaced; its folder need not exist."""
     path = _place(text, flag, disk)
     if not isinstance(path, Path):
         check_writable(path.parent)
@@ -63,13 +63,13 @@ def open_file(text: str, flag: str, *, disk: bool = False) -> AnyPath:
 
 
 def _place(text: str, flag: str, disk: bool) -> AnyPath:
-    path = local(text, flag) if disk else path_of(text, flag)
+    path = parse_local(text, flag) if disk else parse_path(text, flag)
     return path.resolve() if isinstance(path, Path) and path.name in ("", "..") else path
 
 
 @contextlib.contextmanager
 def _explained(text: str, flag: str, what: str) -> Iterator[None]:
-    """What the disk says, in one line."""
+    """Turns an OSError of the block into an InputError."""
     try:
         yield
     except OSError as error:
@@ -78,7 +78,7 @@ def _explained(text: str, flag: str, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """While this is open the folder is there, and those above it."""
+    """Makes a folder and those above it for the block, then removes what it made."""
     missing = []
     try:
         for each in reversed([folder, *folder.parents]):

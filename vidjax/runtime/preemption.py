@@ -1,4 +1,4 @@
-"""A notice to stop: SIGTERM, from a scheduler or a platform that takes its machine back, or SIGINT, from a keyboard."""
+"""Turns SIGTERM, from a scheduler or a platform that takes its machine back, and SIGINT into a stop between steps."""
 
 import os
 import signal
@@ -9,16 +9,16 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-STATUS = 128  # plus the signal's number: not 0, so that launchers start it again
+SIGNAL_STATUS = 128  # plus the signal's number: not 0, so that launchers start it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Notice:
-    """While this context is open a signal only makes a note, and the loop asks for it after every step; the second one
-    of the keyboard ends the program at once. A signal that nobody has asked for is sent again at the end.
+    """A context in which a signal is noted, for the loop to ask for after every step; a second SIGINT ends the program
+    at once. A signal that was not asked for is sent again at the end.
 
-    Over processes a notice to any of them counts for all, and JAX finds the step, one or two ahead, that all can reach.
-    JAX listens to SIGTERM; SIGINT is handed on as one.
+    With several processes, a signal to one counts for all, and JAX finds the step, one or two ahead, that all can
+    reach. JAX listens to SIGTERM; SIGINT is passed on as SIGTERM.
     """
 
     def __init__(self):
@@ -43,8 +43,8 @@ class Notice:
 
     @property
     def status(self) -> int:
-        """The exit status of a run that was stopped."""
-        return STATUS + self.signal
+        """Exit status of a run that was stopped: 128 plus the signal's number."""
+        return SIGNAL_STATUS + self.signal
 
     def _receive(self, number: int, frame: object) -> None:
         self._received, self.signal = True, signal.Signals(number)
@@ -55,7 +55,7 @@ class Notice:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def stops_at(self, step: int) -> bool:
-        """Whether this step is the last one; all processes get the same answer."""
+        """Returns whether `step` is the last one, alike on all processes, which all call it."""
         if jax.process_count() == 1:
             self._answered = self._received
             return self._received

@@ -1,4 +1,4 @@
-"""What the processes of one run share: decisions and arrays. With one process each of these is nothing."""
+"""Shares decisions and arrays between the processes of a run. With one process all of it does nothing."""
 
 import contextlib
 import functools
@@ -15,36 +15,36 @@ from jax._src.distributed import global_state  # its key-value store, at which a
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vidjax.errors import InputError
-from vidjax.runtime.sharding import BATCH, batch_ways
+from vidjax.runtime.sharding import BATCH_AXES, batch_ways
 
-PATIENCE = 24 * 3600 * 1000  # milliseconds for what the first process does alone; a lost one is noticed earlier
-FAREWELL = 5  # seconds that the first process gives the others to end by themselves
-LAST_STEPS = 1  # seconds between their last word and their end
-LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination")  # words of JAX when others are gone
+WAIT_MILLISECONDS = 24 * 3600 * 1000  # for what the first process does alone; a lost one is noticed earlier
+FAREWELL_SECONDS = 5  # that the first process gives the others to end by themselves
+ENDING_SECONDS = 1  # between their last word and their end
+WORDS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "coordination")  # JAX's, when others are gone
 _turn = itertools.count()
 
 
 def lead() -> bool:
-    """Whether this is the process that writes files and talks."""
+    """Returns whether this is the first process, which alone writes files and prints."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Print it, once; on a full disk, or to a reader that is gone, it is lost, and the run goes on."""
+    """Prints `text` on the first process. A full disk or a reader that is gone loses it; the run goes on."""
     if lead():
         with contextlib.suppress(OSError):
             print(text, flush=True)
 
 
-def tells_of_a_loss(error: BaseException) -> bool:
-    """Whether an error comes from the end of another process."""
-    return jax.process_count() > 1 and any(word in str(error) for word in LOST)
+def is_loss(error: BaseException) -> bool:
+    """Returns whether an error comes from the end of another process."""
+    return jax.process_count() > 1 and any(word in str(error) for word in WORDS_OF_LOSS)
 
 
-def after_the_others() -> None:
-    """Before a process ends early: the first one waits until the others have said why they end, if they do. They are
-    joined through it: when it goes, JAX aborts them in the middle of a word."""
-    client, deadline = global_state.client, time.monotonic() + FAREWELL
+def wait_for_others() -> None:
+    """Waits on the first process until the others have printed why they end, for `FAREWELL_SECONDS` at most. They are
+    connected through it: when it ends, JAX aborts them in the middle of a word."""
+    client, deadline = global_state.client, time.monotonic() + FAREWELL_SECONDS
     if client is None:
         return
     with contextlib.suppress(Exception):  # one that does not answer, or is lost
@@ -54,11 +54,11 @@ def after_the_others() -> None:
         for other in range(1, jax.process_count()):
             left = max(deadline - time.monotonic(), 0)
             client.blocking_key_value_get(f"vidjax/ended/{other}", int(1000 * left))
-        time.sleep(LAST_STEPS)
+        time.sleep(ENDING_SECONDS)
 
 
-def agreed(make: Callable[[], Any]) -> Any:
-    """What `make` gives in the first process, plain data, in all of them; so is its InputError. The others wait."""
+def on_first_process(make: Callable[[], Any]) -> Any:
+    """Calls `make` on the first process and returns its result, plain data, on all; an InputError is raised on all."""
     if jax.process_count() == 1:
         return make()
     client, key = global_state.client, f"vidjax/{next(_turn)}"
@@ -70,15 +70,15 @@ def agreed(make: Callable[[], Any]) -> Any:
             said = {"error": str(error)}
         client.key_value_set(key, json.dumps(said))
     else:
-        said = json.loads(client.blocking_key_value_get(key, PATIENCE))
+        said = json.loads(client.blocking_key_value_get(key, WAIT_MILLISECONDS))
     if "error" in said:
         raise InputError(said["error"])
     return said["value"]
 
 
-def gathered(tree: Any) -> Any:
-    """Arrays that lie over the devices of all processes, each whole on one of this process; all call it together. For
-    results, not for parameters."""
+def gather(tree: Any) -> Any:
+    """Returns arrays that are sharded over all processes, each whole on one device of this process. All processes call
+    it. For results, not for parameters."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: _whole(x.sharding.mesh)(x).addressable_data(0), tree)
@@ -89,9 +89,9 @@ def _whole(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def spread(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, laid out over the devices of all: the other way round. What lies there
-    already stays."""
+def scatter(tree: Any, shardings: Any) -> Any:
+    """Shards arrays that every process has whole over the devices of all processes; the inverse of `gather`. Arrays
+    that have their sharding already are returned as they are."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
@@ -106,24 +106,24 @@ def spread(tree: Any, shardings: Any) -> Any:
 
 
 def batch_over(mesh: Mesh, tree: Any, size: int, axis: int = 0) -> Any:
-    """Arrays that every process has whole, `axis` of each filled up to `size` with its last entry and cut over the data
-    and fsdp axes; or whole on every device, if these do not divide `size`."""
-    cut = PartitionSpec(*(None,) * axis, BATCH) if size % batch_ways(mesh) == 0 else PartitionSpec()
+    """Shards arrays that every process has whole along `axis`, over the data and fsdp axes; `axis` is first padded to
+    `size` with its last entry. They are replicated if the mesh does not divide `size`."""
+    cut = PartitionSpec(*(None,) * axis, BATCH_AXES) if size % batch_ways(mesh) == 0 else PartitionSpec()
 
     def put(x: Any) -> jax.Array:
         missing = [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)]
         filled = jnp.pad(jnp.asarray(x), missing, "edge") if x.shape[axis] < size else x
-        return spread(filled, NamedSharding(mesh, cut))
+        return scatter(filled, NamedSharding(mesh, cut))
 
     return jax.tree.map(put, tree)
 
 
 def run_over(mesh: Mesh, function: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
-    """`function(params, batch)`, jitted, of a batch that every process has whole and parameters that lie on the mesh;
-    what it gives an example, in every process."""
+    """Calls the jitted `function(params, batch)` on the mesh, with a batch that every process has whole, and returns
+    its results per example on every process."""
     count = len(jax.tree.leaves(batch)[0])
     ways = batch_ways(mesh)
     laid = batch_over(mesh, batch, -(-count // ways) * ways)
     with jax.set_mesh(mesh):
-        found = gathered(function(params, laid))
+        found = gather(function(params, laid))
     return jax.tree.map(lambda x: np.asarray(x)[:count], found)

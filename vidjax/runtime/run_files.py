@@ -1,4 +1,4 @@
-"""Reads what a run has written about itself, which others may have damaged. Each raises InputError, in one line."""
+"""Reads what a run has written about itself. Files may be damaged since: each function then raises InputError."""
 
 import json
 from typing import Any
@@ -13,14 +13,14 @@ REMEDY = "put back what the run wrote, or take another --workdir"
 
 
 def read_json(path: AnyPath) -> Any:
-    """What a run that got so far must have written."""
+    """Reads a JSON file that a run which got so far has written."""
     if not path.exists():
         raise InputError(f"{path} does not exist: is this the --workdir of a vidjax run that got that far?")
     return inputs.read_json(path, remedy=REMEDY)
 
 
 def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
-    """The entries of metrics.jsonl up to the first line that is none: a killed run may have left half a line."""
+    """Reads metrics.jsonl up to its first invalid line: a killed run may have left half a line."""
     entries = []
     for line in read_bytes(path, remedy=REMEDY).splitlines() if path.exists() else []:
         try:
@@ -35,7 +35,7 @@ def read_metrics(path: AnyPath) -> list[dict[str, Any]]:
 
 
 def read_figures(workdir: AnyPath, name: str) -> dict[str, float]:
-    """A figure of done.json by stage, where there is one."""
+    """Returns the number `name` of every stage's done.json that has it, by stage."""
     found = {}
     for path in sorted(workdir.glob("*/done.json")):
         value = read_json(path)
@@ -45,7 +45,7 @@ def read_figures(workdir: AnyPath, name: str) -> dict[str, float]:
 
 
 def read_statistics(path: AnyPath) -> dict[str, float]:
-    """Shift and scale of an autoencoder's latents, {} if they were not measured yet."""
+    """Reads shift and scale of an autoencoder's latents; {} if they have not been measured yet."""
     if not path.exists():
         return {}
     value = read_json(path)

@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of `data, fsdp, tensor, context`, and rules from parameter path and size to its axes."""
+"""The mesh of `data, fsdp, tensor, context`, and the rules that map parameter paths and sizes to its axes."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from vidjax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor", "context")
-BATCH = ("data", "fsdp")  # the axes that split a batch
+BATCH_AXES = ("data", "fsdp")  # the axes that split a batch
 # The tensor axis cuts pairs of layers so that what lies between them stays where it is (Shoeybi et al. 2019, section
 # 3): the first one's output features, the second one's input features.
 FIRST = re.compile(r"\.(to_q|to_k|to_v|ff(_in)?\.proj_in|linear_1|conv1|time_emb_proj)\.(kernel|bias)$")
@@ -24,9 +24,10 @@ SECOND = re.compile(r"\.(to_out|ff(_in)?\.proj_out|linear_2|conv2)\.kernel$")
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1, *, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over all devices, or those given, which may be ones to compile for alone (`vidjax.profiling.chips`); -1,
-    at most once, takes what the other axes leave. Between slices of TPUs, where the network is slow, lies the data
-    axis, or as far as that is too short fsdp.
+    """Makes a mesh over all devices, or over `devices`, which may exist for the compiler alone (`profiling.chips`).
+
+    One size may be -1: what the other axes leave. Between slices of TPUs, where the network is slow, lies the data
+    axis, and the fsdp axis where data is too short.
 
     Raises: InputError if the sizes do not fit the number of devices or of slices.
     """
@@ -51,13 +52,13 @@ def make_mesh(
     if slices == 1:
         grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
     else:
-        grid = mesh_utils.create_hybrid_device_mesh(*over_slices(sizes, slices), devices, **split)
+        grid = mesh_utils.create_hybrid_device_mesh(*split_over_slices(sizes, slices), devices, **split)
     return Mesh(grid, AXES, axis_types=types)
 
 
 def fitting_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
-    """The mesh that a run was trained on, or where the devices are others the one nearest to it: tensor, context and
-    fsdp as far as they divide the number of devices, data the rest. A trained model samples on any machine."""
+    """Makes the mesh that a run was trained on, or the one nearest to it where the devices are others: tensor, context
+    and fsdp as far as they divide the number of devices, data the rest. So a trained model samples on any machine."""
     count = left = jax.device_count()
     asked = {"tensor": tensor, "context": context, "fsdp": fsdp}
     fixed = math.prod(size for size in (*asked.values(), data) if size > 0)
@@ -70,14 +71,15 @@ def fitting_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 
 
 
 def without_context(mesh: Mesh) -> Mesh:
-    """The same devices with the context axis made part of the data axis: for clips that it does not divide. Parameters
-    lie alike on both, see `moved`."""
+    """Returns a mesh of the same devices whose data axis has taken in the context axis, for clips that context does not
+    divide. Parameters are sharded alike on both, see `move_to_mesh`."""
     devices = np.moveaxis(mesh.devices, -1, 1)
     return Mesh(devices.reshape(-1, *devices.shape[2:], 1), AXES, axis_types=mesh.axis_types)
 
 
-def moved(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of another mesh of the same devices, on each of which the same part is wanted: nothing is copied."""
+def move_to_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Returns arrays as arrays on another mesh of the same devices, each of which holds what it held: nothing is
+    copied."""
 
     def same(x: jax.Array) -> jax.Array:
         sharding = NamedSharding(mesh, x.sharding.spec)
@@ -86,12 +88,12 @@ def moved(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(same, tree)
 
 
-def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(mesh inside a slice, mesh of slices), whose product is the mesh. Raises InputError if data times fsdp cannot be
-    cut into so many slices."""
+def split_over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns (mesh within a slice, mesh of slices), whose product is the mesh. Raises InputError if the number of
+    slices does not divide data x fsdp."""
     between = dict.fromkeys(AXES, 1)
     left = slices
-    for axis in BATCH:
+    for axis in BATCH_AXES:
         between[axis] = math.gcd(sizes[axis], left)
         left //= between[axis]
     if left > 1:
@@ -103,12 +105,12 @@ def over_slices(sizes: Mapping[str, int], slices: int) -> tuple[tuple[int, ...],
 
 
 def batch_ways(mesh: Mesh) -> int:
-    """Into how many parts the mesh cuts a batch."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+    """Returns into how many parts the mesh divides a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-    """Raises InputError if the mesh, times the micro-batches, does not divide the batch."""
+    """Raises InputError if the mesh, times the micro-batches, does not divide the batch size."""
     ways = batch_ways(mesh)
     if batch_size % (ways * accumulate):
         raise InputError(
@@ -118,17 +120,18 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that is whole on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 over the data and fsdp axes, the rest whole."""
-    return NamedSharding(mesh, P(BATCH))
+    """Sharding of a batch: axis 0 over the data and fsdp axes."""
+    return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], min_size: int = 2**16) -> NamedSharding:
-    """The tensor axis splits features of the layers in `FIRST` and `SECOND`; then the fsdp axis the largest dimension
-    that is left and that it divides, of arrays with at least `min_size` elements."""
+    """Sharding of one parameter. The tensor axis splits features of the layers in `FIRST` and `SECOND`; the fsdp axis
+    then splits the largest dimension left that it divides, in arrays of at least `min_size` elements."""
     spec: list[str | None] = [None] * len(shape)
     feature = -1 if FIRST.search(path) else -2 if SECOND.search(path) else None
     if feature and len(shape) >= -feature and mesh.shape["tensor"] > 1 and shape[feature] % mesh.shape["tensor"] == 0:
@@ -144,19 +147,19 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], min_size: 
 
 
 def parameters_sharding(mesh: Mesh, params: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """Where parameters by path lie, in training and in sampling."""
+    """Shardings of parameters by path, in training and in sampling."""
     return {path: parameter_sharding(mesh, path, value.shape) for path, value in params.items()}
 
 
-def laid_out(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of parameters by path, with where they lie."""
+def with_sharding(mesh: Mesh, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Adds their shardings to the shapes of parameters by path."""
     where = parameters_sharding(mesh, shapes)
     return {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[path]) for path, x in shapes.items()}
 
 
 def tree_sharding(mesh: Mesh, tree: Any) -> Any:
-    """A sharding for each leaf by its parameter's path, the last key that leads to it: parameters, moments and averages
-    lie alike. Raises InputError if the mesh has a tensor axis and there is nothing for it to split."""
+    """Shardings of a tree's leaves by parameter path, the last key that leads to each: parameters, moments and averages
+    are sharded alike. Raises InputError if the mesh has a tensor axis and there is nothing for it to split."""
     place = lambda keys, leaf: parameter_sharding(mesh, str(getattr(keys[-1], "key", "")) if keys else "", leaf.shape)
     found = jax.tree_util.tree_map_with_path(place, tree)
     if mesh.shape["tensor"] > 1 and not any("tensor" in sharding.spec for sharding in jax.tree.leaves(found)):
@@ -167,19 +170,19 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
     return found
 
 
-def over_batch(tree: Any) -> Any:
-    """Traced arrays, axis 0 over the data and fsdp axes of the mesh that `jax.set_mesh` names."""
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(BATCH)), tree)
+def shard_batch(tree: Any) -> Any:
+    """Constrains axis 0 of traced arrays to the data and fsdp axes of the mesh that `jax.set_mesh` has set."""
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P(BATCH_AXES)), tree)
 
 
-def in_each_turn(params: Any, x: jax.Array) -> Any:
-    """Traced parameters in the body of a loop that makes `x` anew in each turn. What fsdp has cut is gathered layer by
-    layer in each turn, as in training; without this XLA gathers all of it before the first one."""
+def gather_in_loop(params: Any, x: jax.Array) -> Any:
+    """Returns traced parameters for the body of a loop that computes `x` in every iteration. What fsdp splits is then
+    gathered layer by layer in every iteration, as in training; XLA would gather all of it before the loop."""
     cut = dict(jax.sharding.get_abstract_mesh().shape).get("fsdp", 1) > 1
     return jax.lax.optimization_barrier((params, x))[0] if cut else params
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """This process's share of the global batch, onto its devices."""
+    """Puts this process's share of the global batch onto its devices."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))

@@ -1,6 +1,6 @@
-"""Folders on a disk (`Path`) or in a bucket (`epath.Path`), and what the two do not do alike.
+"""Folders on a disk (`Path`) or in a bucket (`epath.Path`), and what differs between the two.
 
-An object in a bucket appears whole or not at all, cannot be appended to, and wants no folder to lie in.
+An object in a bucket appears whole or not at all, cannot be appended to, and needs no folder.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from etils import epath
 from vidjax.errors import InputError, reason
 
 AnyPath = Path | epath.Path
-LONGEST = 4000, 255  # bytes of a path, and of each name in it
-WAIT = 20  # seconds for a bucket's first answers
+MAX_PATH_BYTES = 4000, 255  # of a path, and of each name in it
+BUCKET_SECONDS = 20  # for its first answers
 
 
-def path_of(text: str, flag: str = "--workdir") -> AnyPath:
-    """A folder's path, or that of a bucket's, `gs://BUCKET/FOLDER`, which is there and answers. Raises InputError."""
+def parse_path(text: str, flag: str = "--workdir") -> AnyPath:
+    """Returns the path of a folder on a disk, or in a bucket that answers, `gs://BUCKET/FOLDER`. Raises InputError."""
     if "://" not in text:
-        return local(text, flag)
+        return parse_local(text, flag)
     if not (found := re.fullmatch(r"gs://([^/]+)/+[^/].*", text)):
         raise InputError(
             f"{flag}={text} is no folder of a disk and no gs://BUCKET/FOLDER: name one, or mount it and name the mount"
@@ -44,8 +44,8 @@ def path_of(text: str, flag: str = "--workdir") -> AnyPath:
     return epath.Path(text)
 
 
-def local(text: str, flag: str = "--out") -> Path:
-    """A path that must be of a disk. Raises InputError."""
+def parse_local(text: str, flag: str = "--out") -> Path:
+    """Returns a path on a disk. Raises InputError if `text` is an address, or no name that a disk can have."""
     if "://" in text:
         raise InputError(f"{flag}={text} is no folder of a disk: name one, and copy it when it is done")
     try:
@@ -54,35 +54,35 @@ def local(text: str, flag: str = "--out") -> Path:
         raise InputError(f"{flag}={text!r} is no name that a disk can have: name another place") from None
     if b"\0" in name:
         raise InputError(f"{flag}={text} has a zero byte in it: name another place")
-    if len(name) > LONGEST[0] or max(map(len, name.split(b"/"))) > LONGEST[1]:
+    if len(name) > MAX_PATH_BYTES[0] or max(map(len, name.split(b"/"))) > MAX_PATH_BYTES[1]:
         raise InputError(f"{flag}={text} is too long: name another place")
     return Path(text)
 
 
 def check_writable(path: AnyPath) -> None:
-    """Raises InputError if a bucket takes and deletes no objects there; a disk says so when it is written to."""
+    """Raises InputError if a bucket does not take and delete objects at `path`; a disk says so when it is written
+    to."""
     if isinstance(path, Path):
         return
     bucket, _, name = os.fspath(path / f".probe-{uuid.uuid4().hex}").removeprefix("gs://").partition("/")
     try:
         probe = _bucket(bucket).blob(name)
-        probe.upload_from_string(b"", timeout=WAIT, retry=None)
-        probe.delete(timeout=WAIT, retry=None)
+        probe.upload_from_string(b"", timeout=BUCKET_SECONDS, retry=None)
+        probe.delete(timeout=BUCKET_SECONDS, retry=None)
     except Exception as error:
         raise _refused(path, "written", error) from None
 
 
 @functools.cache
 def _bucket(name: str) -> Any:
-    """As Google's own library knows it, the only one of those that read and write here which can be told not to try
-    for minutes."""
+    """Opens a bucket with Google's own library, the only one here that can be told not to try for minutes."""
     import fsspec
     from google.cloud import storage
 
     os.environ["EPATH_USE_TF"] = "false"  # TensorFlow, where it is installed, would do epath's work, without gcsfs
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # of errors that are caught it shows tracebacks
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False  # others write to the bucket, too
-    return storage.Client().get_bucket(name, timeout=WAIT, retry=None)
+    return storage.Client().get_bucket(name, timeout=BUCKET_SECONDS, retry=None)
 
 
 def _refused(path: Any, done: str, error: Exception) -> InputError:
@@ -93,23 +93,25 @@ def _refused(path: Any, done: str, error: Exception) -> InputError:
 
 
 def absolute(path: str | AnyPath) -> AnyPath:
+    """Returns an absolute path; that of a bucket is one."""
     return path if isinstance(path, epath.Path) else Path(path).absolute()
 
 
-def modified(path: AnyPath) -> float:
-    """When, in seconds since 1970."""
+def modification_time(path: AnyPath) -> float:
+    """Returns when a file was last written, in seconds since 1970."""
     found = path.stat()
     return float(found.st_mtime if isinstance(path, Path) else found.mtime)
 
 
 def set_aside(path: AnyPath, ending: str) -> AnyPath:
-    """Renames what lies at `path`, and returns the first free name of the kind PATH.ending that it has now."""
+    """Renames `path` to the first free name of PATH.ending, PATH.ending1, ..., and returns that."""
     names = (path.with_name(f"{path.name}.{ending}{n or ''}") for n in range(1000))
     return path.rename(next(name for name in names if not name.exists()))
 
 
-def listing(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[str, list]:
-    """[bytes, code of the contents] by path of all files under a folder: `code`'s on a disk, a bucket knows one."""
+def list_files(folder: AnyPath, code: Callable[[Path], int] | None = None) -> dict[str, list]:
+    """Returns [bytes, checksum] by relative path of all files under a folder; `code` computes the checksum on a disk,
+    in a bucket it is the CRC-32C that the bucket stores."""
     if isinstance(folder, Path):
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): [path.stat().st_size, code and code(path)] for path in paths}
@@ -181,7 +183,7 @@ def whole_folder(out: Path, flag: str = "--out") -> Iterator[Path]:
 
 
 class Growing:
-    """A folder whose files grow: written in `here`, which is the folder, or a copy that `copy` brings to the bucket."""
+    """A folder whose files grow. Programs write in `here`: the folder itself, or its copy, which `copy` uploads."""
 
     def __init__(self, folder: AnyPath):
         self.folder, self._sizes = folder, {}
@@ -189,8 +191,9 @@ class Growing:
         self.here = Path(self._copy.name if self._copy else folder)
 
     def copy(self) -> None:
-        """What has grown, whole: no object can be appended to. A bucket that does not answer gets it the next time."""
-        for name, (size, _) in listing(self.here).items() if self._copy else ():
+        """Uploads files that have grown, whole, as objects cannot be appended to. One that fails is tried the next
+        time."""
+        for name, (size, _) in list_files(self.here).items() if self._copy else ():
             if self._sizes.get(name) != size:
                 try:
                     (self.folder / name).write_bytes((self.here / name).read_bytes())

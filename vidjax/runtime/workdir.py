@@ -1,4 +1,4 @@
-"""The folder that a run writes to, held by one run at a time."""
+"""Opens the folder that a run writes to, for one run at a time."""
 
 import fcntl
 import os
@@ -12,13 +12,13 @@ from vidjax.errors import InputError
 from vidjax.runtime.storage import AnyPath, check_writable
 
 HOLDER = r"(process \d+ on .*\n)?"  # what a lock says
-LONGEST = 400  # characters of it
+MAX_LOCK_CHARACTERS = 400
 HELD: list[IO[str]] = []  # locks, which end with the process
 
 
 def open_workdir(workdir: AnyPath) -> None:
-    """Make the folder, and hold it until the process ends; a bucket can't be held: a run that is killed would leave its
-    lock. Raises InputError if it can't be written or is held."""
+    """Makes the folder and locks it until the process ends. A bucket is not locked: a run that is killed would leave
+    its lock. Raises InputError if it can't be written or is locked."""
     if not isinstance(workdir, Path):
         check_writable(workdir)
         print(f"{workdir} is in a bucket, which can't be locked: start only one run in it", flush=True)
@@ -28,7 +28,7 @@ def open_workdir(workdir: AnyPath) -> None:
         lock = _lock_file(workdir / ".lock")
     except OSError as error:
         raise InputError(f"--workdir={workdir} can't be written ({error.strerror}): choose another folder") from None
-    holder = lock.read(LONGEST)
+    holder = lock.read(MAX_LOCK_CHARACTERS)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from vidjax.errors import InputError, reason
 from vidjax.models.parameters import Params
 from vidjax.runtime import checksums
-from vidjax.runtime.processes import agreed, lead, tells_of_a_loss
+from vidjax.runtime.processes import is_loss, lead, on_first_process
 from vidjax.runtime.run_files import REMEDY, read_json
 from vidjax.runtime.storage import AnyPath, absolute, set_aside
 from vidjax.training.state import TrainState
@@ -35,12 +35,12 @@ class Checkpoints:
         self.folder, self._read_only, self._saving = absolute(folder), read_only, 0
         if read_only:
             if wrong := self._unreadable():
-                raise InputError(f"{wrong[0] / checksums.TIMES} is damaged: rename that checkpoint")
+                raise InputError(f"{wrong[0] / checksums.TIMES_FILE} is damaged: rename that checkpoint")
             me = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
             options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
         else:
-            agreed(self._set_aside)
+            on_first_process(self._set_aside)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every,
@@ -69,10 +69,10 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint; over processes all ask together, unless they only read."""
-        return self._newest() if self._read_only else agreed(self._newest)
+        return self._newest() if self._read_only else on_first_process(self._newest)
 
     def _newest(self) -> int | None:
-        return next((step for step in self._steps() if not checksums.damage(self.folder / str(step))), None)
+        return next((step for step in self._steps() if not checksums.find_damage(self.folder / str(step))), None)
 
     def _steps(self) -> list[int]:
         """What is there and was finished, newest first: on a disk by its name, in a bucket by a mark."""
@@ -85,16 +85,18 @@ class Checkpoints:
 
     def _unreadable(self) -> list[AnyPath]:
         """Those whose note of their time keeps Orbax from reading any."""
-        return [path for path in self._numbered() if checksums.damaged_times(path / checksums.TIMES)]
+        return [path for path in self._numbered() if checksums.find_damaged_times(path / checksums.TIMES_FILE)]
 
     def _set_aside(self) -> None:
         """Rename what is newer than the newest whole one, and say so."""
         for path in self._unreadable():
             path.rename(path.with_name(f"{path.name}.broken-{uuid.uuid4().hex[:8]}"))
-            print(f"warning: the checkpoint {path} is broken ({checksums.TIMES} is damaged): set aside", flush=True)
+            print(
+                f"warning: the checkpoint {path} is broken ({checksums.TIMES_FILE} is damaged): set aside", flush=True
+            )
         for step in self._steps():
             whole = self.folder / str(step)
-            damage = checksums.damage(whole, contents=True)
+            damage = checksums.find_damage(whole, contents=True)
             if not damage:
                 return
             self._rename(whole, damage)
@@ -116,7 +118,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if tells_of_a_loss(error):
+            if is_loss(error):
                 raise
             try:
                 there = self._newest()
@@ -147,7 +149,7 @@ class Checkpoints:
         with self._explained():
             self._manager.wait_until_finished()
         whole = self.folder / str(step)
-        agreed(lambda: self._rename(whole, "its parameters give no finite loss") if whole.exists() else None)
+        on_first_process(lambda: self._rename(whole, "its parameters give no finite loss") if whole.exists() else None)
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest checkpoint, laid out like `state` (arrays, or shapes with shardings).
@@ -171,7 +173,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except Exception as error:
-            if tells_of_a_loss(error):
+            if is_loss(error):
                 raise
             raise InputError(
                 f"the checkpoint {self.folder / str(step)} cannot be read ({reason(error)}): use the config it was "

@@ -20,7 +20,7 @@ from vidjax.models.parameters import merge, parameters
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import count_compiled, jit
 from vidjax.runtime.preemption import Notice
-from vidjax.runtime.processes import agreed, batch_over, lead, say, spread
+from vidjax.runtime.processes import batch_over, lead, on_first_process, say, scatter
 from vidjax.runtime.storage import write_json
 from vidjax.training import provenance
 from vidjax.training.checkpoint import Checkpoints
@@ -87,19 +87,19 @@ def create_state(stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Laten
     """The state at step 0, each array where its sharding wants it; then what the stage loads over random numbers."""
     places = lambda tree: sharding.tree_sharding(mesh, tree)
     graphdef, own = nnx.graphdef(model), parameters(model)
-    own = spread(own, places(own))
+    own = scatter(own, places(own))
     whole = places(jax.eval_shape(lambda own: at_step_0(stage, merge(graphdef, own)), own))
     run = lambda begin, params: jit(begin, out_shardings=(whole.opt_state, whole.ema))(params)
-    state = spread(at_step_0(stage, merge(graphdef, own), run=run), whole)
+    state = scatter(at_step_0(stage, merge(graphdef, own), run=run), whole)
     for path, value in stage.loaded(state, dataset).items():
         part = state.params if path in state.params else state.frozen
         if part[path].shape != value.shape:
             raise InputError(
                 f"{stage.name}: {path} is {value.shape} where it is loaded from, {part[path].shape} in the model"
             )
-        part[path] = spread(value.astype(part[path].dtype), part[path].sharding)
+        part[path] = scatter(value.astype(part[path].dtype), part[path].sharding)
         if path in state.ema:
-            state.ema[path] = spread(jnp.copy(value.astype(part[path].dtype)), part[path].sharding)
+            state.ema[path] = scatter(jnp.copy(value.astype(part[path].dtype)), part[path].sharding)
     return state
 
 
@@ -114,7 +114,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
     began, compiled = time.perf_counter(), count_compiled()
     mesh = sharding.make_mesh(**stage.mesh)
     if stage.parent is not None:
-        agreed(lambda: provenance.check_source(stage.folder, stage.parent, allow_changes))
+        on_first_process(lambda: provenance.check_source(stage.folder, stage.parent, allow_changes))
     stage.folder.mkdir(parents=True, exist_ok=True)
     stopped = None
     saved = Checkpoints(stage.folder / "checkpoints", stage.train.keep, stage.train.keep_every)
@@ -128,7 +128,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
         stage = fit(stage, dataset)
         options = stage.train
         sharding.check_batch(mesh, options.batch_size, options.accumulate)
-        agreed(lambda: provenance.write(stage.folder, stage.settings, dataset, stage.parent))
+        on_first_process(lambda: provenance.write(stage.folder, stage.settings, dataset, stage.parent))
         state, source = prepare(stage, mesh, dataset)
         if start:
             state = checkpoints.restore(state)
@@ -187,7 +187,7 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
     memory = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     figures = {"steps": options.steps, "parameters": count(state.params), "peak_memory_gb": memory}
     figures |= {"seconds": seconds, "compile_seconds": round((count_compiled() - compiled).seconds, 1)}
-    agreed(lambda: write_json(done, figures))
+    on_first_process(lambda: write_json(done, figures))
 
 
 def overview(stage: Stage, state: TrainState) -> None:

@@ -17,7 +17,7 @@ from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
 from vidjax.runtime.processes import say
 from vidjax.runtime.run_files import read_json
-from vidjax.runtime.storage import AnyPath, listing, set_aside, write_json
+from vidjax.runtime.storage import AnyPath, list_files, set_aside, write_json
 from vidjax.settings import flatten
 from vidjax.training.checkpoint import Checkpoints
 
@@ -56,7 +56,7 @@ def _under(key: str, names: tuple[str, ...]) -> bool:
 def digest_of_weights(folder: Path) -> str:
     """SHA-256 of names, sizes and both ends of the files in a folder, which may lie elsewhere the next time."""
     digest = hashlib.sha256()
-    for name, (size, _) in sorted(listing(folder).items()):
+    for name, (size, _) in sorted(list_files(folder).items()):
         if name.endswith((".json", ".safetensors")):
             digest.update(f"{name} {size}".encode())
             with (folder / name).open("rb") as file:

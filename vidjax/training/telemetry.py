@@ -17,7 +17,7 @@ from vidjax.profiling import chips
 from vidjax.runtime.compiling import count_compiled
 from vidjax.runtime.log_file import LogFile
 from vidjax.runtime.processes import lead, say
-from vidjax.runtime.progress import duration
+from vidjax.runtime.progress import format_duration
 from vidjax.runtime.run_files import read_metrics
 from vidjax.runtime.storage import AnyPath, Growing
 from vidjax.training.event_file import EventFile
@@ -85,7 +85,7 @@ class Telemetry:
         shown = {"loss": f"{values['loss']:.4g}", "steps/s": f"{values.get('steps_per_second', math.nan):.3g}"}
         shown |= {"compiled in": str(compiled)} if compiled.seconds >= 1 else {}
         if "steps_per_second" in values and not compiled.seconds:
-            shown["left"] = duration((self.steps - step) / values["steps_per_second"])
+            shown["left"] = format_duration((self.steps - step) / values["steps_per_second"])
         if self._bar is not None:
             self._bar.set_postfix(shown)
             self._bar.update(step - self._bar.n)

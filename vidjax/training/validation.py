@@ -11,7 +11,7 @@ import numpy as np
 from vidjax.diffusion.draws import draws_at
 from vidjax.diffusion.schedule import Schedule
 from vidjax.runtime.compiling import jit
-from vidjax.runtime.processes import gathered
+from vidjax.runtime.processes import gather
 from vidjax.training.state import TrainState
 from vidjax.training.step import Batch, Objective
 
@@ -41,7 +41,7 @@ def by_noise_level(
     names = [f"validation/logsnr_{float(value):+.1f}" for value in middle]
 
     def named(state: TrainState, batch: Batch) -> dict[str, Any]:
-        found = np.asarray(gathered(losses(state, batch)))
+        found = np.asarray(gather(losses(state, batch)))
         return {"validation/loss": found.mean(), **dict(zip(names, found))}
 
     return named

@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
-from vidjax.runtime.sharding import BATCH
+from vidjax.runtime.sharding import BATCH_AXES
 
 # What a layer calls an axis of its input -> axes of the mesh.
-AXES = {"batch": BATCH, "context": ("context",), "heads": ("tensor",)}
+AXES = {"batch": BATCH_AXES, "context": ("context",), "heads": ("tensor",)}
 Spec = tuple[str | None, ...]  # for the first axes of an array what cuts them
 
 

@@ -1,4 +1,4 @@
-"""Fits the window of a recipe to clips that are too short for it, as single clips to tune on often are."""
+"""Shortens a recipe's windows where all clips are too short for them, as single clips to tune on often are."""
 
 import dataclasses
 from itertools import islice
@@ -8,14 +8,14 @@ from vidjax.data.pipeline import DataConfig
 from vidjax.data.source import Source
 from vidjax.data.video_reading import BrokenClip
 
-TRIED = 64  # clips that are opened to find one which is long enough
+MAX_CLIPS_TRIED = 64  # opened to find one that is long enough
 
 
 def fit_window(config: DataConfig, source: Source) -> tuple[DataConfig, str]:
-    """`config`, and "" if a clip has a window as it says; else one of which the longest clip has a window, and what
-    changed, for people: all of its frames are used, as far apart as they can be, and none is held back."""
+    """Returns (`config`, "") if a clip has such a window, else (a config that fits the longest clip, what has changed,
+    for the user). That takes as many frames as asked for, as far apart as the clip allows, and holds none out."""
     longest = 0
-    for item in islice((source[i] for i in range(len(source))), TRIED):
+    for item in islice((source[i] for i in range(len(source))), MAX_CLIPS_TRIED):
         try:
             with item.open() as video:
                 frames, fps = video.frames, video.fps

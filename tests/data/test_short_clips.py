@@ -9,8 +9,8 @@ import tiny
 
 from vidjax import settings
 from vidjax.data import transforms
-from vidjax.data.fitting import fit_window
 from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.data.short_clips import fit_window
 from vidjax.data.source import Item, Source
 from vidjax.data.video_reading import ArrayVideo, BrokenClip
 from vidjax.errors import InputError
