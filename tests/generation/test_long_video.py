@@ -12,8 +12,9 @@ from vidjax.data.video_reading import Video
 from vidjax.diffusion.schedule import cosine
 from vidjax.errors import InputError
 from vidjax.generation import long_video
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator
 from vidjax.generation.long_video import Clips, Plan, clip_seed, endless
+from vidjax.generation.options import SampleConfig
 from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.models.video_model import VideoModel

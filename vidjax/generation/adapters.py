@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidjax.errors import InputError, check_range
-from vidjax.generation.generator import Generator
+from vidjax.generation.cascade import AnyGenerator
 from vidjax.models.lora import merge_loras
 from vidjax.models.parameters import Params
 from vidjax.weights import lora
 
 
-def merge_lora_files(generator: Generator, files: Sequence[str]) -> Params:
+def merge_lora_files(generator: AnyGenerator, files: Sequence[str]) -> Params:
     """The generator's parameters with all these LoRAs merged, each FILE or FILE:WEIGHT; what they leave is not copied.
 
     Raises InputError for a file that is no LoRA, or one of another model, and for a weight that is no number.

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from vidjax.data.video_reading import Mp4Writer, contact_sheet, settle
 from vidjax.errors import InputError, reason
-from vidjax.generation.generator import Generator
+from vidjax.generation.cascade import AnyGenerator
 
 BLOCK = 64  # frames of an interrupted video that are read at a time
 SHEET = 16  # frames that the contact sheet shows
@@ -106,9 +106,9 @@ def endless(plan: Plan, seed: int, number: int = 0, tail: Latents | None = None)
 
 
 def plan_of(
-    generator: Generator,
+    generator: AnyGenerator,
     prompt: str | int,
-    between: Generator | None = None,
+    between: AnyGenerator | None = None,
     levels: int = 0,
     size: tuple[int, int] | None = None,
     **options: Any,
@@ -116,7 +116,7 @@ def plan_of(
     """The plan of one video of a prompt. `options` are fields of SampleConfig, `known` being the overlap; what lies
     between keys is made by `between` with its own defaults. Raises InputError if their latents differ."""
 
-    def clips(generator: Generator, options: dict[str, Any]) -> Clips:
+    def clips(generator: AnyGenerator, options: dict[str, Any]) -> Clips:
         make = lambda seed, known: np.asarray(generator.latents([prompt], size=size, seed=seed, known=known, **options))
         return Clips(make, generator.latent_shape(size=size)[0])
 
@@ -130,7 +130,7 @@ def plan_of(
     return Plan(clips(generator, options), overlap, fill, levels)
 
 
-def videos(generator: Generator, clips: Iterable[tuple[Latents, int]]) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
+def videos(generator: AnyGenerator, clips: Iterable[tuple[Latents, int]]) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
     """What each clip adds to the video. It is decoded whole: the latents already shown are the others' past."""
     codec = generator.codec
     stride = codec.autoencoder.strides[0] if codec else 1
@@ -210,7 +210,7 @@ class Progress:
 
 
 def write(
-    generator: Generator,
+    generator: AnyGenerator,
     plan: Plan,
     stem: Path,
     frames: int,
@@ -231,7 +231,7 @@ def write(
 
 def _write(
     progress: Progress,
-    generator: Generator,
+    generator: AnyGenerator,
     plan: Plan,
     stem: Path,
     frames: int,

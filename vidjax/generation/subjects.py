@@ -3,11 +3,12 @@
 from vidjax.errors import InputError
 from vidjax.generation import editing
 from vidjax.generation.adapters import merge_lora_files
-from vidjax.generation.generator import Generator, Subject
+from vidjax.generation.cascade import AnyGenerator
+from vidjax.generation.options import Subject
 
 
 def read_subject(
-    generator: Generator, text: str, frames: int | None = None, size: tuple[int, int] | None = None
+    generator: AnyGenerator, text: str, frames: int | None = None, size: tuple[int, int] | None = None
 ) -> Subject:
     """A subject from "PROMPT|MASK.png|LORA.safetensors[:WEIGHT]", the last part optional; white is where it acts.
 

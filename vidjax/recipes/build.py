@@ -17,7 +17,9 @@ from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError, check_range
 from vidjax.generation import cascade
-from vidjax.generation.generator import Generator, SampleConfig, what_to_ask
+from vidjax.generation.cascade import Cascade
+from vidjax.generation.generator import Generator, what_to_ask
+from vidjax.generation.options import SampleConfig
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.conditioning import EMBEDDERS
 from vidjax.models.discriminator import DiscriminatorConfig, Discriminators
@@ -436,19 +438,17 @@ def dataset(workdir: AnyPath) -> Dataset:
     return build(config, stage_names(config)[-1], workdir).dataset()
 
 
-def generator(workdir: AnyPath, name: str | None = None) -> Generator:
-    """The model of a run's stage, by default the last one, after those whose videos it makes larger; with its averaged
-    parameters. Raises InputError if it was not trained yet."""
+def generator(workdir: AnyPath, name: str | None = None) -> Generator | Cascade:
+    """The model of a run's stage, by default the last one, in a cascade with those whose videos it makes larger; with
+    its averaged parameters. Raises InputError if it was not trained yet."""
     config = uncached(read_config(workdir))
-    return trained(config, name, workdir) if name else chained(config, stage_names(config)[-1], workdir)
-
-
-def chained(config: Mapping[str, Any], name: str, workdir: AnyPath) -> Generator:
-    """The model of a stage, and below it those of the stages whose videos it makes larger."""
-    made = trained(config, name, workdir)
-    if low := cascade.below(settings.stage_settings(config, name)):
-        made.below = chained(config, low, workdir)
-    return made
+    if name:
+        return trained(config, name, workdir)
+    chain = [stage_names(config)[-1]]
+    while low := cascade.below(settings.stage_settings(config, chain[-1])):
+        chain.append(low)
+    generators = [trained(config, name, workdir) for name in chain]
+    return Cascade(generators[::-1]) if len(generators) > 1 else generators[0]
 
 
 def trained(config: Mapping[str, Any], name: str, workdir: AnyPath) -> Generator:

@@ -17,7 +17,8 @@ from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, source_of
 from vidjax.errors import InputError
 from vidjax.generation import editing
 from vidjax.generation.editing import kept
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
 from vidjax.models.keys import Keys
 from vidjax.models.layers import Over
 from vidjax.models.parameters import Params, abstract_parameters, parameters, split
@@ -150,7 +151,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         trains = parameters(model)
         rest = {path: value for path, value in parameters(full).items() if path not in trains}
         generator = _generator(section, known, data, nnx.graphdef(full), {})
-        return generator, generator.laid(rest)
+        return generator, generator.lay_out(rest)
 
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         """What the run would end with now: the edits of its first prompts."""

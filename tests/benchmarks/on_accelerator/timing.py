@@ -22,7 +22,8 @@ from flax import nnx
 from items import attempt
 
 from vidjax import settings
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
 from vidjax.models.conditioning import embed
 from vidjax.models.parameters import abstract_parameters, merge
 from vidjax.profiling import chips, planning
