@@ -254,7 +254,7 @@ def call_flops(generator: Generator, prompts: Sequence[str | int]) -> float:
     batch, t = generator.conditions(prompts), jnp.ones(x.shape[:2])
 
     def call(params: Any, x: jax.Array) -> Any:
-        model = merge(generator.graphdef, params)
+        model = merge(generator.network.graphdef, params)
         return model.denoiser(generator.schedule, generator.prediction, embed(model.embedders, batch))(x, t)
 
     return count_flops(call, generator.params, x)
