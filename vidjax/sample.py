@@ -1,4 +1,4 @@
-"""Videos from a trained run, or from a folder of other people's weights:
+"""Samples videos from a trained run, or from a folder of other people's weights:
 
 `python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
 """
@@ -85,6 +85,7 @@ FORMAT = flags.DEFINE_enum("format", "mp4", ["mp4", "gif", "webp"], "Of the vide
 
 
 def main() -> None:
+    """Samples a video per prompt or label and writes them. Raises InputError."""
     check_flags()
     from vidjax.generation.adapters import merge_lora_files
     from vidjax.generation.cascade import Cascade
@@ -262,7 +263,7 @@ def write_long(
     models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
     mark = embed if WATERMARK.value else lambda video: video
     for i, prompt in enumerate(prompts):
-        plan = long_video.plan_of(generator, prompt, between, LEVELS.value, size, **options)
+        plan = long_video.make_plan(generator, prompt, between, LEVELS.value, size, **options)
         seed = SEED.value + i
         stem = out / f"{i:02d}-{slug(str(prompt))}-seed{seed}"
         how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]

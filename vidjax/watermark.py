@@ -9,6 +9,7 @@ VIDEO = flags.DEFINE_multi_string("video", [], "A video file; give the flag seve
 
 
 def main() -> None:
+    """Prints for each video whether it is marked. Raises InputError for one that cannot be read."""
     from vidjax.data.source import open_clip
     from vidjax.data.video_reading import BrokenClip
     from vidjax.generation.watermark import FOUND, detect

@@ -121,7 +121,7 @@ class Options:
     guidance: str = ""
     rescale: float = 0.0
     chunks: tuple[int, int] | None = None
-    frame_guidance: bool = False
+    with_frame_guidance: bool = False
     report: bool = False  # JAX caches no program that calls back
 
 
@@ -220,7 +220,7 @@ def beside_known(
     level = network.schedule.sample_t(jnp.asarray(request.level, jnp.float32))
     aware = guided(network, params, conditions, request, options, mask)
     shown = known_frames(network.schedule, aware, latents, mask, level=level, eps=eps)
-    return from_known(shown, free, mask, request.strength) if options.frame_guidance else shown
+    return from_known(shown, free, mask, request.strength) if options.with_frame_guidance else shown
 
 
 def guided(

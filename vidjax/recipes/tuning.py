@@ -16,7 +16,7 @@ from vidjax.data.fitting import fit_window
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, source_of
 from vidjax.errors import InputError
 from vidjax.generation import editing
-from vidjax.generation.editing import kept
+from vidjax.generation.editing import cached
 from vidjax.generation.generator import Generator
 from vidjax.generation.options import SampleConfig
 from vidjax.models.keys import Keys
@@ -82,7 +82,7 @@ def class_videos(generator: Generator, prior: Prior, file: AnyPath) -> UInt8[np.
     model."""
     stamp = f"{dataclasses.replace(prior, weight=1.0)}|{generator.size}|{generator.defaults}|{generator.fingerprint()}"
     make = lambda seed: generator([prior.prompt], seed=seed, num_steps=prior.num_steps)
-    return kept(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
+    return cached(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
 
 
 def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = None, **common: Any) -> Stage:
