@@ -18,7 +18,7 @@ from training.test_checkpoint import equal, toy
 from vidjax.data.video_reading import probe
 from vidjax.errors import InputError
 from vidjax.evaluation.page import write_report
-from vidjax.generation.editing import kept
+from vidjax.generation.editing import cached
 from vidjax.generation.output import write_samples
 from vidjax.recipes import build as recipe
 from vidjax.recipes.run import Run
@@ -200,8 +200,8 @@ def test_metrics_are_there_when_a_checkpoint_is_saved_and_at_the_end(buckets, in
 
 def test_what_was_computed_once_is_kept_in_a_bucket(inside):
     file, array = parse_path("gs://bucket/kept") / "inversion.npz", np.arange(6.0)
-    np.testing.assert_array_equal(kept(file, "stamp", lambda: array), array)
-    np.testing.assert_array_equal(kept(file, "stamp", lambda: pytest.fail("it was kept")), array)
+    np.testing.assert_array_equal(cached(file, "stamp", lambda: array), array)
+    np.testing.assert_array_equal(cached(file, "stamp", lambda: pytest.fail("it was kept")), array)
 
 
 def test_videos_go_to_a_bucket(buckets, inside):

@@ -139,7 +139,7 @@ def test_stills_beside_a_clip_do_not_see_it(run):
     generator = Run(run[0]).generator()
     random = np.random.default_rng(0)
     noisy = lambda value: value + 0.1 * random.standard_normal(value.shape, np.float32)
-    model = generator._model({path: noisy(value) for path, value in generator.params.items()})
+    model = generator.network.model({path: noisy(value) for path, value in generator.params.items()})
     tokens = generator.tokens(["the fox"])["tokens"]
     video = np.random.default_rng(0).integers(0, 256, (1, 6, 16, 16, 3), dtype=np.uint8)
     other = np.concatenate([video[:, :4][:, ::-1], video[:, 4:]], 1)

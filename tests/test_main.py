@@ -63,7 +63,7 @@ def test_the_latents_of_the_second_stage_have_unit_variance(trained):
     videos = np.concatenate(data.windows("train"))
     import jax
 
-    model = generator._model(generator.params)
+    model = generator.network.model(generator.params)
     latents = np.asarray(jax.jit(model.latents)(videos))
     assert abs(latents.mean()) < 1e-2
     assert abs(latents.std() - 1) < 1e-2

@@ -10,7 +10,9 @@ from flax import nnx
 from vidjax.generation import editing
 from vidjax.models.conditioning import TextEmbedder
 from vidjax.diffusion.schedule import cosine
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
+from vidjax.generation.sampling import guidance_mode
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.text_encoder import byte_ids
 from vidjax.models.unet import UNetConfig
@@ -111,8 +113,8 @@ def cut():
 graphdef, params = network(96)
 mesh = sharding.make_mesh(fsdp=8)
 made = generator(mesh, graphdef, params, guidance_scale=2.0)
-sampler, calls = made._jitted, []
-made._jitted = lambda *args, **static: (calls.append((args, static)), sampler(*args, **static))[1]
+sampler, calls = made._sample, []
+made._sample = lambda *args, **static: (calls.append((args, static)), sampler(*args, **static))[1]
 made.latents(["a cat"] * 2)
 (args, static), = calls
 with jax.set_mesh(mesh):
@@ -158,7 +160,7 @@ full = generator(mesh, graphdef, params, **how)
 half = generator(mesh, graphdef, params, "bfloat16", **how)
 exact, near = (each.latents(["a cat", "a dog"]) for each in (full, half))
 kinds = lambda made: {str(value.dtype) for value in made.params.values()}
-network_dtype = str(jax.eval_shape(lambda p: half._model(p).unet.conv_in.kernel[...], half.params).dtype)
+network_dtype = str(jax.eval_shape(lambda p: half.network.model(p).unet.conv_in.kernel[...], half.params).dtype)
 found = {
     "near": error(exact, near) / float(np.abs(exact).max()),
     "kept": sorted(kinds(half)),
@@ -169,7 +171,7 @@ found = {
 asked = {}
 for sizes in ((8, 1, 1, 1), (1, 1, 1, 8), (2, 2, 1, 2)):
     made = generator(sharding.make_mesh(*sizes), graphdef, params)
-    asked[str(sizes[0])] = [made._guided(SampleConfig(guidance_scale=2.0), made.mesh, n, (4, h, h, 8))
+    asked[str(sizes[0])] = [guidance_mode(SampleConfig(guidance_scale=2.0), made.mesh, n, (4, h, h, 8))
         for n, h in ((3, 512), (4, 512), (5, 512), (5, 16))]
 found["asked"] = asked
 found["fits"] = [dict(sharding.fitting_mesh(**how).shape) for how in (

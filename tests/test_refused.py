@@ -11,7 +11,7 @@ from tiny_folder import write_folder
 
 from vidjax.errors import InputError
 from vidjax.generation.adapters import merge_lora_files
-from vidjax.generation.generator import SampleConfig
+from vidjax.generation.options import SampleConfig
 from vidjax.generation.pretrained import load_generator
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import TrainConfig

@@ -9,7 +9,7 @@ import pytest
 from vidjax.cli import fail
 from vidjax.data.video_writing import slug
 from vidjax.errors import InputError
-from vidjax.generation.editing import kept, latent_mask
+from vidjax.generation.editing import cached, latent_mask
 from vidjax.sample import read_noise
 
 ROOT = Path(__file__).parents[1]
@@ -109,11 +109,11 @@ def test_an_inversion_that_is_damaged_is_made_again(tmp_path):
     for data in (b"PK\x03\x04 no archive", b"", None):
         if data is not None:
             file.write_bytes(data)
-        np.testing.assert_array_equal(kept(file, "stamp", lambda: array), array)
-    np.testing.assert_array_equal(kept(file, "stamp", lambda: pytest.fail("it was kept")), array)
+        np.testing.assert_array_equal(cached(file, "stamp", lambda: array), array)
+    np.testing.assert_array_equal(cached(file, "stamp", lambda: pytest.fail("it was kept")), array)
     whole = file.read_bytes()
     file.write_bytes(whole[:-30])
-    np.testing.assert_array_equal(kept(file, "stamp", lambda: array + 1), array + 1)
+    np.testing.assert_array_equal(cached(file, "stamp", lambda: array + 1), array + 1)
 
 
 def test_a_mask_that_is_no_picture_is_refused(tmp_path):

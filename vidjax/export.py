@@ -1,4 +1,4 @@
-"""What a run has learned, for other programs: `python -m vidjax.export --workdir W --format FORMAT --out DIR`.
+"""Exports a run's model for other programs: `python -m vidjax.export --workdir W --format FORMAT --out DIR`.
 
 orbax: the averaged parameters by path, and the config. diffusers: for runs that tune a folder in that layout, the whole
 folder again with the tuned weights; with LoRA, the adapters of the stage alone (pytorch_lora_weights.safetensors). No
@@ -28,6 +28,7 @@ OUT = flags.DEFINE_string("out", None, "A new folder.")
 
 
 def main() -> None:
+    """Writes the model in the format that the flags name. Raises InputError."""
     from vidjax.settings import choose
 
     for name, flag in (("workdir", WORKDIR), ("out", OUT)):
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def orbax(run: "Run", out: Path) -> None:
-    """`parameters` (Orbax, a dict from path to array) and config.json."""
+    """Writes `parameters` (Orbax, a dict from path to array) and config.json."""
     import orbax.checkpoint as ocp
 
     generator = run.generator(STAGE.value)
@@ -53,11 +54,11 @@ def orbax(run: "Run", out: Path) -> None:
 
 
 def diffusers(run: "Run", out: Path) -> None:
-    """A folder that `diffusers` loads, or a LoRA for one."""
+    """Writes a folder that `diffusers` loads, or a LoRA for one."""
     from vidjax.models.lora import lora_tensors
     from vidjax.weights import pretrained
 
-    model, source = tuned(run)
+    model, source = load_tuned(run)
     if tensors := lora_tensors(model):
         trains = run.stage(STAGE.value).trainable
         own = {path: value for path, value in tensors.items() if trains(f"{path.rpartition('.')[0]}.lora_down")}
@@ -72,12 +73,12 @@ def diffusers(run: "Run", out: Path) -> None:
 
 
 def tune_a_video(run: "Run", out: Path) -> None:
-    """A folder that Tune-A-Video's own code loads. Raises InputError for a model that is none of its kind."""
+    """Writes a folder that Tune-A-Video's own code loads. Raises InputError for a model that is none of its kind."""
     from vidjax.models.lora import lora_tensors
     from vidjax.weights import pretrained
     from vidjax.weights.configs import NORM_OVER
 
-    model, source = tuned(run)
+    model, source = load_tuned(run)
     if lora_tensors(model):
         raise InputError(f"--format=tune_a_video: {run.workdir} tuned adapters; take --format=diffusers")
     config = config_of(model, source)
@@ -91,8 +92,8 @@ def tune_a_video(run: "Run", out: Path) -> None:
         )
 
 
-def tuned(run: "Run") -> "tuple[VideoModel, str]":
-    """The tuned model and the folder that it came from. Raises InputError if it came from none."""
+def load_tuned(run: "Run") -> "tuple[VideoModel, str]":
+    """Loads the tuned model; also returns the folder that it came from. Raises InputError if it came from none."""
     source = run.config.get("pretrained")
     if not source or not run.tuned:
         raise InputError(
@@ -103,11 +104,11 @@ def tuned(run: "Run") -> "tuple[VideoModel, str]":
 
 
 def config_of(model: "VideoModel", source: str) -> dict[str, Any]:
-    """The config.json of the model's U-Net, which came from the folder `source`. Raises InputError if it has none."""
+    """Makes the config.json of the model's U-Net, which came from the folder `source`. Raises InputError."""
     from vidjax.weights import pretrained
     from vidjax.weights.single_file import open_source
 
-    return pretrained.written_as(model.unet.config, open_source(source).config("unet"))
+    return pretrained.config_for(model.unet.config, open_source(source).config("unet"))
 
 
 FORMATS: dict[str, Callable[["Run", Path], None]] = {

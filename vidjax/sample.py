@@ -1,4 +1,4 @@
-"""Videos from a trained run, or from a folder of other people's weights:
+"""Samples videos from a trained run, or from a folder of other people's weights:
 
 `python -m vidjax.sample --workdir W --prompt "..." --out DIR`, with `--pretrained FOLDER` in place of `--workdir`.
 """
@@ -18,8 +18,9 @@ from vidjax.runtime.storage import AnyPath, parse_local, parse_path, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax import Array
 
-    from vidjax.generation.generator import Generator
+    from vidjax.generation.cascade import AnyGenerator, Cascade
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
@@ -84,6 +85,42 @@ FORMAT = flags.DEFINE_enum("format", "mp4", ["mp4", "gif", "webp"], "Of the vide
 
 
 def main() -> None:
+    """Samples a video per prompt or label and writes them. Raises InputError."""
+    check_flags()
+    from vidjax.generation.adapters import merge_lora_files
+    from vidjax.generation.cascade import Cascade
+
+    out = open_folder(OUT.value or (f"{WORKDIR.value}/more" if WORKDIR.value else "more"))
+    saved = open_file(SAVE_LATENTS.value, "--save_latents") if SAVE_LATENTS.value else None
+    generator = make_generator()
+    if LORA.value:
+        generator.params = merge_lora_files(generator, LORA.value)
+    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
+    options, size = given_options(), (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
+    if ALL_STAGES.value and not isinstance(generator, Cascade):
+        raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
+    if is_long(generator):
+        return write_long(generator, prompts, size, options, parse_local(os.fspath(out)))
+    arrays = given_arrays(generator, size)
+    trained, chunk = generator.size[0], generator.defaults.chunk
+    if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
+        print(
+            f"warning: --frames={FRAMES.value}, this model was trained on {trained}: longer videos of it tend to be "
+            "still and grainy; --known=1 makes them clip by clip",
+            file=sys.stderr,
+        )
+    began = time.perf_counter()
+    if ALL_STAGES.value and isinstance(generator, Cascade):
+        arrays["lowres"] = write_stages(generator, prompts, size, options, out)
+    latents = sample_latents(generator, prompts, size, options, arrays)
+    if saved:
+        save_latents(latents, saved)
+    write_videos(generator, prompts, generator.decode(latents), generator.defaults.fps, options, out)
+    print(f"{len(prompts)} in {time.perf_counter() - began:.1f} s")
+
+
+def check_flags() -> None:
+    """Raises InputError for flags that do not go together."""
     if bool(WORKDIR.value) == bool(PRETRAINED.value):
         raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
     for flag in (INFLATE, NORM_OVER):
@@ -95,19 +132,10 @@ def main() -> None:
         raise InputError("--motion makes its own noise (leave --init_noise out) and wants --frames=2 or more")
     if MOTION.value and SUBJECT.value:
         raise InputError("--motion moves the whole picture; leave --subject out")
-    import numpy as np
 
-    from vidjax.generation import cascade, output
-    from vidjax.generation.adapters import merge_lora_files
-    from vidjax.generation.subjects import read_subject
-    from vidjax.runtime import progress
-    from vidjax.watermark import embed
 
-    out, kept = outputs(), SAVE_LATENTS.value and open_file(SAVE_LATENTS.value, "--save_latents")
-    generator = make_generator()
-    if LORA.value:
-        generator.params = merge_lora_files(generator, LORA.value)
-    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
+def given_options() -> dict[str, Any]:
+    """The fields of SampleConfig that flags set."""
     options = {
         "sampler": SAMPLER.value,
         "num_steps": NUM_STEPS.value,
@@ -117,72 +145,90 @@ def main() -> None:
         "rescale": RESCALE.value,
         "spacing": "karras" if KARRAS.value else SPACING.value,
     }
-    options = {name: value for name, value in options.items() if value is not None}
-    size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
-    if ALL_STAGES.value and generator.below is None:
-        raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
-    if is_long(generator):
-        return write_long(generator, prompts, size, options, parse_local(os.fspath(out)))
-    subjects = [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]
-    trained, chunk = generator.size[0], generator.defaults.chunk
-    if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
-        print(
-            f"warning: --frames={FRAMES.value}, this model was trained on {trained}: longer videos of it tend to be "
-            "still and grainy; --known=1 makes them clip by clip",
-            file=sys.stderr,
-        )
-    began = time.perf_counter()
-    steps = cascade.steps(generator, options)
-    names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
+    return {name: value for name, value in options.items() if value is not None}
 
-    def write(videos: np.ndarray, fps: float, out: AnyPath) -> None:
-        marked = np.stack([embed(video) for video in videos]) if WATERMARK.value else videos
-        how = dict(seeds=[SEED.value], about=about_of(generator, options), kind=FORMAT.value)
-        for entry in output.write_samples(out, names, list(marked[:, None]), fps, **how):
-            for name in entry.get("videos", [entry["png"]]):
-                print(printable(str(out.parent / name)))
 
-    lowres = None
-    if ALL_STAGES.value:
-        lower = dict(
-            seed=SEED.value, **cascade.low_size(generator, (FRAMES.value or generator.size[0], *size)), **options
-        )
-        for stage, lowres in zip(
-            cascade.chain(generator.below), cascade.videos(generator.below, prompts, **lower), strict=True
-        ):
-            write(lowres, stage.defaults.fps, out / "x".join(map(str, lowres.shape[1:4])))
-    with progress.show_progress("compiling, then sampling", "step", steps) as report:
+def given_arrays(generator: "AnyGenerator", size: tuple[int, int]) -> dict[str, Any]:
+    """What `Generator.latents` takes beside options: subjects, and the noise to start from. Raises InputError."""
+    from vidjax.generation.subjects import read_subject
+
+    arrays: dict[str, Any] = {"subjects": [read_subject(generator, text, FRAMES.value, size) for text in SUBJECT.value]}
+    if INIT_NOISE.value:
+        arrays["noise"] = read_noise(Path(INIT_NOISE.value))
+    return arrays
+
+
+def sample_latents(
+    generator: "AnyGenerator",
+    prompts: list[str | int],
+    size: tuple[int, int],
+    options: dict[str, Any],
+    arrays: dict[str, Any],
+) -> "Array":
+    """Samples the latents of all prompts, with a line of progress on the terminal."""
+    from vidjax.generation.cascade import Cascade
+    from vidjax.runtime import progress
+
+    whole = generator if isinstance(generator, Cascade) else Cascade([generator])
+    with progress.show_progress("compiling, then sampling", "step", whole.num_steps(**options)) as report:
         if MOTION.value:
-            frames = FRAMES.value or generator.size[0]
-            latents = generator.in_motion(prompts, read_motion(), frames=frames, size=size, seed=SEED.value, **options)
+            frames, how = FRAMES.value or generator.size[0], dict(size=size, seed=SEED.value, **options)
+            latents = whole.last.in_motion(prompts, read_motion(), frames=frames, **how)
         else:
-            latents = generator.latents(
-                prompts,
-                frames=FRAMES.value,
-                size=size,
-                seed=SEED.value,
-                noise=read_noise(Path(INIT_NOISE.value)) if INIT_NOISE.value else None,
-                lowres=lowres,
-                subjects=subjects,
-                progress=report,
-                **options,
-            )
-        latents.block_until_ready()
-    if kept:
-        with whole_file(kept) as path, path.open("wb") as file:
-            np.save(file, np.asarray(latents))
-        print(SAVE_LATENTS.value)
-    write(generator.decode(latents), generator.defaults.fps, out)
-    print(f"{len(prompts)} in {time.perf_counter() - began:.1f} s")
+            more = dict(frames=FRAMES.value, size=size, seed=SEED.value, progress=report)
+            latents = whole.latents(prompts, **more, **arrays, **options)
+        return latents.block_until_ready()
 
 
-def outputs() -> AnyPath:
-    """Where the videos go. Raises InputError if nothing can be written there."""
-    return open_folder(OUT.value or (f"{WORKDIR.value}/more" if WORKDIR.value else "more"))
+def write_stages(
+    cascade: "Cascade", prompts: list[str | int], size: tuple[int, int], options: dict[str, Any], out: AnyPath
+) -> "np.ndarray":
+    """Samples and writes what all generators but the last make; returns the videos that the last one makes larger."""
+    from vidjax.generation.cascade import Cascade
+
+    below = Cascade(cascade.generators[:-1])
+    frames, hw = cascade.sizes(FRAMES.value, size)[-2]
+    found = None
+    made = below.videos(prompts, frames=frames, size=hw, seed=SEED.value, **options)
+    for generator, found in zip(below.generators, made, strict=True):
+        folder = out / "x".join(map(str, found.shape[1:4]))
+        write_videos(cascade, prompts, found, generator.defaults.fps, options, folder)
+    assert found is not None
+    return found
 
 
-def is_long(generator: "Generator") -> bool:
-    """Whether the video is made clip by clip. Raises InputError for what such videos cannot have."""
+def write_videos(
+    generator: "AnyGenerator",
+    prompts: list[str | int],
+    videos: "np.ndarray",
+    fps: float,
+    options: dict[str, Any],
+    out: AnyPath,
+) -> None:
+    """Writes a video per prompt, marked unless told otherwise, and prints their names."""
+    import numpy as np
+
+    from vidjax.generation import output, watermark
+
+    names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
+    marked = np.stack([watermark.embed(video) for video in videos]) if WATERMARK.value else videos
+    how = dict(seeds=[SEED.value], about=about_of(generator, options), kind=FORMAT.value)
+    for entry in output.write_samples(out, names, list(marked[:, None]), fps, **how):
+        for name in entry.get("videos", [entry["png"]]):
+            print(printable(str(out.parent / name)))
+
+
+def save_latents(latents: "Array", file: AnyPath) -> None:
+    """Writes latents as npy, whole, and prints the name."""
+    import numpy as np
+
+    with whole_file(file) as path, path.open("wb") as opened:
+        np.save(opened, np.asarray(latents))
+    print(SAVE_LATENTS.value)
+
+
+def is_long(generator: "AnyGenerator") -> bool:
+    """Whether the video is sampled clip by clip. Raises InputError for what such videos cannot have."""
     asked = KNOWN.value or LEVELS.value or BETWEEN.value
     if not asked and not (generator.model.masked and (FRAMES.value or 0) > generator.size[0]):
         return False
@@ -199,17 +245,17 @@ def is_long(generator: "Generator") -> bool:
 
 
 def write_long(
-    generator: "Generator", prompts: list[str | int], size: tuple[int, int], options: dict, out: Path
+    generator: "AnyGenerator", prompts: list[str | int], size: tuple[int, int], options: dict, out: Path
 ) -> None:
-    """One after the other; the n-th has the seed --seed + n."""
+    """Samples and writes long videos, one after the other; the n-th has the seed --seed + n."""
     import json
 
     from vidjax.data.video_writing import slug
     from vidjax.generation import long_video
     from vidjax.generation.output import describe
+    from vidjax.generation.watermark import embed
     from vidjax.recipes.run import Run
     from vidjax.runtime import progress
-    from vidjax.watermark import embed
 
     between = Run(parse_path(BETWEEN.value, "--between")).generator() if BETWEEN.value else None
     if KNOWN.value:
@@ -217,7 +263,7 @@ def write_long(
     models = [(each.fingerprint(), repr(each.defaults)) for each in (generator, between) if each]
     mark = embed if WATERMARK.value else lambda video: video
     for i, prompt in enumerate(prompts):
-        plan = long_video.plan_of(generator, prompt, between, LEVELS.value, size, **options)
+        plan = long_video.make_plan(generator, prompt, between, LEVELS.value, size, **options)
         seed = SEED.value + i
         stem = out / f"{i:02d}-{slug(str(prompt))}-seed{seed}"
         how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]
@@ -229,8 +275,8 @@ def write_long(
         print(printable(str(path)))
 
 
-def about_of(generator: "Generator", options: dict) -> dict[str, Any]:
-    """What made the videos, beside prompt and seed."""
+def about_of(generator: "AnyGenerator", options: dict) -> dict[str, Any]:
+    """The settings to note beside a video, without prompt and seed."""
     import dataclasses
 
     how = dataclasses.asdict(dataclasses.replace(generator.defaults, **options))
@@ -238,7 +284,8 @@ def about_of(generator: "Generator", options: dict) -> dict[str, Any]:
     return {**flags, "motion": MOTION.value, "init_noise": INIT_NOISE.value, "watermark": WATERMARK.value, **how}
 
 
-def make_generator() -> "Generator":
+def make_generator() -> "AnyGenerator":
+    """Loads the run's model or the folder's. Raises InputError."""
     if WORKDIR.value:
         from vidjax.recipes.run import Run
 
@@ -250,7 +297,7 @@ def make_generator() -> "Generator":
 
 
 def read_motion() -> tuple[float, float]:
-    """Raises InputError unless --motion is two numbers."""
+    """Reads --motion. Raises InputError unless it is two numbers."""
     try:
         down, right = map(float, MOTION.value)
     except ValueError:
@@ -261,7 +308,7 @@ def read_motion() -> tuple[float, float]:
 
 
 def read_noise(path: Path) -> "np.ndarray":
-    """Raises InputError if there is no array of floats in that file."""
+    """Maps the noise in a file. Raises InputError if it has no array of floats."""
     import numpy as np
 
     try:

@@ -38,10 +38,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     config, found = Run(args.workdir).config, {}
-    last = Run(args.workdir).generator()
-    for name, generator in zip(stage_names(config), cascade.chain(last), strict=True):
-        if generator.below is None:
-            continue
+    whole = Run(args.workdir).generator()
+    assert isinstance(whole, cascade.Cascade)
+    for name, generator in list(zip(stage_names(config), whole.generators, strict=True))[1:]:
         dataset = recipe.build(config, name, args.workdir).dataset()
         clips, embedder = np.concatenate(dataset.windows("heldout", per_clip=1)), cascade.embedder(generator)
         low = embedder.shrink(to_unit(clips))

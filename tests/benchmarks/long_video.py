@@ -60,7 +60,7 @@ def continued(workdir: Path, level: float, clips: np.ndarray, frames: int) -> np
     plan = long_video.Plan(long_video.Clips(sample, generator.latent_shape()[0]), overlap)
     tail = np.asarray(generator.encode(clips))[:, -overlap:]
     parts, count = [], 0
-    for video in long_video.videos(generator, long_video.endless(plan, 0, 1, tail)):
+    for video in long_video.decode_clips(generator, long_video.sample_parts(plan, 0, 1, tail)):
         parts.append(video)
         count += video.shape[1]
         if count >= frames:

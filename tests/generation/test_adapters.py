@@ -13,7 +13,7 @@ from tiny_folder import write_folder
 
 from vidjax.errors import InputError
 from vidjax.generation.adapters import merge_lora_files, parse
-from vidjax.generation.generator import SampleConfig, Subject
+from vidjax.generation.options import SampleConfig, Subject
 from vidjax.generation.pretrained import load_generator
 from vidjax.generation.subjects import read_subject
 from vidjax.models.lora import layers_of, lora_tensors, merge_loras

@@ -16,7 +16,10 @@ from vidjax.diffusion.draws import draws_at
 from vidjax.diffusion.schedule import cosine
 from vidjax.errors import InputError
 from vidjax.generation import cascade
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.cascade import Cascade
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
+from vidjax.generation.sampling import lowres_conditions
 from vidjax.models.conditioning import embed
 from vidjax.models.lowres import LowresEmbedder
 from vidjax.models.parameters import parameters
@@ -50,7 +53,7 @@ class Copying(nnx.Module):
         return x[..., 3:]
 
 
-def generator(network=None, below=None, size=(4, 8, 8), prediction="x0", **factors) -> Generator:
+def generator(network=None, size=(4, 8, 8), prediction="x0", **factors) -> Generator:
     embedders = {"lowres": lowres(**factors)} if factors else {}
     more = dict(vector_dim=64, in_channels=6) if factors else dict(in_channels=3)
     unet = dict(channels=(8,), blocks_per_level=0, attention_levels=False, heads=2, groups=4, block=(), out_channels=3)
@@ -60,9 +63,7 @@ def generator(network=None, below=None, size=(4, 8, 8), prediction="x0", **facto
     random = np.random.default_rng(0)
     params = {path: v + 0.1 * random.standard_normal(v.shape, np.float32) for path, v in parameters(model).items()}
     how = SampleConfig(num_steps=2, lowres_level=0.0)
-    made = Generator(nnx.graphdef(model), params, SCHEDULE, prediction, None, size, 3, how)
-    made.below = below
-    return made
+    return Generator(nnx.graphdef(model), params, SCHEDULE, prediction, None, size, 3, how)
 
 
 def some(*shape):
@@ -166,30 +167,41 @@ def test_stills_have_no_frames_between_them_but_pixels():
     np.testing.assert_allclose(said[:, 4:], alone, atol=1e-6)
 
 
-def test_asked_for_a_video_the_last_stage_asks_those_below():
+def test_a_cascade_asks_each_of_its_generators_for_what_the_next_makes_larger():
     base = generator(size=(2, 4, 4), prediction="v")
-    middle = generator(below=base, size=(4, 4, 4), prediction="v", time_factor=2)
-    last = generator(below=middle, size=(4, 8, 8), prediction="v", space_factor=2)
-    done = []
-    video = last(["", ""], seed=5, progress=lambda n: done.append(int(n)))
-    all_videos = list(cascade.videos(last, ["", ""], seed=5))
+    middle = generator(size=(4, 4, 4), prediction="v", time_factor=2)
+    last = generator(size=(4, 8, 8), prediction="v", space_factor=2)
+    whole, done = Cascade([base, middle, last]), []
+    video = whole(["", ""], seed=5, progress=lambda n: done.append(int(n)))
+    all_videos = list(whole.videos(["", ""], seed=5))
     assert [v.shape[1:4] for v in all_videos] == [(2, 4, 4), (4, 4, 4), (4, 8, 8)]
     np.testing.assert_array_equal(all_videos[-1], video)
     np.testing.assert_array_equal(all_videos[0], base(["", ""], seed=5))
     np.testing.assert_array_equal(all_videos[1], middle(["", ""], seed=5, lowres=all_videos[0]))
-    assert sorted(done) == [1, 2, 3, 4, 5, 6] and cascade.steps(last, {"num_steps": 7}) == 21
-    assert np.abs(video.astype(int) - last(["", ""], seed=5, lowres=255 - all_videos[1])).max() > 2  # it is looked at
+    np.testing.assert_array_equal(Cascade([base])(["", ""], seed=5), all_videos[0])
+    assert sorted(done) == [1, 2, 3, 4, 5, 6] and whole.num_steps(num_steps=7) == 21
+    assert np.abs(video.astype(int) - whole(["", ""], seed=5, lowres=255 - all_videos[1])).max() > 2  # it is looked at
+
+
+def test_what_is_asked_of_the_last_generator_alone_leaves_the_others_as_they_are():
+    base, last = generator(size=(2, 4, 4), prediction="v"), generator(size=(4, 4, 4), prediction="v", time_factor=2)
+    whole, noise = Cascade([base, last]), last.noise(1, seed=3)
+    low = base([""], seed=2, num_steps=1)
+    np.testing.assert_array_equal(
+        whole.latents([""], seed=2, num_steps=1, noise=noise),
+        last.latents([""], seed=2, num_steps=1, noise=noise, lowres=low),
+    )
 
 
 def test_no_two_noises_of_a_cascade_are_the_same():
     base = generator(size=(4, 8, 8))
-    above = generator(below=base, size=(8, 8, 8), time_factor=2)
+    above = generator(size=(8, 8, 8), time_factor=2)
     (_, one), (_, other) = base._start(1, (4, 8, 8, 3), 0), above._start(1, (8, 8, 8, 3), 0)
     alike = lambda a, b: abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1])
     assert alike(one, other[:, :4]) < 0.1
     keys, start = above._start(1, (8, 8, 8, 3), 0)
     grey = np.full((1, 4, 8, 8, 3), 128, np.uint8)
-    under = cascade.condition(above, grey, (8, 8, 8, 3), keys, 0.99)["lowres"]["video"]
+    under = lowres_conditions(SCHEDULE, cascade.embedder(above), grey, (8, 8, 8, 3), keys, 0.99)["lowres"]["video"]
     assert max(alike(under, noise) for noise in (start[:, :4], start[:, ::2], one)) < 0.1
 
 

@@ -12,8 +12,9 @@ from vidjax.data.video_reading import Video
 from vidjax.diffusion.schedule import cosine
 from vidjax.errors import InputError
 from vidjax.generation import long_video
-from vidjax.generation.generator import Generator, SampleConfig
-from vidjax.generation.long_video import Clips, Plan, clip_seed, endless
+from vidjax.generation.generator import Generator
+from vidjax.generation.long_video import Clips, Plan, clip_seed, sample_parts
+from vidjax.generation.options import SampleConfig
 from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.models.video_model import VideoModel
@@ -38,7 +39,7 @@ def counting(length: int, asked: list | None = None) -> Clips:
 
 
 def shown(plan, seed, count):
-    new = (clip[0, old:, 0, 0, 0] for clip, old in endless(plan, seed))
+    new = (clip[0, old:, 0, 0, 0] for clip, old in sample_parts(plan, seed))
     return np.array(list(itertools.islice(itertools.chain.from_iterable(new), count)))
 
 
@@ -63,9 +64,9 @@ def test_no_two_clips_have_the_same_seed_and_the_first_has_that_of_the_video():
 
 def test_a_video_may_be_taken_up_at_any_part():
     plan = Plan(counting(4), 1, counting(5), 1)
-    whole = [clip for clip, _ in itertools.islice(endless(plan, 3), 9)]  # three clips a part
-    _, tail = long_video.part(plan, 3, 0, None)
-    later = [clip for clip, _ in itertools.islice(endless(plan, 3, 1, tail), 6)]
+    whole = [clip for clip, _ in itertools.islice(sample_parts(plan, 3), 9)]  # three clips a part
+    _, tail = long_video.sample_part(plan, 3, 0, None)
+    later = [clip for clip, _ in itertools.islice(sample_parts(plan, 3, 1, tail), 6)]
     np.testing.assert_array_equal(whole[3:], later)
 
 
@@ -109,7 +110,7 @@ def test_known_frames_stay_what_they_are_and_the_others_go_with_them(kind):
 
 def test_a_model_without_known_frames_samples_as_ever():
     model = generator()
-    clip, _ = next(endless(long_video.plan_of(model, ""), seed=5))
+    clip, _ = next(sample_parts(long_video.make_plan(model, ""), seed=5))
     np.testing.assert_array_equal(clip, model.latents([""], seed=5))
     with pytest.raises(InputError, match="known frames are"):
         model.latents([""], known=(np.zeros((1, 3, 8, 8, 1)), np.zeros(3)))
@@ -121,7 +122,7 @@ class Interrupted(Exception):
 
 def test_an_interrupted_video_ends_as_the_uninterrupted_one(tmp_path):
     model = generator()
-    plan = long_video.plan_of(model, "", levels=1)
+    plan = long_video.make_plan(model, "", levels=1)
 
     def write(name, stop=None):
         def report(count):
@@ -147,14 +148,14 @@ def test_an_interrupted_video_ends_as_the_uninterrupted_one(tmp_path):
 def test_every_piece_of_the_video_is_marked(tmp_path):
     model = generator()
     white = lambda video: np.full_like(video, 255)
-    path = long_video.write(model, long_video.plan_of(model, ""), tmp_path / "v", 9, 1, "one", 8.0, mark=white)
+    path = long_video.write(model, long_video.make_plan(model, ""), tmp_path / "v", 9, 1, "one", 8.0, mark=white)
     with Video(path) as video:
         assert video.read(range(9)).min() > 250
 
 
 def test_what_lies_there_of_another_video_is_refused(tmp_path):
     model = generator()
-    plan = long_video.plan_of(model, "")
+    plan = long_video.make_plan(model, "")
     with pytest.raises(Interrupted):
         raising = lambda count: (_ for _ in ()).throw(Interrupted)
         long_video.write(model, plan, tmp_path / "v", 9, 1, "one", 8.0, report=raising)

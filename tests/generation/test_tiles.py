@@ -11,7 +11,8 @@ from flax import nnx
 
 from vidjax.diffusion.schedule import cosine
 from vidjax.errors import InputError
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
 from vidjax.generation.tiles import blend, in_tiles, places
 from vidjax.models.autoencoder import PATCHES, Autoencoder
 from vidjax.models.parameters import parameters

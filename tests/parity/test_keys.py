@@ -20,7 +20,7 @@ from vidjax.weights import clip, configs  # noqa: E402
 from vidjax.weights.convert import fit, parameters, rename, unfit  # noqa: E402
 from vidjax.weights.diffusers import MODELSCOPE_KEYS, TUNE_A_VIDEO_KEYS, unet, unet_keys  # noqa: E402
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER  # noqa: E402
-from vidjax.weights.pretrained import inflated  # noqa: E402
+from vidjax.weights.pretrained import inflate_config  # noqa: E402
 
 SMALL = dict(block_out_channels=(16, 32), layers_per_block=2, cross_attention_dim=24, norm_num_groups=8)
 IMAGE = dict(
@@ -79,7 +79,7 @@ def test_unets(family):
         reference = diffusers.UNet2DConditionModel(**IMAGE, use_linear_projection=family == "sd2")
     config, expected = written(reference), shapes(reference)
     if family == "tune_a_video":
-        config, expected = inflated(config), tune_a_video(reference)
+        config, expected = inflate_config(config), tune_a_video(reference)
     ours, rules = configs.unet_config(config)
     linear = family in ("sd2", "modelscope")
     pointwise = r"conv_shortcut\.weight$" if linear else r"(conv_shortcut|attentions\.\d+\.proj_(in|out))\.weight$"

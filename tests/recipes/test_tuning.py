@@ -143,9 +143,9 @@ def test_the_inversion_is_kept_until_something_it_depends_on_changes(run, tuned)
     with np.load(run / "inversion.npz") as kept:
         noise = kept["array"]
     written = (run / "inversion.npz").stat().st_mtime_ns
-    np.testing.assert_array_equal(editing.inverted(generator, latents, run / "inversion.npz"), noise)
+    np.testing.assert_array_equal(editing.invert_once(generator, latents, run / "inversion.npz"), noise)
     assert (run / "inversion.npz").stat().st_mtime_ns == written
-    other = editing.inverted(generator, latents + 1, run / "inversion.npz")
+    other = editing.invert_once(generator, latents + 1, run / "inversion.npz")
     assert not np.allclose(other, noise)
 
 
@@ -227,8 +227,8 @@ def test_edits_start_from_as_much_of_the_clip_as_the_strength_leaves(run, tuned)
 
 def test_the_inversions_of_two_clips_are_blended(tuned, tmp_path):
     clips = list(np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8))
-    mixed = editing.blended(tuned, clips, (0.3, 0.7), tmp_path)
-    alone = [editing.inverted(tuned, tuned.encode(clip[None]), tmp_path / "one.npz") for clip in clips]
+    mixed = editing.blend_clips(tuned, clips, (0.3, 0.7), tmp_path)
+    alone = [editing.invert_once(tuned, tuned.encode(clip[None]), tmp_path / "one.npz") for clip in clips]
     np.testing.assert_allclose(mixed, editing.blend(alone, (0.3, 0.7)), rtol=1e-5)
 
 

@@ -21,6 +21,7 @@ from vidjax.data.video_writing import contact_sheet, slug, write_mp4
 from vidjax.errors import printable
 from vidjax.evaluation.page import write_report
 from vidjax.generation import editing
+from vidjax.generation.cascade import AnyGenerator
 from vidjax.generation.generator import Generator, what_to_ask
 from vidjax.generation.output import write_index, write_samples
 from vidjax.metrics import retrieval
@@ -52,6 +53,7 @@ def show(run: Run) -> dict[str, Any]:
     if not run.tuned:
         summary |= samples_of(workdir, generator, dataset)
     else:
+        assert isinstance(generator, Generator)
         clips, texts = first_windows(dataset)
         summary |= editing.show(workdir, generator, clips, texts)
     if not lead():
@@ -69,7 +71,7 @@ def show(run: Run) -> dict[str, Any]:
     return summary
 
 
-def samples_of(workdir: AnyPath, generator: Generator, dataset: Dataset) -> dict[str, Any]:
+def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> dict[str, Any]:
     """Samples of what the model learned, and how good they and the reconstructions of held-out windows are.
 
     Clips that training left out are not asked for; those that are too short to hold a window back are not measured.
@@ -117,7 +119,7 @@ def data_of(dataset: Dataset) -> tuple[list[int], dict[str, Any]]:
     return list(used), about
 
 
-def asked_for(generator: Generator, dataset: Dataset, used: Sequence[int]) -> tuple[list[str | int], list[str]]:
+def asked_for(generator: AnyGenerator, dataset: Dataset, used: Sequence[int]) -> tuple[list[str | int], list[str]]:
     """As `what_to_ask`, without captions that only clips have which cannot be used."""
     prompts, names = what_to_ask(generator, dataset)
     if "text" not in generator.embedder_names or len(dataset) > SMALL or len(used) == len(dataset):
@@ -134,7 +136,7 @@ def real_windows(dataset: Dataset, used: Sequence[int], names: Sequence[str]) ->
     return [np.concatenate(dataset.windows("heldout" if dataset.heldout else "train", clips=clips)) for clips in of]
 
 
-def repeated(generator: Generator, prompts: Sequence[str | int]) -> list[np.ndarray]:
+def repeated(generator: AnyGenerator, prompts: Sequence[str | int]) -> list[np.ndarray]:
     """Videos of all prompts, once per seed."""
     seeds = range(generator.defaults.per_caption)
     return [generator(prompts, seed=seed) for seed in count_off(seeds, f"sampling {len(prompts)} prompts, seed")]

@@ -1,18 +1,18 @@
-"""LoRA files beside a model: which, how strongly, merged into its parameters before it samples."""
+"""LoRA files merged into a model's parameters before it samples."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from vidjax.errors import InputError, check_range
-from vidjax.generation.generator import Generator
+from vidjax.generation.cascade import AnyGenerator
 from vidjax.models.lora import merge_loras
 from vidjax.models.parameters import Params
 from vidjax.weights import lora
 
 
-def merge_lora_files(generator: Generator, files: Sequence[str]) -> Params:
-    """The generator's parameters with all these LoRAs merged, each FILE or FILE:WEIGHT; what they leave is not copied.
+def merge_lora_files(generator: AnyGenerator, files: Sequence[str]) -> Params:
+    """Merges LoRAs, each FILE or FILE:WEIGHT, with the generator's parameters; those that stay as they are are shared.
 
     Raises InputError for a file that is no LoRA, or one of another model, and for a weight that is no number.
     """
@@ -26,7 +26,7 @@ def merge_lora_files(generator: Generator, files: Sequence[str]) -> Params:
 
 
 def parse(text: str) -> tuple[str, float]:
-    """(path, weight) of FILE or FILE:WEIGHT, where no weight is 1. Raises InputError."""
+    """Splits FILE or FILE:WEIGHT into (path, weight), by default 1. Raises InputError."""
     path, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, 1.0

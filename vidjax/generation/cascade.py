@@ -1,19 +1,162 @@
-"""Stages that each make the video of the one before larger (Ho et al. 2021; Imagen Video, Ho et al. 2022), in a row."""
+"""Models that each make the video of the one before larger (Ho et al. 2021; Imagen Video, Ho et al. 2022), in a row."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from vidjax.data.pipeline import DataConfig
-from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
+from vidjax.generation.generator import Generator, Prompts, Report
+from vidjax.generation.options import SampleConfig
 from vidjax.models.lowres import LowresEmbedder
+from vidjax.models.parameters import Params
+from vidjax.models.video_model import Codec, VideoModel
 
-APART = 2**20  # what sets the keys of this noise apart from those of the steps of a sampler
+SHARED = {field.name for field in dataclasses.fields(SampleConfig)}  # options that all stages are sampled with
+
+
+class Cascade:
+    """Generators, the base first, each of which makes the videos of the one before larger.
+
+    It samples as a `Generator` does; `size`, `defaults`, `model` and the like are those of the last one.
+    """
+
+    def __init__(self, generators: Sequence[Generator]):
+        self.generators = tuple(generators)
+
+    @property
+    def last(self) -> Generator:
+        """The generator of the largest videos."""
+        return self.generators[-1]
+
+    def num_steps(self, **options: Any) -> int:
+        """Counts the steps of all samplers, under these options."""
+        return sum(options.get("num_steps", each.defaults.num_steps) for each in self.generators)
+
+    def sizes(
+        self, frames: int | None = None, size: tuple[int, int] | None = None
+    ) -> list[tuple[int, tuple[int, int]]]:
+        """(frames, (height, width)) of each generator's videos, for a last one of this size. Raises InputError."""
+        t, (h, w) = frames or self.last.size[0], size or self.last.size[1:]
+        found = [(t, (h, w))]
+        for generator in self.generators[:0:-1]:
+            t, h, w = embedder(generator).low_size((t, h, w))
+            found.append((t, (h, w)))
+        return found[::-1]
+
+    def __call__(self, prompts: Prompts, **options: Any) -> UInt8[np.ndarray, "b t h w c"]:
+        """Samples a video per prompt; arguments as in `latents`."""
+        return self.decode(self.latents(prompts, **options))
+
+    def videos(
+        self,
+        prompts: Prompts,
+        *,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        progress: Report | None = None,
+        **options: Any,
+    ) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
+        """Yields what each generator samples, the base first; `options` are fields of SampleConfig."""
+        done, own = 0, {}
+        for generator, (t, hw) in zip(self.generators, self.sizes(frames, size)):
+            report = after(done, progress)
+            video = generator(prompts, frames=t, size=hw, seed=seed, progress=report, **own, **options)
+            yield video
+            done += options.get("num_steps", generator.defaults.num_steps)
+            own = {"lowres": video}
+
+    def latents(
+        self,
+        prompts: Prompts,
+        *,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
+        progress: Report | None = None,
+        **options: Any,
+    ) -> Float[Array, "b t h w c"]:
+        """Samples what the last generator diffuses; arguments as in `Generator.latents`.
+
+        lowres: the videos to make larger, by default sampled by the generators before the last one, with the same seed
+        and the same fields of SampleConfig. progress: is called with the number of steps of all generators done.
+        """
+        below = Cascade(self.generators[:-1])
+        if lowres is None and below.generators:
+            t, hw = self.sizes(frames, size)[-2]
+            shared = {name: value for name, value in options.items() if name in SHARED}
+            *_, lowres = below.videos(prompts, frames=t, size=hw, seed=seed, progress=progress, **shared)
+        report = after(below.num_steps(**options), progress)
+        more = dict(frames=frames, size=size, seed=seed, lowres=lowres, progress=report)
+        return self.last.latents(prompts, **more, **options)
+
+    def decode(self, latents: Float[Array | np.ndarray, "b s i j z"]) -> UInt8[np.ndarray, "b t h w c"]:
+        """Decodes latents of the last generator to videos."""
+        return self.last.decode(latents)
+
+    def reconstruct(self, videos: Sequence[UInt8[np.ndarray, "t h w c"]]) -> tuple[np.ndarray, np.ndarray]:
+        """As `Generator.reconstruct`."""
+        return self.last.reconstruct(videos)
+
+    def latent_shape(self, frames: int | None = None, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+        """As `Generator.latent_shape`."""
+        return self.last.latent_shape(frames, size)
+
+    def fingerprint(self) -> int:
+        """As `Generator.fingerprint`, of the last one."""
+        return self.last.fingerprint()
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(frames, height, width) of the largest videos."""
+        return self.last.size
+
+    @property
+    def defaults(self) -> SampleConfig:
+        """Options of the last generator."""
+        return self.last.defaults
+
+    @property
+    def model(self) -> VideoModel:
+        """Model of the last generator."""
+        return self.last.model
+
+    @property
+    def params(self) -> Params:
+        """Parameters of the last generator by path; they can be set."""
+        return self.last.params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self.last.params = params
+
+    @property
+    def codec(self) -> Codec | None:
+        """Codec of the last generator."""
+        return self.last.codec
+
+    @property
+    def embedder_names(self) -> tuple[str, ...]:
+        """Names of the conditions of the last generator."""
+        return self.last.embedder_names
+
+    @property
+    def tokenize(self) -> Callable[[str], np.ndarray] | None:
+        """Makes token ids of a caption, if the last generator reads text."""
+        return self.last.tokenize
+
+
+AnyGenerator = Generator | Cascade
+
+
+def after(done: int, progress: Report | None) -> Report | None:
+    """Makes a report that counts on from `done` steps."""
+    return None if progress is None else lambda steps: progress(done + steps)
 
 
 def below(section: Mapping[str, Any]) -> str | None:
@@ -39,66 +182,6 @@ def check(name: str, embedder: LowresEmbedder, own: DataConfig, low: DataConfig)
         )
 
 
-def chain(generator: Any) -> list[Any]:
-    """The generators of all stages up to this one (None: none), the base first."""
-    return [*chain(generator.below), generator] if generator else []
-
-
-def steps(generator: Any, options: Mapping[str, Any]) -> int:
-    """Of the samplers of all stages up to this one."""
-    return sum(options.get("num_steps", each.defaults.num_steps) for each in chain(generator))
-
-
-def videos(
-    generator: Any,
-    prompts: Sequence[str | int],
-    *,
-    frames: int | None = None,
-    size: tuple[int, int] | None = None,
-    **options: Any,
-) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
-    """What each stage up to this one makes, the base first; arguments as in `Generator.latents`."""
-    own: dict[str, Any] = {}
-    if generator.below is not None:
-        low = low_size(generator, (frames or generator.size[0], *(size or generator.size[1:])))
-        for video in videos(generator.below, prompts, **low, **options):
-            yield video
-            own = {"lowres": video}
-    yield generator(prompts, frames=frames, size=size, **own, **options)
-
-
-def from_below(generator: Any, prompts: Sequence[str | int], shape: tuple[int, ...], **options: Any) -> np.ndarray:
-    """What samples of `shape` [t, h, w, c] make larger. Raises InputError if there is no stage below."""
-    if generator.below is None:
-        raise InputError("this model makes a video larger and has none: give it one, or the stage that makes it")
-    return generator.below(prompts, **low_size(generator, shape), **options)
-
-
-def low_size(generator: Any, size: tuple[int, ...]) -> dict[str, Any]:
-    """`frames` and `size` of the stage below."""
-    t, h, w = embedder(generator).low_size((size[0], size[1], size[2]))
-    return {"frames": t, "size": (h, w)}
-
-
-def embedder(generator: Any) -> LowresEmbedder:
-    """What holds the factors of a stage."""
+def embedder(generator: Generator | Cascade) -> LowresEmbedder:
+    """The embedder that holds the factors by which a model makes videos larger."""
     return generator.model.embedders["lowres"]
-
-
-def condition(
-    generator: Any, video: UInt8[np.ndarray, "b s i j c"], shape: tuple[int, ...], keys: Array, level: float
-) -> dict[str, Any]:
-    """The batch entry for samples of `shape` [t, h, w, c] that make `video` larger, with the noise of that quantile of
-    the training times; `keys` are one a video. Raises InputError for a video of another size, or a level that the stage
-    was not trained with."""
-    made = embedder(generator)
-    if not 0 <= level <= made.max_level:
-        raise InputError(
-            f"sample.lowres_level={level} is not between 0 and {made.max_level}, up to where the stage was trained"
-        )
-    low = (*made.low_size((shape[0], shape[1], shape[2])), shape[3])
-    if video.shape != (len(keys), *low):
-        raise InputError(f"the video to be made larger is {video.shape}, it should be {(len(keys), *low)}")
-    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, APART), low))(keys)
-    t = generator.schedule.sample_t(jnp.full(len(keys), level, jnp.float32))
-    return {made.key: made.noised(generator.schedule, jnp.asarray(to_unit(video)), t, eps)}

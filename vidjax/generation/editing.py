@@ -1,4 +1,4 @@
-"""A tuned run's edits: the clip is inverted once, then every prompt leads the same noise to another video."""
+"""Edits of a clip: it is inverted once, then every prompt leads the same noise to another video."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,12 +26,12 @@ Latents = Float[np.ndarray, "b t h w c"]
 
 
 def split_prompts(prompts: str) -> list[str]:
-    """The prompts of one string with ; between them."""
+    """Splits one string at each ; into prompts."""
     return [prompt.strip() for prompt in prompts.split(";") if prompt.strip()]
 
 
-def inverted(generator: Generator, latents: Latents, file: AnyPath) -> Latents:
-    """The noise of `latents` under the empty prompt (Mokady et al. 2023), computed once and kept in `file`.
+def invert_once(generator: Generator, latents: Latents, file: AnyPath) -> Latents:
+    """Inverts `latents` to noise under the empty prompt (Mokady et al. 2023), once: the noise is cached in `file`.
 
     A file for other latents, steps or weights than these is computed again.
     """
@@ -40,11 +40,11 @@ def inverted(generator: Generator, latents: Latents, file: AnyPath) -> Latents:
         say(f"inverting the clip in {generator.defaults.num_steps} steps")
         return np.asarray(generator.invert(latents, [""] * len(latents)))
 
-    return kept(file, stamp(generator, latents), make)
+    return cached(file, stamp(generator, latents), make)
 
 
-def nulled(generator: Generator, latents: Latents, prompt: str, folder: AnyPath) -> tuple[Latents, np.ndarray]:
-    """The noise of `latents` under `prompt`, and the null captions a step that lead back; likewise kept."""
+def null_text_once(generator: Generator, latents: Latents, prompt: str, folder: AnyPath) -> tuple[Latents, np.ndarray]:
+    """Inverts `latents` under `prompt` to noise, and the null captions per step that lead back; both are cached."""
     how = generator.defaults
     under = f"{stamp(generator, latents)}|{prompt}|{how.negative_prompt}|{how.guidance_scale}|{how.null_text}"
 
@@ -54,45 +54,45 @@ def nulled(generator: Generator, latents: Latents, prompt: str, folder: AnyPath)
         return generator.null_text(latents, [prompt] * len(latents))
 
     noise, nulls = (
-        kept(folder / f"null_text_{name}.npz", under, lambda i=i: np.asarray(made()[i]))
+        cached(folder / f"null_text_{name}.npz", under, lambda i=i: np.asarray(made()[i]))
         for i, name in enumerate(("noise", "tokens"))
     )
     return noise, nulls
 
 
 def stamp(generator: Generator, latents: Latents) -> str:
-    """What an inversion depends on."""
+    """Describes all that an inversion depends on."""
     how = generator.defaults
     steps = f"{how.num_steps}|{how.spacing}|{how.chunk}|{how.overlap}"
     return f"{steps}|{generator.fingerprint()}|{crc32(np.asarray(latents))}"
 
 
-def kept(file: AnyPath, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """`make()`, by all processes, or what an earlier call with the same stamp has left whole in `file`."""
-    if on_first_process(lambda: left(file, stamp) is not None):
-        array = left(file, stamp)
+def cached(file: AnyPath, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns the array cached in `file` under `key`; computes, on all processes, and stores it if there is none."""
+    if on_first_process(lambda: read_cache(file, key) is not None):
+        array = read_cache(file, key)
         assert array is not None
         return array
     array = make()
-    on_first_process(lambda: leave(file, stamp, array))
+    on_first_process(lambda: write_cache(file, key, array))
     return array
 
 
-def left(file: AnyPath, stamp: str) -> np.ndarray | None:
-    """The array in `file`, if it is whole and has that stamp."""
+def read_cache(file: AnyPath, key: str) -> np.ndarray | None:
+    """Reads the array in `file`; None if there is none, it is damaged, or it has another key."""
     with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), file.open("rb") as opened:
         found = np.load(opened, allow_pickle=False)
-        return found["array"] if str(found["stamp"]) == stamp else None
+        return found["array"] if str(found["stamp"]) == key else None
 
 
-def leave(file: AnyPath, stamp: str, array: np.ndarray) -> None:
-    """All of it, or nothing."""
+def write_cache(file: AnyPath, key: str, array: np.ndarray) -> None:
+    """Writes the file whole, or not at all."""
     with whole_file(file) as whole:
-        np.savez(whole, array=array, stamp=stamp)
+        np.savez(whole, array=array, stamp=key)
 
 
 def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
-    """Several inversions as one start: sum of weight noise, brought back to the mean deviation of its parts.
+    """Mixes several inversions to one start: their weighted sum, scaled back to the mean deviation of its parts.
 
     With two, alpha inv(V1) + (1 - alpha) inv(V2). Raises InputError if shapes or numbers do not match.
     """
@@ -107,10 +107,11 @@ def blend(noises: Sequence[Latents], weights: Sequence[float]) -> Latents:
 def edits(
     generator: Generator, clips: Sequence[np.ndarray], prompts: Sequence[str], caption: str, workdir: AnyPath
 ) -> list[np.ndarray]:
-    """uint8 videos [t, h, w, c], one a prompt, of the first clip [t, h, w, c], which `caption` describes.
+    """Edits the first clip [t, h, w, c], which `caption` describes: a uint8 video [t, h, w, c] per prompt.
 
-    How they start is `sample`'s to say: from the clip's inversion, or the mixture of several clips' (`blend`), with
-    `null_text` from its inversion under the caption; with `strength` from the clip under noise; else from noise.
+    The generator's defaults decide how edits start: from the clip's inversion, or the mixture of several clips'
+    (`blend`), with `null_text` from its inversion under the caption; with `strength` from the clip under noise; else
+    from noise.
     """
     clip, how = clips[0], generator.defaults
     latents, size = generator.encode(clip[None]), clip.shape[1:3]
@@ -118,40 +119,42 @@ def edits(
     if how.strength < 1:
         start["begin"] = latents
     elif how.null_text:
-        start["noise"], start["nulls"] = nulled(generator, latents, caption, workdir)
+        start["noise"], start["nulls"] = null_text_once(generator, latents, caption, workdir)
     elif how.blend:
-        start["noise"] = blended(generator, clips[: len(how.blend)], how.blend, workdir)
+        start["noise"] = blend_clips(generator, clips[: len(how.blend)], how.blend, workdir)
     elif how.invert:
-        start["noise"] = inverted(generator, latents, workdir / "inversion.npz")
+        start["noise"] = invert_once(generator, latents, workdir / "inversion.npz")
     if how.mask or how.edit_frames:
         start["kept"] = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
     videos = []
-    for some in count_off(groups(generator, prompts), "sampling"):
+    for some in count_off(group_prompts(generator, prompts), "sampling"):
         if len(some) > 1 and "noise" not in start:
             start["noise"] = generator.noise(1, len(clip), size)
-        videos += list(generator(some, frames=len(clip), size=size, **for_each(start, len(some))))
+        videos += list(generator(some, frames=len(clip), size=size, **repeat_start(start, len(some))))
     return videos
 
 
-def groups(generator: Generator, prompts: Sequence[str]) -> list[list[str]]:
-    """As many prompts at a time as the mesh cuts a batch into; one where the steps draw noise, as each prompt gets that
-    of the first place."""
+def group_prompts(generator: Generator, prompts: Sequence[str]) -> list[list[str]]:
+    """Groups prompts by as many as the mesh cuts a batch into; singly where the steps draw noise, so that each prompt
+    gets that of the first place."""
     how = generator.defaults
     many = 1 if how.eta or how.sampler == "ddpm" else batch_ways(generator.mesh)
     return [list(prompts[i : i + many]) for i in range(0, len(prompts), many)]
 
 
-def for_each(start: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Arguments of `Generator.latents` for one video, for `count` that start alike."""
+def repeat_start(start: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Repeats the arguments of `Generator.latents` for one video for `count` that start alike."""
     repeat = lambda x, axis=0: np.repeat(np.asarray(x), count, axis)
     take = {"nulls": lambda x: repeat(x, 1), "kept": lambda pair: (repeat(pair[0]), pair[1])}
     return {name: take.get(name, repeat)(value) for name, value in start.items()}
 
 
-def blended(generator: Generator, clips: Sequence[np.ndarray], weights: Sequence[float], workdir: AnyPath) -> Latents:
-    """The inversions of several clips in one start."""
+def blend_clips(
+    generator: Generator, clips: Sequence[np.ndarray], weights: Sequence[float], workdir: AnyPath
+) -> Latents:
+    """Inverts several clips, each once, and mixes the inversions."""
     noises = [
-        inverted(generator, generator.encode(clip[None]), workdir / f"inversion{f'_{i}' if i else ''}.npz")
+        invert_once(generator, generator.encode(clip[None]), workdir / f"inversion{f'_{i}' if i else ''}.npz")
         for i, clip in enumerate(clips)
     ]
     return blend(noises, weights)
@@ -160,7 +163,7 @@ def blended(generator: Generator, clips: Sequence[np.ndarray], weights: Sequence
 def latent_mask(
     picture: str, frames: str, size: tuple[int, int, int], latent: tuple[int, int, int]
 ) -> Bool[np.ndarray, "t h w"]:
-    """Where an edit may go, latent by latent: wherever a white pixel of the picture lies, in the range of frames.
+    """Makes the mask of latents that an edit may change: those with a white pixel of the picture, in a range of frames.
 
     size, latent: (t, h, w) of the clip and of its latents. Raises InputError for a picture of another size and for a
     range that is none of the clip's.
@@ -195,9 +198,9 @@ def write_edits(
     fps: float,
     about: Mapping[str, Any] = {},
 ) -> Any:
-    """For each prompt its edit, and a contact sheet of the source above the edit; the source in clips/source.mp4.
+    """Writes an edit per prompt, contact sheets with the source above the edit, and the source as clips/source.mp4.
 
-    The first process writes; it gets entries for summary.json."""
+    The first process writes; it returns entries for summary.json, the others none."""
     if not lead():
         return []
     write_mp4(workdir / "clips" / "source.mp4", clip, fps)
@@ -208,8 +211,10 @@ def write_edits(
 
 
 def reconstruction_error(generator: Generator, latents: Latents, noise: Latents, prompt: str, **options: Any) -> float:
-    """||DDIM(inversion) - latents|| / ||latents|| under `prompt`, by default without guidance: how faithful edits can
-    be."""
+    """Measures how faithful edits can be: ||DDIM(inversion) - latents|| / ||latents|| under `prompt`.
+
+    `options` are fields of SampleConfig; there is no guidance unless they set it.
+    """
     how = dict(guidance_scale=1.0, negative_prompt="", sampler="ddim", eta=0.0) | options
     size = dict(frames=generator.size[0], size=generator.size[1:])
     back = generator.latents([prompt] * len(latents), noise=noise, **size, **how)
@@ -219,7 +224,7 @@ def reconstruction_error(generator: Generator, latents: Latents, noise: Latents,
 def show(
     workdir: AnyPath, generator: Generator, clips: Sequence[np.ndarray], captions: Sequence[str]
 ) -> dict[str, Any]:
-    """Edits of the first clip into `workdir`/samples; the entries and figures of summary.json."""
+    """Writes edits of the first clip into `workdir`/samples; returns entries and figures for summary.json."""
     clip, how = clips[0], generator.defaults
     prompts = split_prompts(how.prompts) or [captions[0]]
     videos = edits(generator, clips, prompts, captions[0], workdir)
@@ -227,10 +232,10 @@ def show(
     found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, how.fps, about)}
     if how.invert and how.strength == 1:
         latents = np.asarray(generator.encode(clip[None]))
-        noise = inverted(generator, latents, workdir / "inversion.npz")
+        noise = invert_once(generator, latents, workdir / "inversion.npz")
         found["inversion_error"] = reconstruction_error(generator, latents, noise, "")
         if how.null_text:
-            noise, nulls = nulled(generator, latents, captions[0], workdir)
+            noise, nulls = null_text_once(generator, latents, captions[0], workdir)
             more = dict(guidance_scale=how.guidance_scale, negative_prompt=how.negative_prompt)
             found["guided_error"] = reconstruction_error(generator, latents, noise, captions[0], **more)
             found["null_text_error"] = reconstruction_error(generator, latents, noise, captions[0], nulls=nulls, **more)

@@ -1,4 +1,4 @@
-"""Videos longer than a model's clips: each clip continues the one before, others fill in between; on disk as they come.
+"""Videos longer than a model's clips: each clip continues the one before, others fill in between; written as sampled.
 
 He et al. 2022, section 3.3. A part of the video is a function of (seed, its number) and the latents that it begins
 with, so that an interrupted video goes on as if it had not been, and memory is that of one part.
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from vidjax.data.video_writing import Mp4Writer, contact_sheet, finish_growing
 from vidjax.errors import InputError, reason
-from vidjax.generation.generator import Generator
+from vidjax.generation.cascade import AnyGenerator
 
 BLOCK = 64  # frames of an interrupted video that are read at a time
 SHEET = 16  # frames that the contact sheet shows
@@ -28,7 +28,7 @@ Known = tuple[Latents, Bool[np.ndarray, " _"]]
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """A source of clips: `sample(seed, known)`, of `length` latents each; `known` is None or latents with a mask."""
+    """Samples clips of `length` latents: `sample(seed, known)`, where `known` is None or latents with a mask."""
 
     sample: Callable[[int, Known | None], Latents]
     length: int
@@ -58,21 +58,24 @@ class Plan:
 
 
 def clip_seed(seed: int, *place: int) -> int:
-    """The seed of the clip at this place of a long video; the first one has the video's own."""
+    """Derives the seed of the clip at this place of a long video; the first one has the video's own."""
     return int(np.random.SeedSequence((seed, *place)).generate_state(1)[0]) if any(place) else seed
 
 
 def known_at(values: Latents, places: Sequence[int] | np.ndarray, length: int) -> Known:
-    """A clip of `length` latents that has these values in these places, and its mask."""
+    """Puts values in these places of a clip of `length` latents; returns the clip and its mask."""
     latents = np.zeros((values.shape[0], length, *values.shape[2:]), np.float32)
     latents[:, places] = values
     return latents, np.isin(np.arange(length), places)
 
 
-def part(plan: Plan, seed: int, number: int, tail: Latents | None) -> tuple[Iterable[tuple[Latents, int]], Latents]:
-    """Part `number` of a video, after latents `tail` (None: nothing, for part 0), and the tail of the next one.
+def sample_part(
+    plan: Plan, seed: int, number: int, tail: Latents | None
+) -> tuple[Iterable[tuple[Latents, int]], Latents]:
+    """Samples part `number` of a video, after latents `tail` (None: nothing, for part 0).
 
-    The part is an iterator of clips, each with how many of its first latents the video already shows.
+    Returns an iterator of clips, each with how many of its first latents the video already shows, and the tail after
+    which the next part comes.
     """
     known = None if tail is None else known_at(tail, range(plan.overlap), plan.predict.length)
     clip = plan.predict.sample(clip_seed(seed, number), known)
@@ -80,12 +83,12 @@ def part(plan: Plan, seed: int, number: int, tail: Latents | None) -> tuple[Iter
     after = clip[:, -plan.overlap :]
     if not plan.levels or plan.fill is None:
         return [(clip, shown)], after
-    between = filled(plan.fill, clip[:, max(shown - 1, 0) :], seed, (number,), plan.levels)
+    between = fill_gaps(plan.fill, clip[:, max(shown - 1, 0) :], seed, (number,), plan.levels)
     return ((clip, int(i > 0 or tail is not None)) for i, clip in enumerate(between)), after
 
 
-def filled(fill: Clips, keys: Latents, seed: int, place: tuple[int, ...], levels: int) -> Iterator[Latents]:
-    """Clips that run from each key to the next, with both at their ends: all gaps, so n keys give n - 1 clips.
+def fill_gaps(fill: Clips, keys: Latents, seed: int, place: tuple[int, ...], levels: int) -> Iterator[Latents]:
+    """Samples clips that run from each key to the next, with both at their ends: n keys give n - 1 clips.
 
     At more than one level each latent of these is a key of the next one.
     """
@@ -93,30 +96,30 @@ def filled(fill: Clips, keys: Latents, seed: int, place: tuple[int, ...], levels
         here = (*place, gap + 1)
         clip = fill.sample(clip_seed(seed, *here), known_at(keys[:, gap : gap + 2], [0, fill.length - 1], fill.length))
         if levels > 1:
-            yield from filled(fill, clip, seed, here, levels - 1)
+            yield from fill_gaps(fill, clip, seed, here, levels - 1)
         else:
             yield clip
 
 
-def endless(plan: Plan, seed: int, number: int = 0, tail: Latents | None = None) -> Iterator[tuple[Latents, int]]:
-    """The clips of all parts from `number` on, see `part`."""
+def sample_parts(plan: Plan, seed: int, number: int = 0, tail: Latents | None = None) -> Iterator[tuple[Latents, int]]:
+    """Samples the clips of all parts from `number` on, see `sample_part`."""
     for i in itertools.count(number):
-        clips, tail = part(plan, seed, i, tail)
+        clips, tail = sample_part(plan, seed, i, tail)
         yield from clips
 
 
-def plan_of(
-    generator: Generator,
+def make_plan(
+    generator: AnyGenerator,
     prompt: str | int,
-    between: Generator | None = None,
+    between: AnyGenerator | None = None,
     levels: int = 0,
     size: tuple[int, int] | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan of one video of a prompt. `options` are fields of SampleConfig, `known` being the overlap; what lies
-    between keys is made by `between` with its own defaults. Raises InputError if their latents differ."""
+    """Plans one video of a prompt. `options` are fields of SampleConfig, `known` being the overlap; what lies between
+    keys is sampled by `between` with its own defaults. Raises InputError if their latents differ."""
 
-    def clips(generator: Generator, options: dict[str, Any]) -> Clips:
+    def clips(generator: AnyGenerator, options: dict[str, Any]) -> Clips:
         make = lambda seed, known: np.asarray(generator.latents([prompt], size=size, seed=seed, known=known, **options))
         return Clips(make, generator.latent_shape(size=size)[0])
 
@@ -130,8 +133,10 @@ def plan_of(
     return Plan(clips(generator, options), overlap, fill, levels)
 
 
-def videos(generator: Generator, clips: Iterable[tuple[Latents, int]]) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
-    """What each clip adds to the video. It is decoded whole: the latents already shown are the others' past."""
+def decode_clips(
+    generator: AnyGenerator, clips: Iterable[tuple[Latents, int]]
+) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
+    """Decodes what each clip adds to the video. It is decoded whole: the latents already shown are the others' past."""
     codec = generator.codec
     stride = codec.autoencoder.strides[0] if codec else 1
     for clip, shown in clips:
@@ -139,7 +144,7 @@ def videos(generator: Generator, clips: Iterable[tuple[Latents, int]]) -> Iterat
 
 
 class Progress:
-    """A video on its way: the frames of finished parts in STEM.frames, raw, and what the next part needs in STEM.npz.
+    """An unfinished video: the frames of finished parts in STEM.frames, raw, and what the next part needs in STEM.npz.
 
     `identity` is all that decides what is in the video. One program at a time holds it, as a context manager. Raises
     InputError if another one does, and if what lies there is damaged or of another video.
@@ -181,7 +186,7 @@ class Progress:
             )
 
     def add(self, parts: Iterable[UInt8[np.ndarray, "t h w c"]], tail: Latents) -> None:
-        """One part, whole: its frames as they come, then what the next part needs."""
+        """Writes one part: its frames as they come, then what the next part needs."""
         with self.frames.open("ab") as file:
             for video in parts:
                 file.write(np.ascontiguousarray(video))
@@ -194,11 +199,13 @@ class Progress:
         fresh.replace(self.state)
 
     def read(self, start: int, count: int) -> UInt8[np.ndarray, "t h w c"]:
+        """Reads `count` frames of the finished parts, from frame `start` on."""
         size = int(np.prod(self.shape))
         raw = np.fromfile(self.frames, np.uint8, count * size, offset=start * size)
         return raw.reshape(-1, *self.shape)
 
     def remove(self) -> None:
+        """Deletes both files."""
         self.state.unlink()
         self.frames.unlink()
 
@@ -210,7 +217,7 @@ class Progress:
 
 
 def write(
-    generator: Generator,
+    generator: AnyGenerator,
     plan: Plan,
     stem: Path,
     frames: int,
@@ -220,7 +227,7 @@ def write(
     mark: Callable[[np.ndarray], np.ndarray] = lambda video: video,
     report: Callable[[int], None] = lambda count: None,
 ) -> Path:
-    """STEM.mp4 with so many frames, and STEM.png with some. Started again, it goes on after the last whole part.
+    """Writes STEM.mp4 with so many frames, and STEM.png with some. Started again, it resumes after the last whole part.
 
     Until then STEM.part.mp4 plays as far as it has come. `mark` is applied to each piece of the video as it comes,
     `report` gets the number of frames so far.
@@ -231,7 +238,7 @@ def write(
 
 def _write(
     progress: Progress,
-    generator: Generator,
+    generator: AnyGenerator,
     plan: Plan,
     stem: Path,
     frames: int,
@@ -245,7 +252,7 @@ def _write(
     with Mp4Writer(growing, fps, growing=True) as out:
 
         def shown(clips: Iterable[tuple[Latents, int]]) -> Iterator[UInt8[np.ndarray, "t h w c"]]:
-            for video in videos(generator, clips):
+            for video in decode_clips(generator, clips):
                 piece = mark(video[0])
                 out.write(piece[: max(frames - progress.count, 0)])
                 yield piece
@@ -254,7 +261,7 @@ def _write(
         for start in range(0, there, BLOCK):
             out.write(progress.read(start, min(BLOCK, there - start)))
         while progress.count < frames:
-            clips, tail = part(plan, seed, progress.number, progress.tail)
+            clips, tail = sample_part(plan, seed, progress.number, progress.tail)
             progress.add(shown(clips), tail)
             report(min(progress.count, frames))
     finish_growing(growing, fresh)

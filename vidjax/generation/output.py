@@ -25,8 +25,9 @@ def write_samples(
     kind: str = "mp4",
     above: Mapping[str, UInt8[np.ndarray, "t h w c"]] = {},
 ) -> list[dict[str, Any]]:
-    """Videos of each name, one per seed, into `folder`; images become sheets alone. Entries for summary.json, with
-    paths from the folder above.
+    """Writes the videos of each name, one per seed, into `folder`; images become contact sheets alone.
+
+    Returns entries for summary.json, with paths from the folder above.
 
     Each file NAME-seedN.mp4 has a .json (prompt, seed, size and `about`) and its prompt as .txt beside it. above: rows
     of the sheet by label, over the samples'. kind: one of `KINDS`.
@@ -50,24 +51,24 @@ def write_samples(
     return entries
 
 
+def write_index(folder: AnyPath, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Lists the videos of these entries in a run's folder: others there are of earlier prompts or settings."""
+    names = [name.rpartition("/")[2] for entry in entries for name in entry.get("videos", ())]
+    write_json(folder / INDEX, {"videos": names})
+
+
 def describe(
     file: AnyPath, prompt: str, seed: int, size: tuple[int, int, int], fps: float, about: Mapping[str, Any]
 ) -> None:
-    """Beside a video of `size` (t, h, w), what made it."""
+    """Writes the settings that made a video of `size` (t, h, w) beside it."""
     frames, height, width = size
     made = {"prompt": prompt, "seed": seed, "frames": frames, "height": height, "width": width, "fps": fps}
     write_json(file.with_suffix(".json"), {**made, **about})
     file.with_suffix(".txt").write_bytes(f"{prompt}\n".encode(errors="replace"))
 
 
-def write_index(folder: AnyPath, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Say which videos in a run's folder are of these entries: others there are of earlier prompts or settings."""
-    names = [name.rpartition("/")[2] for entry in entries for name in entry.get("videos", ())]
-    write_json(folder / INDEX, {"videos": names})
-
-
 def write_video(path: AnyPath, video: UInt8[np.ndarray, "t h w c"], fps: float) -> None:
-    """By the ending: H.264, GIF (at most 50 frames per second, 256 colours a frame) or an animated WebP."""
+    """Writes a video as its ending says: H.264, GIF (at most 50 frames per second, 256 colours per frame) or WebP."""
     if path.suffix == ".mp4":
         write_mp4(path, video, fps)
     else:

@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
 from vidjax.models.parameters import parameters
 from vidjax.weights import pretrained
 

@@ -1,15 +1,16 @@
-"""Several subjects in one video: each has its prompt, its place and adapters of its own (as in VideoMage)."""
+"""Several subjects in one video, each with a prompt, a place and adapters (as in VideoMage)."""
 
 from vidjax.errors import InputError
 from vidjax.generation import editing
 from vidjax.generation.adapters import merge_lora_files
-from vidjax.generation.generator import Generator, Subject
+from vidjax.generation.cascade import AnyGenerator
+from vidjax.generation.options import Subject
 
 
 def read_subject(
-    generator: Generator, text: str, frames: int | None = None, size: tuple[int, int] | None = None
+    generator: AnyGenerator, text: str, frames: int | None = None, size: tuple[int, int] | None = None
 ) -> Subject:
-    """A subject from "PROMPT|MASK.png|LORA.safetensors[:WEIGHT]", the last part optional; white is where it acts.
+    """Reads a subject, "PROMPT|MASK.png|LORA.safetensors[:WEIGHT]", the last part optional; it acts where white is.
 
     The picture has the video's size. Raises InputError for a part that is missing, cannot be read or does not fit.
     """

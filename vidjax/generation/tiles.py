@@ -20,10 +20,10 @@ def in_tiles(
     strides: Box = (1, 1, 1),
     into: Box = (1, 1, 1),
 ) -> Num[np.ndarray, "b f p q d"]:
-    """`run(x)`, for every tile of `tile` latents along (t, h, w) by itself; tiles share at least `overlap` latents.
+    """Computes `run(x)` tile by tile, of `tile` latents along (t, h, w); tiles share at least `overlap` latents.
 
-    strides: elements of `x` a latent (of an encoder, which takes pixels); into: elements of the result a latent (of a
-    decoder). In an overlap the quarter next to a tile's edge is left out and the half in the middle blended: so where
+    strides: elements of `x` per latent (of an encoder, which takes pixels); into: elements of the result per latent (of
+    a decoder). In an overlap the quarter next to a tile's edge is left out and the half in the middle blended: so where
     no output sees farther than that quarter, and norms are over no more than it, the result is that of the whole;
     norms over a frame or a clip see only their tile, and it is near. All tiles are of one size. Raises InputError.
     """
@@ -46,7 +46,7 @@ def in_tiles(
 
 
 def places(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles start, evenly spread: as few as share at least `overlap`. Raises InputError."""
+    """Places as few tiles as share at least `overlap`, evenly spread; returns where they start. Raises InputError."""
     if length <= tile:
         return [0]
     if not 0 <= overlap < tile:
@@ -56,7 +56,7 @@ def places(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def blend(starts: list[int], size: int, zoom: int) -> Float[np.ndarray, "n p"]:
-    """What each tile adds to each of its own places: 1 in all at any one place of the whole."""
+    """Weighs each tile in each of its own places: the weights at any one place of the whole sum to 1."""
     weights = np.ones((len(starts), size * zoom))
     for i, (a, b) in enumerate(itertools.pairwise(starts)):
         shared = (a + size - b) * zoom

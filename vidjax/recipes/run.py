@@ -12,6 +12,7 @@ from vidjax import settings
 from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError
 from vidjax.generation import cascade
+from vidjax.generation.cascade import AnyGenerator, Cascade
 from vidjax.generation.generator import Generator
 from vidjax.models.parameters import abstract_parameters, split
 from vidjax.recipes.build import build, source_of
@@ -73,16 +74,16 @@ class Run:
         assert isinstance(dataset, Dataset)
         return dataset
 
-    def generator(self, stage: str | None = None) -> Generator:
-        """Loads the averaged parameters of a stage's model, by default of the last one with those whose videos it makes
-        larger below it. Raises InputError if it was not trained yet."""
-        return self._trained(stage) if stage else self._chained(self.names[-1])
-
-    def _chained(self, stage: str) -> Generator:
-        made = self._trained(stage)
-        if low := cascade.below(self.section(stage)):
-            made.below = self._chained(low)
-        return made
+    def generator(self, stage: str | None = None) -> AnyGenerator:
+        """Loads a stage's model with its averaged parameters; without a name the last stage's, in a cascade with those
+        whose videos it makes larger. Raises InputError if it was not trained yet."""
+        if stage:
+            return self._trained(stage)
+        chain = [self.names[-1]]
+        while low := cascade.below(self.section(chain[-1])):
+            chain.append(low)
+        generators = [self._trained(name) for name in chain[::-1]]
+        return Cascade(generators) if len(generators) > 1 else generators[0]
 
     def _trained(self, stage: str) -> Generator:
         section, made = self.section(stage), self.stage(stage)

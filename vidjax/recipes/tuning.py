@@ -16,8 +16,9 @@ from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, open_source
 from vidjax.data.short_clips import fit_window
 from vidjax.errors import InputError
 from vidjax.generation import editing
-from vidjax.generation.editing import kept
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.editing import cached
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
 from vidjax.models.keys import Keys
 from vidjax.models.layers import Over
 from vidjax.models.parameters import Params, abstract_parameters, parameters, split
@@ -81,7 +82,7 @@ def class_videos(generator: Generator, prior: Prior, file: AnyPath) -> UInt8[np.
     model."""
     stamp = f"{dataclasses.replace(prior, weight=1.0)}|{generator.size}|{generator.defaults}|{generator.fingerprint()}"
     make = lambda seed: generator([prior.prompt], seed=seed, num_steps=prior.num_steps)
-    return kept(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
+    return cached(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
 
 
 def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = None, **common: Any) -> Stage:
@@ -149,7 +150,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         trains = parameters(model)
         rest = {path: value for path, value in parameters(full).items() if path not in trains}
         generator = _generator(section, known, data, nnx.graphdef(full), {})
-        return generator, generator.laid(rest)
+        return generator, generator.lay_out(rest)
 
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
         """What the run would end with now: the edits of its first prompts."""

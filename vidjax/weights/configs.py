@@ -1,4 +1,4 @@
-"""Configs of `diffusers` and `transformers` (plain JSON) as ours. What they ask for and we lack is refused by name."""
+"""Converts configs of `diffusers` and `transformers` (plain JSON); what is not offered here is refused by name."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -121,7 +121,7 @@ def expect(config: Config, known: Mapping[str, Sequence], where: str) -> None:
 
 
 def class_of(config: Config, known: Mapping[str, str], where: str) -> str:
-    """The class that a config.json names. Raises InputError unless it is known, for a family by the family's name."""
+    """Reads the class that a config.json names. Raises InputError unless it is known, with its family's name."""
     name = config.get("_class_name", "")
     if isinstance(name, str) and name in NOT_YET:
         raise InputError(f"{where}: _class_name is {name!r}: {NOT_YET[name]}, which is not read yet; {READ} are")
@@ -129,7 +129,7 @@ def class_of(config: Config, known: Mapping[str, str], where: str) -> str:
 
 
 def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConfig, Rules]:
-    """A U-Net's config.json as ours, and its family's own rules on keys, which go before `diffusers.unet`.
+    """Converts a U-Net's config.json; also returns its family's own rules on keys, which go before `diffusers.unet`.
 
     norm_over: of ResBlocks; by default what the config says under NORM_OVER, which only folders written here do, else
     as the class of that name computes: Tune-A-Video's over the clip, all others over the frame. Raises InputError.
@@ -173,7 +173,7 @@ def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConf
 
 
 def autoencoder_config(config: Config) -> tuple[AutoencoderConfig, dict[str, float]]:
-    """An AutoencoderKL's config.json as ours, and the `shift` and `scale` of its latents. Raises InputError."""
+    """Converts an AutoencoderKL's config.json; also returns `shift` and `scale` of its latents. Raises InputError."""
     where = "vae/config.json"
     class_of(config, {"AutoencoderKL": "AutoencoderKL"}, where)
     channels, n = tuple(config["block_out_channels"]), config.get("layers_per_block", 1)
@@ -201,7 +201,7 @@ def autoencoder_config(config: Config) -> tuple[AutoencoderConfig, dict[str, flo
 
 
 def clip_text_config(config: Config) -> ClipTextConfig:
-    """A CLIP text encoder's config.json as ours. Raises InputError."""
+    """Converts a CLIP text encoder's config.json. Raises InputError."""
     where = "text_encoder/config.json"
     name = (config.get("architectures") or ["CLIPTextModel"])[0]
     projected = choose(name, {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}, f"{where}: architecture")
@@ -236,7 +236,7 @@ def tower(config: Config, where: str, dim: int, hidden: int, heads: int) -> dict
 
 
 def clip_configs(config: Config, preprocessor: Config) -> tuple[ClipTextConfig, ClipImageConfig]:
-    """A CLIPModel's config.json and preprocessor_config.json as ours: both towers with their projections.
+    """Converts a CLIPModel's config.json and preprocessor_config.json: both towers with their projections.
 
     Raises InputError.
     """
@@ -259,7 +259,7 @@ def clip_configs(config: Config, preprocessor: Config) -> tuple[ClipTextConfig, 
 
 
 def pixel_range(preprocessor: Config, size: int) -> dict[str, tuple[float, ...]]:
-    """`mean` and `std` of a CLIPImageProcessor whose pictures have `size`, the shorter side scaled to it, then cropped.
+    """Reads `mean` and `std` of a CLIPImageProcessor that scales the shorter side to `size`, then crops.
 
     Raises InputError for any other one.
     """
@@ -279,7 +279,7 @@ def pixel_range(preprocessor: Config, size: int) -> dict[str, tuple[float, ...]]
 
 
 def schedule(config: Config) -> tuple[Schedule, str]:
-    """A scheduler_config.json, whatever sampler it names, as (Schedule, prediction): its noise, its times, its ends.
+    """Converts a scheduler_config.json, whatever sampler it names, to (Schedule, prediction).
 
     Raises InputError.
     """
@@ -315,7 +315,8 @@ def schedule(config: Config) -> tuple[Schedule, str]:
 
 
 def sampler(config: Config) -> tuple[str, str]:
-    """(name in `diffusion.samplers.SAMPLERS`, what of the scheduler_config.json it does not do; "": nothing)."""
+    """Converts the scheduler's class to a name in `diffusion.samplers.SAMPLERS`; also returns what of the
+    scheduler_config.json that sampler does not do, "" for nothing."""
     name = config.get("_class_name", "DDIMScheduler")
     if not isinstance(name, str) or name not in SAMPLER_OF:
         return "ddim", f"{SCHEDULER_FILE} names {name!r}, which is not offered: ddim takes its place"

@@ -16,13 +16,14 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]  # (regular expres
 
 
 def rename(key: str, rules: Rules) -> str:
+    """Applies the rules to a key, one after the other."""
     for pattern, new in rules:
         key = re.sub(pattern, new, key)
     return key
 
 
 def to_jax(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """From [out, in, *k] to [*k, in, out], without the leading axes of length 1 that `shape` lacks.
+    """Transposes [out, in, *k] to [*k, in, out], and drops the leading axes of length 1 that `shape` lacks.
 
     So a 1x1 convolution is a linear layer, and (1, 3, 3) is (3, 3).
     """
@@ -33,13 +34,13 @@ def to_jax(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def to_torch(kernel: np.ndarray, pointwise: bool) -> np.ndarray:
-    """The inverse of `to_jax`, from [*k, in, out] to [out, in, *k]; a `pointwise` one is a 1x1 convolution there."""
+    """Inverts `to_jax`, from [*k, in, out] to [out, in, *k]; a `pointwise` kernel becomes a 1x1 convolution."""
     kernel = kernel.transpose(-1, -2, *range(kernel.ndim - 2))
     return kernel[..., None, None] if pointwise else kernel
 
 
 def unfit(params: Mapping[str, ArrayLike], keys: Rules, pointwise: str = r"$^") -> dict[str, np.ndarray]:
-    """The inverse of `fit`: key -> array in torch's layout. Keys that match `pointwise` are 1x1 convolutions there.
+    """Inverts `fit`: key -> array in torch's layout. Keys that match `pointwise` become 1x1 convolutions.
 
     Raises InputError if two paths get the same key.
     """
@@ -60,7 +61,7 @@ def fit(
     ignore: str = r"$^",
     fresh: str = r"$^",
 ) -> dict[str, np.ndarray]:
-    """The array of each parameter path in `shapes`; keys that match `ignore` are left out.
+    """Finds the array of each parameter path in `shapes`; keys that match `ignore` are left out.
 
     Parameters whose path matches `fresh` may be without a key: they are left out as well. Raises InputError that lists
     all others without one, keys without a parameter, keys that meet in one parameter, and shapes that differ.
@@ -98,7 +99,7 @@ def check_finite(value: np.ndarray, what: str) -> None:
 
 
 def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """The parameters of a model by path, `a.b.0.kernel`."""
+    """Variables that hold the parameters of a model, abstract or not, by path, `a.b.0.kernel`."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 

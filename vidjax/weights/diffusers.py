@@ -1,4 +1,4 @@
-"""Names in checkpoints of `diffusers` to parameter paths here and back, two lists of rules a family."""
+"""Names in checkpoints of `diffusers` to parameter paths here and back, two lists of rules per family."""
 
 import re
 
@@ -6,7 +6,7 @@ from vidjax.weights.convert import Rules
 
 
 def unet(blocks_per_level: int) -> Rules:
-    """Stable Diffusion's U-Net (UNet2DConditionModel), and what all others share.
+    """Makes the rules for Stable Diffusion's U-Net (UNet2DConditionModel), which all others share.
 
     The schedule is flat here: stage `level * (n + 1) + i`, the sampler in the level's last one.
     """
@@ -40,7 +40,7 @@ MODELSCOPE: Rules = [
 
 
 def unet_keys(blocks_per_level: int) -> Rules:
-    """The way back: parameter paths to keys, inverse to `unet`."""
+    """Makes the rules for the way back, from parameter paths to keys: the inverse of `unet`."""
     n = blocks_per_level
 
     def layer(m: re.Match) -> str:

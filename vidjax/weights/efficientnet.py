@@ -34,13 +34,13 @@ UNUSED = r"\.num_batches_tracked$|^_fc\."
 
 
 def installed() -> str | None:
-    """Where pip put the package's file, if it did; nothing of the package is run."""
+    """Finds the file of the package where pip put it, if it did; nothing of the package is run."""
     found = importlib.util.find_spec(PACKAGE)
     return str(Path(found.submodule_search_locations[0]) / FILE) if found else None
 
 
 def read_efficientnet(path: str | Path) -> Mapping[str, np.ndarray]:
-    """Tensors by published key, in torch's layout. Raises InputError as `read_file` does.
+    """Reads tensors by published key, in torch's layout. Raises InputError as `read_file` does.
 
     The package's file is a pickle, and is not unpickled: the one file of this SHA-256 has its numbers at `PLACES`.
     """

@@ -1,4 +1,4 @@
-"""Model folders as `diffusers` and `transformers` write them: a config, weights and a tokenizer a part."""
+"""Model folders as `diffusers` and `transformers` write them: a config, weights or a tokenizer per part."""
 
 import dataclasses
 import os
@@ -44,12 +44,12 @@ class Folder:
             raise InputError(f"{path} has no unet/ but {there}{of}; name a folder with {LAYOUT}")
 
     def config(self, part: str) -> dict[str, Any]:
-        """The part's JSON: config.json, for a scheduler scheduler_config.json."""
+        """Reads the part's JSON: config.json, for a scheduler scheduler_config.json."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         return read_json(self.path / part / name, f"a folder needs {LAYOUT}")
 
     def tensors(self, part: str) -> Tensors:
-        """The part's weights, see `read_weights`."""
+        """Reads the part's weights, see `read_weights`."""
         return read_weights(self.path / part)
 
     def copy_configs(self, out: Path) -> None:
@@ -59,7 +59,7 @@ class Folder:
         shutil.copytree(self.path, out, ignore=leave, dirs_exist_ok=True)
 
     def tokenizer(self, text: ClipTextConfig) -> Callable[[str], np.ndarray]:
-        """The part tokenizer/, see `clip_tokenizer`."""
+        """Reads the part tokenizer/, see `clip_tokenizer`."""
         path = self.path / "tokenizer"
         if not path.is_dir():
             raise InputError(f"{self.path} has no tokenizer/; a folder needs {LAYOUT}")
@@ -67,7 +67,7 @@ class Folder:
 
 
 def read_json(path: Path, needs: str) -> dict[str, Any]:
-    """A config. Raises InputError, with what the folder `needs`, if it is not there, or is no JSON."""
+    """Reads a config. Raises InputError, with what the folder `needs`, if it is not there, or is no JSON."""
     try:
         config = from_json(path.read_bytes())
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def read_json(path: Path, needs: str) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> Tensors:
-    """The weights of a folder by key, mapped into memory: full precision if it is there, else the fp16 variant.
+    """Maps the weights of a folder into memory, by key: full precision if it is there, else the fp16 variant.
 
     Raises InputError if there are none in safetensors files, with a line that converts what is there.
     """
@@ -98,7 +98,7 @@ def read_weights(folder: Path) -> Tensors:
 
 
 def read_file(path: str | Path) -> Tensors:
-    """The weights in one safetensors file. Raises InputError, for a pickle with the line that converts it."""
+    """Maps the weights in one safetensors file. Raises InputError, for a pickle with the line that converts it."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}; name one with the published weights as safetensors")
@@ -108,7 +108,7 @@ def read_file(path: str | Path) -> Tensors:
 
 
 def clip_tokenizer(folder: Path, text: ClipTextConfig) -> Callable[[str], np.ndarray]:
-    """`tokenize(text) -> int32 [n]`: with begin and end, cut or padded to at most the model's places.
+    """Makes `tokenize(text) -> int32 [n]`: ids with begin and end, cut or padded to at most the model's places.
 
     Raises InputError if the folder has no tokenizer, one without words, or one that is not of this text encoder.
     """
@@ -142,6 +142,6 @@ def clip_tokenizer(folder: Path, text: ClipTextConfig) -> Callable[[str], np.nda
 
 
 def unpickle(path: Path) -> str:
-    """The command that converts a file of PyTorch's to safetensors, for an error."""
+    """Writes the command that converts a file of PyTorch's to safetensors, for an error."""
     to = path.with_name({"pytorch_model": "model"}.get(path.stem, path.stem) + ".safetensors")
     return f"convert it with python -m vidjax.convert {shlex.quote(str(path))} --out={shlex.quote(str(to))}"

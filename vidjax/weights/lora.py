@@ -1,4 +1,4 @@
-"""Low-rank adapters in the layout of `diffusers`, out and in: one safetensors file that its pipelines load."""
+"""Reads and writes low-rank adapters in the layout of `diffusers`: one safetensors file that its pipelines load."""
 
 import math
 import re
@@ -33,7 +33,7 @@ NAMES = {"lora_A.weight": "lora_down", "lora_B.weight": "lora_up", "alpha": "lor
 
 
 def module_key(layer: str, blocks_per_level: int) -> str:
-    """The name in `diffusers` of a layer of the U-Net."""
+    """Converts the path of a layer of the U-Net to its name in `diffusers`."""
     return rename(f"{layer}.", unet_keys(blocks_per_level)).removesuffix(".")
 
 
@@ -75,7 +75,7 @@ def _key(layer: str, blocks_per_level: int, family: Rules) -> str:
 
 
 def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | float]:
-    """The adapters of a file, or of the one in a folder, for `models.lora.merge_loras`: paths of the whole model.
+    """Reads the adapters of a file, or of the one in a folder, for `models.lora.merge_loras`: by path in the model.
 
     Of any family's U-Net and of CLIP's text encoder. Reads `lora_A` and `lora_B`, the older `lora.down` and `lora.up`
     and those of attention processors; alpha from keys, else from the metadata, else the rank. Raises InputError if the
@@ -91,7 +91,7 @@ def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | floa
     for full, value in tensors.items():
         found = re.fullmatch(r"(unet|text_encoder)\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)", rename(full, ENDS))
         if found is None:
-            raise InputError(f"{path} has {full}, {foreign(full, tensors)}")
+            raise InputError(f"{path} has {full}, {explain_foreign(full, tensors)}")
         (part, module, end), (prefix, rules) = found.groups(), parts[found[1]]
         layer = prefix + rename(f"{module}.", rules).rstrip(".")
         name = NAMES[end]
@@ -103,8 +103,8 @@ def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | floa
     return out
 
 
-def foreign(key: str, keys: Iterable[str]) -> str:
-    """What a key is that is none of `diffusers`, among which others, and what to do."""
+def explain_foreign(key: str, keys: Iterable[str]) -> str:
+    """Says what a key is that `diffusers` does not have, among these others, and what to do."""
     for layout, pattern in LAYOUTS.items():
         if re.match(pattern, key):
             return f"which is {layout}'s layout: it is not read yet; give a LoRA that diffusers has saved"

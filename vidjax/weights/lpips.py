@@ -25,7 +25,7 @@ IGNORED = r"^(classifier|scaling_layer)\."  # of torchvision's VGG16 and of the 
 
 
 def read_lpips(files: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The parameters of `LPIPS` by path, from one file or several with commas between.
+    """Reads the parameters of `LPIPS` by path, from one file or several with commas between.
 
     Raises InputError if a file is missing or a pickle, or if they are of another network.
     """

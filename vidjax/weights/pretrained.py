@@ -37,7 +37,7 @@ FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """What a folder says: the model, how it was noised, what it predicts, how captions become ids, pixels (h, w).
+    """A folder's model, the schedule of its diffusion, its prediction and tokenizer, and its size in pixels (h, w).
 
     `sampler` is the one that its scheduler names, `caveat` what of that scheduler is done otherwise here.
     """
@@ -61,7 +61,8 @@ def load(
     remat: str = "none",
     weights: bool = True,
 ) -> Pretrained:
-    """A folder, or one file, with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one frame.
+    """Loads a folder, or one file, with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one
+    frame.
 
     inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks; or any
     fields of UNetConfig. What the folder has no weights for stays at its start, which leaves images as they are: the
@@ -94,7 +95,9 @@ def load(
         change = f"is {path} the folder of another model?"
         check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
         fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
-    return Pretrained(model, noise, prediction, components.tokenize, pixels(folder, model.codec), *sampler(scheduler))
+    return Pretrained(
+        model, noise, prediction, components.tokenize, pixel_size(folder, model.codec), *sampler(scheduler)
+    )
 
 
 def fill(
@@ -129,10 +132,10 @@ def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = F
     folder, out = open_source(source), Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
-    config = written_as(model.unet.config, folder.config("unet"))
+    config = config_for(model.unet.config, folder.config("unet"))
     image = image and is_tune_a_video(config)
     if image:
-        config = deflated(config)
+        config = deflate_config(config)
     if not model.codec.per_frame("decoder"):
         raise InputError(
             "the decoder looks at several frames at once, which no class of diffusers does: export as orbax"
@@ -163,7 +166,7 @@ def save_adapters(model: VideoModel, tensors: Tensors, source: str | Path, out: 
     Raises InputError if they are on layers that the source has not: what they adapt would be in no file.
     """
     config = open_source(source).config("unet")
-    if written_as(model.unet.config, config) != config and any("temp" in path for path in tensors):
+    if config_for(model.unet.config, config) != config and any("temp" in path for path in tensors):
         raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
     linear = linear_projection(config, model.unet.config)
     lora.save(out, tensors, model.unet.config.blocks_per_level, FAMILIES, linear_projection=linear)
@@ -174,13 +177,16 @@ def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
     return config.get("use_linear_projection", unet.after_resnet == "convs")
 
 
-def written_as(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
-    """The config.json for a U-Net that came from one with the config.json `source`; it names what the norms go over
-    where the class of that name computes otherwise. Raises InputError."""
+def config_for(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
+    """Makes the config.json of a U-Net that came from one with the config.json `source`.
+
+    It names what the norms go over where the class of that name computes otherwise. Raises InputError."""
     own, _ = unet_config(source, unet.norm_over)
     if unet not in (own, dataclasses.replace(own, block="tuned")):
         raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
-    config = {key: value for key, value in (source if unet == own else inflated(source)).items() if key != NORM_OVER}
+    config = {
+        key: value for key, value in (source if unet == own else inflate_config(source)).items() if key != NORM_OVER
+    }
     return config if unet_config(config)[0].norm_over == unet.norm_over else {**config, NORM_OVER: unet.norm_over}
 
 
@@ -189,8 +195,8 @@ def is_tune_a_video(config: dict[str, Any]) -> bool:
     return unet_config(config)[1] is diffusers.TUNE_A_VIDEO
 
 
-def inflated(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of an image U-Net as that of showlab's video U-Net, as their `from_pretrained_2d` changes it."""
+def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Converts the config of an image U-Net to that of showlab's video U-Net, as their `from_pretrained_2d` does."""
     kinds = {
         f"{end}_block_types": [k.replace("2D", "3D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
     }
@@ -202,8 +208,8 @@ def inflated(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **kinds, **named}
 
 
-def deflated(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of showlab's video U-Net as that of the image U-Net inside it."""
+def deflate_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Converts the config of showlab's video U-Net to that of the image U-Net inside it."""
     kinds = {
         f"{end}_block_types": [k.replace("3D", "2D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
     }
@@ -211,8 +217,8 @@ def deflated(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**config, **kinds, **named}.items() if key != NORM_OVER}
 
 
-def pixels(folder: Folder | SingleFile, codec: Codec) -> tuple[int, int]:
-    """(height, width) that the U-Net was trained with."""
+def pixel_size(folder: Folder | SingleFile, codec: Codec) -> tuple[int, int]:
+    """Reads the (height, width) in pixels that the U-Net was trained with."""
     size = folder.config("unet").get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size
     return height * codec.autoencoder.strides[1], width * codec.autoencoder.strides[2]

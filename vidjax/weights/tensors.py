@@ -56,7 +56,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 def read(path: str | Path) -> Tensors:
-    """The tensors of one file: 8 bytes of length, a header in JSON with dtypes, shapes and places, then the bytes.
+    """Maps the tensors of one file: 8 bytes of length, a header in JSON with dtypes, shapes and places, then the bytes.
 
     Raises InputError if it is not such a file, or a part of one; if its header is wrong in itself, or has tensors that
     do not fill the file from end to end, none of them twice.
@@ -108,8 +108,9 @@ def _well_formed(entry: Any) -> bool:
 
 
 def read_shards(index: str | Path) -> Tensors:
-    """The tensors of a model in several files, by its `*.safetensors.index.json`. Raises InputError as `read` does, and
-    for files outside the index's folder."""
+    """Maps the tensors of a model in several files, by its `*.safetensors.index.json`.
+
+    Raises InputError as `read` does, and for files outside the index's folder."""
     index = Path(index)
     try:
         files = from_json(index.read_bytes())["weight_map"]

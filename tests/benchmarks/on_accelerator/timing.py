@@ -23,7 +23,8 @@ from items import attempt
 from turns import alone, together
 
 from vidjax import settings
-from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.generator import Generator
+from vidjax.generation.options import SampleConfig
 from vidjax.models.conditioning import embed
 from vidjax.models.parameters import abstract_parameters, merge
 from vidjax.profiling import chips, planning
@@ -258,7 +259,7 @@ def call_flops(generator: Generator, prompts: Sequence[str | int]) -> float:
     batch, t = generator.conditions(prompts), jnp.ones(x.shape[:2])
 
     def call(params: Any, x: jax.Array) -> Any:
-        model = merge(generator.graphdef, params)
+        model = merge(generator.network.graphdef, params)
         return model.denoiser(generator.schedule, generator.prediction, embed(model.embedders, batch))(x, t)
 
     return count_flops(call, generator.params, x)

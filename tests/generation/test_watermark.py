@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vidjax import watermark
 from vidjax.data.video_reading import Video, read_frames, resize
 from vidjax.data.video_writing import write_mp4
+from vidjax.generation import watermark
 from vidjax.metrics.reconstruction import psnr
 
-CLIPS = sorted((Path(watermark.__file__).parent / "clips" / "real").glob("*.mp4"))
+CLIPS = sorted((Path(watermark.__file__).parents[1] / "clips" / "real").glob("*.mp4"))
 
 
 def clip(path, frames=16):
