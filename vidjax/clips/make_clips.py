@@ -52,7 +52,7 @@ CUTS = (
 
 def cut_frames(cut: Cut, source: Path) -> np.ndarray:
     """The cropped frames, uint8 [t, 96, 96, 3]."""
-    frames = np.stack(read_frames(source, list(range(cut.first, cut.last))))
+    frames = read_frames(source, range(cut.first, cut.last))
     left, top = (
         int(np.clip(at - cut.side // 2, 0, most - cut.side)) for at, most in zip(cut.centre, frames.shape[2:0:-1])
     )
