@@ -60,6 +60,7 @@ def cut_frames(cut: Cut, source: Path) -> np.ndarray:
 
 
 def main() -> None:
+    """Cuts the clips out of their sources and writes them with their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
