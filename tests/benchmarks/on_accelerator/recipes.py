@@ -14,11 +14,12 @@ from flax import nnx
 from tiny_folder import CONFIGS, STABLE_DIFFUSION_1, write_configs
 
 from vidjax import settings
+from vidjax.models.parameters import Params, abstract_parameters, merge
 from vidjax.recipes import build as recipe
 from vidjax.runtime import sharding
 from vidjax.training.loop import at_step_0
 from vidjax.training.stage import Stage
-from vidjax.training.state import Params, TrainState, abstract_parameters, merge
+from vidjax.training.state import TrainState
 
 ROOT = Path(__file__).parents[3]
 DIFFUSERS = {
