@@ -52,6 +52,7 @@ SHOWN = 20  # dropped clips that are printed
 
 
 def main() -> None:
+    """Writes the data set, or goes on with one that was begun."""
     for name, flag in (("path", PATH), ("out", OUT)):
         if not flag.value:
             raise InputError(f"--{name} is missing")

@@ -42,10 +42,10 @@ def construct(make: Callable[..., T], section: Mapping[str, Any] | None, where: 
     return bind(make, section, where, **given)()
 
 
-def bind(function: Callable[..., T], section: Mapping[str, Any] | None, where: str, **given: Any) -> Callable[..., T]:
+def bind(function: Callable[..., T], settings: Mapping[str, Any] | None, where: str, **given: Any) -> Callable[..., T]:
     """Binds keyword arguments of `function` to a config section, checked as in `construct`; positional ones stay
     open."""
-    section = plain(section or {})
+    section: dict[str, Any] = plain(settings or {})
     takes = {n: p for n, p in _parameters(function) if not _stays_open(function, p)}
     for key in section:
         if key in given:
@@ -93,7 +93,7 @@ def _stays_open(function: Callable[..., Any], parameter: inspect.Parameter) -> b
 def _nested(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         for kind in (hint, *typing.get_args(hint)):
-            if dataclasses.is_dataclass(kind):
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
                 return construct(kind, value, where)
     if not fits(value, hint):
         said = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
@@ -175,10 +175,10 @@ class Sections(dict[str, Any]):
 
 def stage_settings(config: Mapping[str, Any], stage: str) -> Sections:
     """Returns the config of one stage: its own entries, section by section, over the common ones."""
-    config = plain(config)
-    stages = config.pop("stages")
+    common: dict[str, Any] = plain(config)
+    stages = common.pop("stages")
     own = choose(stage, stages, "stage")
-    merged = Sections(config)
+    merged = Sections(common)
     for key, value in own.items():
-        merged[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+        merged[key] = {**common.get(key, {}), **value} if isinstance(value, Mapping) else value
     return merged

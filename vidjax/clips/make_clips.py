@@ -52,7 +52,7 @@ CUTS = (
 
 def cut_frames(cut: Cut, source: Path) -> np.ndarray:
     """The cropped frames, uint8 [t, 96, 96, 3]."""
-    frames = np.stack(read_frames(source, list(range(cut.first, cut.last))))
+    frames = read_frames(source, range(cut.first, cut.last))
     left, top = (
         int(np.clip(at - cut.side // 2, 0, most - cut.side)) for at, most in zip(cut.centre, frames.shape[2:0:-1])
     )
@@ -60,6 +60,7 @@ def cut_frames(cut: Cut, source: Path) -> np.ndarray:
 
 
 def main() -> None:
+    """Cuts the clips out of their sources and writes them with their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors.numpy import load, load_file, save, save_file
@@ -46,7 +46,7 @@ def write_latents(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    count, writer = 0, None
+    count, writer = 0, cast(Any, None)
     for example in examples:
         if count % EXAMPLES_PER_FILE == 0:
             if writer:

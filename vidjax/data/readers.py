@@ -250,8 +250,8 @@ def array_record(path: str, split: str = "train") -> Source:
         except Exception as error:  # RuntimeError, by version others
             return broken_item(f"{path}#{i}", f"its record is damaged ({reason(error)})")
         try:
-            entry = {"name": "", "text": "", "label": -1} | dict(from_json(header))
-            name, text, label = (kind(entry[key]) for kind, key in ((str, "name"), (str, "text"), (int, "label")))
+            entry = dict(from_json(header))
+            name, text, label = str(entry.get("name", "")), str(entry.get("text", "")), int(entry.get("label", -1))
         except (ValueError, TypeError, OverflowError) as error:
             return broken_item(f"{path}#{i}", f"its record has no readable header ({reason(error)})")
         return Item(name or f"{path}#{i}", text, label, lambda: open_clip(data))

@@ -223,8 +223,10 @@ def _example(
     if item.name != clip:
         raise InputError(f"clip {index} of {job.path} was {clip} and is {item.name}: remove {job.folder}, begin again")
     with item.open() as video:
-        whole = isinstance(video, Video | Picture) and stop - start == frames
-        data = video.encoded if whole else _encode(video, start, stop)
+        if isinstance(video, Video | Picture) and stop - start == frames:
+            data = video.encoded
+        else:
+            data = _encode(video, start, stop)
     label = {"label": item.label} if job.clips.num_classes else {}
     return {"video": data, "caption": item.text, "name": name, **label}
 

@@ -48,17 +48,17 @@ class Video:
     channels = 3
 
     def __init__(self, file: str | Path | bytes):
-        import av
+        from av.error import FFmpegError
 
         self._file = file
         _check_file(file)
         try:
             self._container = _open(file)
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (FFmpegError, OSError, ValueError) as error:
             raise BrokenClip(_reason(error)) from error
         try:
             self._index()
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (FFmpegError, OSError, ValueError) as error:
             self._container.close()
             raise error if isinstance(error, BrokenClip) else BrokenClip(_reason(error)) from error
 
@@ -114,7 +114,7 @@ class Video:
         Decoding starts at the nearest key frame before each run of frames. Raises BrokenClip if frames do not decode,
         change their size or are more than memory should hold, IndexError for an index outside the clip.
         """
-        import av
+        from av.error import FFmpegError
 
         wanted = sorted({int(i) for i in indices})
         if not wanted:
@@ -126,7 +126,7 @@ class Video:
         convert = _Converter(size, self._turn)
         try:
             found = (self._seek_read(wanted, convert) if self._seekable else None) or self._scan_read(wanted, convert)
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             raise BrokenClip(_reason(error)) from error
         return np.stack([found[int(i)] for i in indices])
 
@@ -279,12 +279,12 @@ def _open(file: str | Path | bytes) -> Any:
 
 def _turn(stream: Any, packet: Any) -> Turn | None:
     """Reads from a key frame how frames are turned; None if it does not decode."""
-    import av
+    from av.error import FFmpegError
     from av.sidedata.sidedata import Type
 
     try:
         frames = packet.decode() or stream.decode(None)
-    except av.FFmpegError:
+    except FFmpegError:
         frames = []
     stream.codec_context.flush_buffers()
     matrix = frames[0].side_data.get(Type.DISPLAYMATRIX) if frames else None

@@ -1,4 +1,4 @@
-"""How alike a video's frames are to each other and to a text, by CLIP: frame consistency and text alignment."""
+"""Compares a video's frames with each other and with a text by CLIP: frame consistency and text alignment."""
 
 import re
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class ClipScorer:
         self._image = _tower(lambda: ClipImage(image, rngs=OneKey()), tensors, clip.IMAGE_HALF, clip.IMAGE)
 
     def embed_frames(self, video: Video) -> Float[np.ndarray, "t d"]:
-        """Embeddings of length 1."""
+        """Returns embeddings of length 1."""
         frames = shown_to_clip(video, self.size)
         parts = []
         for start in range(0, len(frames), self.batch):
@@ -55,20 +55,20 @@ class ClipScorer:
         return _unit(np.concatenate(parts))
 
     def embed_text(self, prompt: str) -> Float[np.ndarray, " d"]:
-        """The embedding of length 1; what is longer than CLIP reads is cut."""
+        """Returns the embedding of length 1 of a text, which is cut to the length that CLIP reads."""
         return _unit(np.asarray(self._text(self.tokenize(prompt)[None])))[0]
 
     def frame_consistency(self, video: Video, pairs: Literal["successive", "all"] = "successive") -> float:
-        """See the function of that name. Raises InputError for a single frame."""
+        """Returns `frame_consistency` of a video. Raises InputError for a single frame."""
         return frame_consistency(self.embed_frames(video), pairs)
 
     def text_alignment(self, video: Video, prompt: str) -> float:
-        """See the function of that name."""
+        """Returns `text_alignment` of a video and a text."""
         return text_alignment(self.embed_frames(video), self.embed_text(prompt))
 
 
 def frame_consistency(frames: Float[np.ndarray, "t d"], pairs: Literal["successive", "all"] = "successive") -> float:
-    """100 times the mean cosine of the embeddings of successive frames (Gen-1, Esser et al. 2023, section 4.2).
+    """Returns 100 times the mean cosine of the embeddings of successive frames (Gen-1, Esser et al. 2023, section 4.2).
 
     `pairs="all"`: of any two frames (Tune-A-Video, Wu et al. 2023, section 4.2), which is lower where things move.
     Raises InputError for a single frame.
@@ -81,12 +81,12 @@ def frame_consistency(frames: Float[np.ndarray, "t d"], pairs: Literal["successi
 
 
 def text_alignment(frames: Float[np.ndarray, "t d"], text: Float[np.ndarray, " d"]) -> float:
-    """100 times the mean cosine of the embeddings of the frames and of the text (CLIPSIM, Wu et al. 2021)."""
+    """Returns 100 times the mean cosine of the embeddings of the frames and of the text (CLIPSIM, Wu et al. 2021)."""
     return 100 * float((frames @ text).mean())
 
 
 def shown_to_clip(video: Video, size: int) -> UInt8[np.ndarray, "t {size} {size} 3"]:
-    """The shorter side scaled to `size`, bicubic, then the centre: what transformers' CLIPImageProcessor does."""
+    """Scales the shorter side to `size`, bicubic, and crops the centre, as transformers' CLIPImageProcessor does."""
     height, width = video.shape[1:3]
     short = min(height, width)
     scaled = resize(video, (size * height // short, size * width // short))
@@ -95,7 +95,7 @@ def shown_to_clip(video: Video, size: int) -> UInt8[np.ndarray, "t {size} {size}
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
-    """The image processor's config, which transformers 5 writes into that of the whole processor."""
+    """Reads the image processor's config, which transformers 5 writes into that of the whole processor."""
     if (whole := folder / "processor_config.json").is_file() and "image_processor" in (
         config := read_json(whole, NEEDS)
     ):
@@ -104,7 +104,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def _tower(make: Callable[[], ClipText | ClipImage], tensors: Tensors, half: str, rules: Rules) -> Callable:
-    """The pooled output of a tower with its half of the tensors, jitted."""
+    """Returns a jitted function to the pooled output of a tower with its half of the tensors."""
     model = nnx.eval_shape(make)
     load(model, {k: v for k, v in tensors.items() if re.search(half, k)}, rules, ignore=clip.BUFFERS)
     graph, state = nnx.split(model)

@@ -1,4 +1,4 @@
-"""How far two sets of features lie apart: Frechet and kernel distances; and the Inception score of one set. Float64."""
+"""Distances between two sets of features, Frechet and kernel, and the Inception score of one set, in float64."""
 
 import dataclasses
 from functools import reduce
@@ -8,14 +8,14 @@ from jaxtyping import Float
 
 from vidjax.errors import InputError
 
-ROWS = 4096  # features that are taken into float64 at a time
+ROWS = 4096  # features that are converted to float64 at a time
 
 Features = Float[np.ndarray, "_ d"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Count, mean and spread of features, which `merge` without loss, whichever parts they came in.
+    """Count, mean and deviations of features; `merge` combines those of parts without loss.
 
     `factor` is a matrix F, at most d x d, with F^T F the sum of squared deviations. It is kept in place of that sum:
     squaring would halve the digits of small variances, and with fewer samples than dimensions most are zero.
@@ -27,10 +27,10 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Features) -> "Statistics":
-        """Raises InputError if there are none, or some are not finite."""
+        """Computes the statistics of features. Raises InputError if there are none, or some are not finite."""
         if not len(features):
             raise InputError("there are no features: give at least two videos, for motion of two frames")
-        return reduce(cls.merge, (cls._part(features[i : i + ROWS]) for i in range(0, len(features), ROWS)))
+        return reduce(Statistics.merge, (cls._part(features[i : i + ROWS]) for i in range(0, len(features), ROWS)))
 
     @classmethod
     def _part(cls, features: Features) -> "Statistics":
@@ -41,7 +41,7 @@ class Statistics:
         return cls(len(features), mean, _short(features - mean))
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Those of both sets together (Chan et al. 1979)."""
+        """Returns the statistics of both sets together (Chan et al. 1979)."""
         count, apart = self.count + other.count, other.mean - self.mean
         between = np.sqrt(self.count * other.count / count) * apart
         mean = self.mean + apart * (other.count / count)
@@ -61,8 +61,8 @@ class Statistics:
 
 
 def _short(rows: np.ndarray) -> np.ndarray:
-    """The same F^T F in no more rows than columns."""
-    return np.linalg.qr(rows, mode="r") if rows.shape[0] > rows.shape[1] else rows
+    """Returns a factor of the same F^T F with no more rows than columns."""
+    return np.asarray(np.linalg.qr(rows, mode="r")) if rows.shape[0] > rows.shape[1] else rows
 
 
 def frechet(a: Statistics, b: Statistics) -> float:

@@ -1,9 +1,10 @@
-"""Features of videos by I3D, InceptionV3 or EfficientNet with published weights, or by I3D with random ones."""
+"""Computes features of videos with I3D, InceptionV3 or EfficientNet of published weights, or with a random I3D."""
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,32 +27,34 @@ from vidjax.weights.folder import read_file
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A network and how the published metrics show videos to it; `protocol` says so in words.
+    """A network and how the published metrics preprocess videos for it; `protocol` says so in words.
 
-    `outputs` gives features [b, m, d] of videos [b, t, s, s, 3], m of them a video.
+    `outputs` maps videos [b, t, s, s, 3] to features [b, m, d], m per video.
     """
 
     model: Callable[..., nnx.Module]
     size: int
     half_pixels: bool
     scale: Callable[[Array], Array]
-    outputs: Callable[[nnx.Module, Array], tuple[Array, ...]]
+    outputs: Callable[[Any, Array], tuple[Array, ...]]
     rules: Rules
     ignore: str
     protocol: str
     read: Callable[[str | Path], Mapping[str, np.ndarray]] = read_file
 
     def show(self, video: UInt8[Array, "t h w 3"]) -> Float[Array, "t s s 3"]:
+        """Scales values and size of a video for the network."""
         return bilinear(self.scale(video.astype(jnp.float32)), self.size, self.half_pixels)
 
 
 def frame_by_frame(model: InceptionV3, videos: Float[Array, "b t h w 3"]) -> tuple[Array, ...]:
+    """Returns each output of the network for every frame, [b, t, d]."""
     outputs = model(videos.reshape(-1, *videos.shape[2:]))
     return tuple(y.reshape(*videos.shape[:2], -1) for y in outputs)
 
 
 def frames_and_steps(model: EfficientNetLite0, videos: Float[Array, "b t h w 3"]) -> tuple[Array, Array]:
-    """Of every frame, and from every frame to the next."""
+    """Returns the features of every frame, and their differences from every frame to the next."""
     frames = model(videos.reshape(-1, *videos.shape[2:])).reshape(*videos.shape[:2], -1)
     return frames, frames[:, 1:] - frames[:, :-1]
 
@@ -93,7 +96,7 @@ KINDS = {
 
 
 class FeatureNetwork:
-    """One of `KINDS` on `batch` videos at a time, split over this process's devices; compiled once a number of frames.
+    """Runs one of `KINDS` on `batch` videos at a time over this process's devices; compiles once per number of frames.
 
     file: the published weights in a safetensors file; None: the random weights of seed 0, the same everywhere.
     Raises InputError for a file that is not there, is a pickle, is cut off or has other keys.
@@ -117,11 +120,11 @@ class FeatureNetwork:
         self._show = jit(self.kind.show)
 
     def show(self, video: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "t s s 3"]:
-        """The video as the network sees it."""
+        """Returns the video as the network sees it."""
         return np.asarray(self._show(video))
 
     def __call__(self, shown: Float[np.ndarray, "n t s s 3"]) -> tuple[Float[np.ndarray, "n _ _"], ...]:
-        """Features of at most `batch` videos."""
+        """Returns the features of at most `batch` videos."""
         filled = np.concatenate([shown, np.repeat(shown[-1:], self.batch - len(shown), 0)])
         with jax.default_matmul_precision("highest"):  # accelerators round to 8 or 11 bits otherwise
             outputs = self._apply(self._state, jax.device_put(filled, NamedSharding(self.mesh, PartitionSpec("data"))))
@@ -129,7 +132,7 @@ class FeatureNetwork:
 
 
 class Stream:
-    """Features of videos that come one by one; only a batch of videos is held, and their features [n, m, d]."""
+    """Collects the features [n, m, d] of videos that come one by one; holds one batch of videos."""
 
     def __init__(self, network: FeatureNetwork, frames: int | None = None):
         self.network, self._frames = network, frames
@@ -137,7 +140,7 @@ class Stream:
         self._done: list[tuple[np.ndarray, ...]] = []
 
     def add(self, video: UInt8[np.ndarray, "t h w c"]) -> None:
-        """Raises InputError if it has another number of frames than was asked for, by default than the first one."""
+        """Adds a video. Raises InputError if it has not `frames` frames, by default those of the first one."""
         self._frames = self._frames or len(video)
         if len(video) != self._frames:
             raise InputError(
@@ -148,7 +151,7 @@ class Stream:
             self._flush()
 
     def features(self) -> tuple[np.ndarray, ...]:
-        """Of all videos so far, in order."""
+        """Returns the features of all videos so far, in order."""
         self._flush()
         return tuple(np.concatenate(parts) for parts in zip(*self._done))
 
@@ -159,5 +162,6 @@ class Stream:
 
 
 def digest(file: str | Path) -> str:
+    """Returns the SHA-256 of a file."""
     with Path(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

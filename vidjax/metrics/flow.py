@@ -1,10 +1,11 @@
-"""How things move, by optical flow: how much, how smoothly, how differently from video to video. Numpy and OpenCV.
+"""Measures motion by optical flow: its magnitude, its smoothness, its diversity over videos. Numpy and OpenCV.
 
-Flow is in pixels a frame, the last axis (down, right); so figures compare between videos of one size only.
+Flow is in pixels per frame, the last axis (down, right), so only videos of one size can be compared.
 """
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,7 +17,7 @@ Flow = Float[np.ndarray, "s h w 2"]
 
 
 def flow(video: Video) -> Flow:
-    """From each frame to the next: where what is at a pixel has gone (Farnebäck 2003, OpenCV's; c is 1 or 3).
+    """Returns the displacement of each pixel from each frame to the next (Farnebäck 2003, OpenCV's; c is 1 or 3).
 
     Raises InputError for a single frame, and where OpenCV is not installed.
     """
@@ -27,19 +28,19 @@ def flow(video: Video) -> Flow:
     if len(video) < 2:
         raise InputError("optical flow needs two frames, and this video has one: leave the flow metrics out")
     grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) if f.shape[-1] == 3 else f[..., 0] for f in video]
-    options = dict(pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0)
-    return np.stack(
-        [cv2.calcOpticalFlowFarneback(a, b, None, **options)[..., ::-1] for a, b in itertools.pairwise(grey)]
+    options: dict[str, Any] = dict(
+        flow=None, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
     )
+    return np.stack([cv2.calcOpticalFlowFarneback(a, b, **options)[..., ::-1] for a, b in itertools.pairwise(grey)])
 
 
 def motion_magnitude(flow: Flow) -> float:
-    """Mean length of the flow over pixels and frames, in pixels a frame."""
+    """Returns the mean length of the flow over pixels and frames, in pixels per frame."""
     return float(np.linalg.norm(flow, axis=-1).mean())
 
 
 def flow_smoothness(flow: Flow) -> float:
-    """Mean length of the flow's second difference over time at each pixel, in pixels; less is smoother.
+    """Returns the mean length of the flow's second difference over time at each pixel, in pixels; less is smoother.
 
     0 for constant velocity (and acceleration). Flow being velocity, this is jerk, by which Flash & Hogan 1985 measure
     smoothness. Raises InputError for less than four frames.
@@ -50,12 +51,12 @@ def flow_smoothness(flow: Flow) -> float:
 
 
 def mean_flow(flow: Flow) -> Float[np.ndarray, "h w 2"]:
-    """The mean over time at each pixel: how a video moves, in a form that compares at any number of frames."""
+    """Returns the mean flow over time at each pixel, which compares videos of different numbers of frames."""
     return flow.mean(0)
 
 
 def motion_diversity(fields: Sequence[Float[np.ndarray, "h w 2"]]) -> float:
-    """Mean distance between the mean flows of two videos, over all pairs, in pixels a frame: 0 if all move alike.
+    """Returns the mean distance between the mean flows of two videos over all pairs, in pixels per frame.
 
     The average pairwise distance of Yuan & Kitani 2020, on flow; the distance is flow's mean end-point error. Raises
     InputError for a single video, and for videos of several sizes.

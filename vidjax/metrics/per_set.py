@@ -1,5 +1,4 @@
-"""Figures of a whole set of videos, most of them against a reference set: FVD, KVD, FID, Inception score and
-stand-ins."""
+"""Metrics of a set of videos, most of them against a reference set: FVD, KVD, FID, Inception score and stand-ins."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ Features = Float[np.ndarray, "_ m d"]  # m of each video; sets have different nu
 
 @dataclasses.dataclass(frozen=True)
 class SetMetric:
-    """`score` of features of the videos, and of the reference if it `compares`.
+    """A `score` of the features of the videos, and of the reference if it `compares`.
 
     network: a name in `feature_networks.KINDS`, with published weights if `trained`; `output`: which of its outputs.
     """
@@ -30,10 +29,12 @@ class SetMetric:
 
     @property
     def key(self) -> Key:
+        """The network, and whether it is trained."""
         return self.network, self.trained
 
 
 def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Returns the Frechet distance of two sets of features."""
     return frechet(Statistics.of(ours), Statistics.of(theirs))
 
 
@@ -61,7 +62,8 @@ SETS = {
 
 
 def figure(metric: SetMetric, sets: Sequence[Features], subsets: int, size: int | None) -> dict[str, Any]:
-    """The value over all videos; and mean and deviation over `subsets` random halves, or subsets of `size` videos.
+    """Returns the value over all videos, and mean and deviation over `subsets` random halves, or subsets of `size`
+    videos.
 
     `sets`: the videos and, if the metric compares, the reference; both are drawn from. Distances shrink as sets grow:
     the mean of subsets is of their size, not of the whole. Where a subset would have one video there are none. Raises

@@ -1,4 +1,4 @@
-"""Figures that every video has by itself; that of the set is their mean unless told."""
+"""Metrics of single videos; a set's value is their mean unless the metric defines `total`."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from vidjax.metrics import flow, reconstruction
 
 @dataclasses.dataclass
 class Judged:
-    """One video while it is judged; what several metrics need is computed once."""
+    """One video while it is evaluated; what several metrics need is computed once."""
 
     name: str
     prompt: str
@@ -23,23 +23,24 @@ class Judged:
 
     @functools.cached_property
     def flow(self) -> np.ndarray:
+        """Optical flow, see `flow.flow`."""
         return flow.flow(self.frames)
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
+        """CLIP embeddings of the frames, [t, d]."""
         return self.scorer.embed_frames(self.frames)
 
     @functools.cached_property
     def source(self) -> np.ndarray:
+        """The frames that this video is compared with."""
         return self.find_source(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """`each(video)` is what a video gives; the figure is `total` of the list of these, their mean unless told.
-
-    `needs` is the flag without which it cannot be had.
-    """
+    """`each(video)` is the value of a video, `total` maps the list of them to that of the set; `needs` is the flag that
+    it requires."""
 
     unit: str
     each: Callable[[Judged], Any]
@@ -48,12 +49,14 @@ class Metric:
 
 
 def consistency(video: Judged) -> float:
+    """Returns the frame consistency of a video."""
     from vidjax.metrics.clip_scores import frame_consistency
 
     return frame_consistency(video.embeddings)
 
 
 def alignment(video: Judged) -> float:
+    """Returns the text alignment of a video. Raises InputError if it has no caption."""
     from vidjax.metrics.clip_scores import text_alignment
 
     if not video.prompt:

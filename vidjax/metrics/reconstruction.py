@@ -1,4 +1,4 @@
-"""How close two videos are, pixel by pixel: PSNR, SSIM, sharpness. Numpy, on uint8 or on floats in [-1, 1]."""
+"""Compares two videos pixel by pixel: PSNR, SSIM, sharpness. Numpy, on uint8 or on floats in [-1, 1]."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -7,12 +7,12 @@ Videos = UInt8[np.ndarray, "*#n t h w c"] | Float[np.ndarray, "*#n t h w c"]
 
 
 def _unit(videos: np.ndarray) -> np.ndarray:
-    """Pixels in [0, 1], float32."""
+    """Maps pixels to [0, 1], float32."""
     return videos.astype(np.float32) / 255 if videos.dtype == np.uint8 else (videos.astype(np.float32) + 1) / 2
 
 
 def psnr(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
-    """Peak signal-to-noise ratio of each video in dB, from the error over all frames; infinite where equal.
+    """Returns the peak signal-to-noise ratio of each video in dB, from the error over all frames; infinite where equal.
 
     `a` and `b` may be uint8 or floats in [-1, 1] each; shapes broadcast.
     """
@@ -22,7 +22,8 @@ def psnr(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
 
 
 def ssim(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
-    """Structural similarity (Wang et al. 2004: Gaussian window, 11 pixels, sigma 1.5), mean over frames and channels.
+    """Returns the structural similarity (Wang et al. 2004: Gaussian window, 11 pixels, sigma 1.5), mean over frames and
+    channels.
 
     Takes what `psnr` takes; frames have at least 11 x 11 pixels.
     """
@@ -38,20 +39,20 @@ def ssim(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
 
 
 def sharpness(a: Videos, b: Videos) -> Float[np.ndarray, " *n"]:
-    """The mean gradient magnitude of each video `a` over that of `b`: below 1 where `a` is blurred. Takes what `psnr`
-    takes."""
+    """Returns the mean gradient magnitude of each video `a` over that of `b`, below 1 where `a` is blurred, for the
+    arguments of `psnr`."""
     return _slope(a) / _slope(b)
 
 
 def _slope(videos: np.ndarray) -> np.ndarray:
-    """The mean over pixels of the length of (difference to the pixel below, to the pixel on the right)."""
+    """Returns the mean length over pixels of (difference to the pixel below, to the pixel on the right)."""
     x = _unit(videos)
     down, right = (np.diff(x, axis=axis) for axis in (-3, -2))
     return np.hypot(down[..., :, :-1, :], right[..., :-1, :, :]).mean((-4, -3, -2, -1), dtype=np.float64)
 
 
 def _gaussian_bands(size: int, window: int = 11, sigma: float = 1.5) -> np.ndarray:
-    """[size - window + 1, size]: each row weighs the pixels under one place of the window."""
+    """Returns [size - window + 1, size]: each row weighs the pixels under one place of the window."""
     weights = np.exp(-0.5 * ((np.arange(window) - window // 2) / sigma) ** 2)
     bands = np.zeros((size - window + 1, size))
     for row in range(len(bands)):

@@ -1,11 +1,11 @@
-"""Frames resized as the published metrics resize them: bilinear, without antialiasing, by one of two grids."""
+"""Resizes frames as the published metrics do: bilinear, without antialiasing, on one of two grids."""
 
 import numpy as np
 from jaxtyping import Array, Float
 
 
 def bilinear(x: Float[Array, "*b h w c"], size: int, half_pixels: bool) -> Float[Array, "*b {size} {size} c"]:
-    """Both sides to `size`, whatever their ratio.
+    """Scales both sides to `size`, whatever their ratio.
 
     half_pixels: the centres of pixels are matched (torch's align_corners=False, as FVD is computed by StyleGAN-V), else
     their corners at 0 (TensorFlow 1's align_corners=False, which FID was published with).
@@ -18,7 +18,7 @@ def bilinear(x: Float[Array, "*b h w c"], size: int, half_pixels: bool) -> Float
 
 
 def _neighbours(length: int, size: int, half_pixels: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each new pixel: the two old ones around it, and the weight of the second."""
+    """Returns for each new pixel the two old ones around it, and the weight of the second."""
     half = 0.5 if half_pixels else 0.0
     place = np.clip((np.arange(size) + half) * (length / size) - half, 0, length - 1)
     low = np.floor(place).astype(np.int32)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
 Strides = tuple[int, int, int]
-AnyArray: Any = Array | np.ndarray
+AnyArray = Array | np.ndarray
 
 
 def to_patches(x: Float[AnyArray, "b t h w c"], strides: Strides) -> Float[AnyArray, "b s i j p"]:

@@ -180,11 +180,13 @@ def lowering_for(chip: Chip) -> Iterator[None]:
         is_cuda_compute_capability_equal=lambda capability: own == version(capability),
     )
     before = {name: getattr(cudnn, name) for name in answers}
-    vars(cudnn).update(answers)
+    for name, answer in answers.items():
+        setattr(cudnn, name, answer)
     try:
         yield
     finally:
-        vars(cudnn).update(before)
+        for name, answer in before.items():
+            setattr(cudnn, name, answer)
 
 
 # For `compile(compiler_options=...)` where there is no hardware. GPU kernels cannot be timed against each other, so

@@ -60,6 +60,7 @@ def layer_names(model: nnx.Module) -> Iterator[None]:
 
 
 def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    """Yields the modules inside a model with their paths."""
     for path, node in nnx.iter_graph(model):
         if path and isinstance(node, nnx.Module):
             yield ".".join(map(str, path)), node

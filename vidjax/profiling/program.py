@@ -35,6 +35,7 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
+        """Names of the instructions that this one reads."""
         return re.findall(r"%([\w.-]+)", self.rest.split("),")[0])
 
     @property
@@ -81,6 +82,7 @@ def shapes_of(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def bytes_of(text: str) -> int:
+    """Adds up the bytes of all shapes in a text of XLA."""
     bits = lambda dtype: int((re.search(r"\d+", dtype) or "8")[0])
     return sum(math.prod(sizes) * max(bits(dtype) // 8, 1) for dtype, sizes in shapes_of(text))
 

@@ -28,10 +28,15 @@ def join(
     import jax
 
     # The library would end the process in C++: it gets more time than there is.
-    how = dict(initialization_timeout=10 * seconds, heartbeat_timeout_seconds=SILENCE_SECONDS)
     try:
         with limit_wait(seconds, coordinator, processes, process_id):
-            jax.distributed.initialize(coordinator, processes, process_id, **how)
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process_id,
+                initialization_timeout=10 * seconds,
+                heartbeat_timeout_seconds=SILENCE_SECONDS,
+            )
     except ValueError as error:
         raise InputError(
             f"--distributed finds no cluster ({error}) It knows Cloud TPU slices, GKE, SLURM and Open MPI; elsewhere "

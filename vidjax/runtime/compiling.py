@@ -65,12 +65,12 @@ def _listen() -> Compiled:
     """The count, which JAX's events carry on."""
     total = Compiled()
 
-    def took(event: str, seconds: float, **_: str | int) -> None:
+    def took(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == READY:
-            total.seconds += seconds
+            total.seconds += duration_secs
             total.programs += 1
 
-    def happened(event: str, **_: str | int) -> None:
+    def happened(event: str, **kwargs: str | int) -> None:
         total.cached += event == READ
 
     jax.monitoring.register_event_duration_secs_listener(took)

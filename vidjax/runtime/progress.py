@@ -28,7 +28,11 @@ def show_progress(what: str, unit: str, total: int | None = None) -> Iterator[Ca
         from tqdm import tqdm
 
         with tqdm(desc=what, unit=unit, total=total) as bar:
-            yield lambda done: bar.update(int(done) - bar.n) and None
+
+            def advance(done: int) -> None:
+                bar.update(int(done) - bar.n)
+
+            yield advance
     else:
         began = told = time.monotonic()
         say(f"{what}: {total} {unit}s" if total else what)

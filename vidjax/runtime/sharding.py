@@ -82,6 +82,7 @@ def move_to_mesh(tree: Any, mesh: Mesh) -> Any:
     copied."""
 
     def same(x: jax.Array) -> jax.Array:
+        assert isinstance(x.sharding, NamedSharding)
         sharding = NamedSharding(mesh, x.sharding.spec)
         return jax.make_array_from_single_device_arrays(x.shape, sharding, [s.data for s in x.addressable_shards])
 

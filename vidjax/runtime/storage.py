@@ -76,13 +76,14 @@ def check_writable(path: AnyPath) -> None:
 @functools.cache
 def _bucket(name: str) -> Any:
     """Opens a bucket with Google's own library, the only one here that can be told not to try for minutes."""
-    import fsspec
+    from fsspec.config import conf
     from google.cloud import storage
 
     os.environ["EPATH_USE_TF"] = "false"  # TensorFlow, where it is installed, would do epath's work, without gcsfs
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # of errors that are caught it shows tracebacks
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False  # others write to the bucket, too
-    return storage.Client().get_bucket(name, timeout=BUCKET_SECONDS, retry=None)
+    conf.setdefault("gcs", {})["use_listings_cache"] = False  # others write to the bucket, too
+    once: dict[str, Any] = dict(timeout=BUCKET_SECONDS, retry=None)
+    return storage.Client().get_bucket(name, **once)
 
 
 def _refused(path: Any, done: str, error: Exception) -> InputError:
@@ -99,8 +100,7 @@ def absolute(path: str | AnyPath) -> AnyPath:
 
 def modification_time(path: AnyPath) -> float:
     """Returns when a file was last written, in seconds since 1970."""
-    found = path.stat()
-    return float(found.st_mtime if isinstance(path, Path) else found.mtime)
+    return path.stat().st_mtime if isinstance(path, Path) else float(path.stat().mtime)
 
 
 def set_aside(path: AnyPath, ending: str) -> AnyPath:
