@@ -13,6 +13,7 @@ from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "default") -> ConfigDict:
+    """The recipe; it has no variants."""
     train = dict(dtype="bfloat16", frozen_dtype="bfloat16", remat="full", log_every=50)
     return variants(
         variant,

@@ -12,6 +12,7 @@ from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "mnist") -> ConfigDict:
+    """The recipe of a data set."""
     digits = dict(patch=2, channels=(64, 64), attention_levels=(False, True), heads=2, groups=8)
     images = dict(channels=(128, 256, 256, 256), attention_levels=(False, True, False, False), heads=4, groups=32)
     recipes = {
@@ -29,6 +30,7 @@ def get_config(variant: str = "mnist") -> ConfigDict:
 
 
 def recipe(data: dict, model: dict, steps: int, large: bool) -> dict:
+    """One stage on images; `large` for colours and long trainings."""
     return dict(
         data=dict(frames=1, cache=not large, workers=2, **data),
         conditioning=dict(label=dict(classes=10, dim=128, drop=0.1)),

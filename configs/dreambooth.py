@@ -24,10 +24,12 @@ VARIANTS = {
 
 
 def get_config(variant: str = "full") -> ConfigDict:
+    """The recipe by what trains."""
     return variants(variant, **{name: partial(recipe, name) for name in VARIANTS})
 
 
 def recipe(variant: str) -> dict:
+    """One stage that tunes on pictures, or on clips."""
     video, lora = variant == "video", variant == "lora"
     return dict(
         pretrained="",

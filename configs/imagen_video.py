@@ -17,10 +17,12 @@ from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
+    """The recipe of the paper, or of the shipped clips."""
     return variants(variant, paper=paper, clips=clips)
 
 
 def paper() -> dict:
+    """The first three of their stages."""
     train = dict(batch_size=64, dtype="bfloat16", remat="full", log_every=50, save_every=2_000, sample_every=20_000)
     levels = dict(blocks_per_level=2, heads=8)
     attend = (("attn1", "frame"), ("attn2", "tokens"), ("ff", "ff"))

@@ -30,6 +30,7 @@ DATA = dict(  # as each is published, Tai-Chi as LVDM reads it; "data" may be a 
 
 
 def get_config(variant: str = "clips") -> ConfigDict:
+    """The recipe of a data set; how long videos are made is in the name."""
     return variants(
         variant,
         clips=clips,

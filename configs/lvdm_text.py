@@ -14,10 +14,12 @@ from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
+    """The recipe of the paper, or of the shipped clips."""
     return variants(variant, paper=paper, clips=clips)
 
 
 def paper() -> dict:
+    """The released model, by a folder's autoencoder and text encoder."""
     return dict(
         pretrained="",
         data=dict(frames=16, size=256, stride=4, images=8, workers=8),

@@ -17,6 +17,7 @@ from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "default") -> ConfigDict:
+    """The recipe; it has no variants."""
     return variants(
         variant,
         default=dict(

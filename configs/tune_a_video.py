@@ -20,10 +20,12 @@ from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "default") -> ConfigDict:
+    """The recipe of the paper, its released code, or Dreamix."""
     return variants(variant, default=recipe, released=released, dreamix=dreamix)
 
 
 def recipe() -> dict:
+    """Queries and attention over time are tuned on one clip."""
     return dict(
         seed=33,
         pretrained="",

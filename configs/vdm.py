@@ -14,6 +14,7 @@ from vidjax.recipes.config import variants
 
 
 def get_config(variant: str = "clips") -> ConfigDict:
+    """The recipe of a data set."""
     small = dict(channels=(64, 128), blocks_per_level=1, attention_levels=(False, True), heads=2)
     full = dict(channels=(128, 256, 512, 1024), blocks_per_level=2, attention_levels=(False, True, True, True), heads=8)
     recipes = {
@@ -36,6 +37,7 @@ def get_config(variant: str = "clips") -> ConfigDict:
 
 
 def recipe(data: dict, conditioning: dict, model: dict, train: dict, optimizer: dict) -> dict:
+    """One stage on clips and stills."""
     return dict(
         data=data,
         conditioning=conditioning,

@@ -23,7 +23,8 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         from pathlib import Path
         sys.path.insert(0, "tests")
         import tiny
-        from vidjax.profiling import planning
+        from vidjax.profiling.costs import own_bytes
+        from vidjax.training.lowering import lower_step
         from vidjax.recipes import build as recipe
         from vidjax.recipes.config import uncached
         from vidjax import settings
@@ -33,9 +34,9 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
         stage = recipe.build(config, "diffusion", Path(tempfile.mkdtemp()))
         batch = recipe.example_batch(config, stage)
         mesh = sharding.make_mesh(**stage.mesh)
-        lowered, state = planning.lower_step(stage, mesh, batch)
+        lowered, state = lower_step(stage, mesh, batch)
         compiled = lowered.compile()
-        own = sum(map(planning.own_bytes, jax.tree.leaves(state)))
+        own = sum(map(own_bytes, jax.tree.leaves(state)))
         clips = sum(np.prod(v.shape) * v.dtype.itemsize for v in batch.values()) / 8
         whole = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(state))
         found = [int(own + clips), compiled.memory_analysis().argument_size_in_bytes, int(whole)]
@@ -47,7 +48,7 @@ def test_bytes_a_device_are_those_of_the_compiled_program():
 def test_what_travels_is_what_the_collectives_of_a_program_send():
     found = eight_devices("""
         from jax.sharding import PartitionSpec as P
-        from vidjax.profiling.planning import collectives
+        from vidjax.profiling.program import collectives
         mesh = sharding.make_mesh(data=2, context=4)
         one = lambda f, out: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data", "context"), out_specs=out))
         x = jax.ShapeDtypeStruct((8, 16, 32), jnp.float32)  # 4096 bytes on each device, groups of 4
@@ -73,7 +74,7 @@ def test_what_a_loop_sends_counts_as_often_as_it_turns():
     """Two loops in one another, and one that is no loop's: 5 * 3 times, 5 times and once."""
     found = eight_devices("""
         from jax.sharding import PartitionSpec as P
-        from vidjax.profiling.planning import collectives
+        from vidjax.profiling.program import collectives
         mesh = sharding.make_mesh(data=2, context=4)
         shift = lambda x, step: jax.lax.ppermute(x, "context", [(i, (i + step) % 4) for i in range(4)]) * 1.1
         inner = lambda x: jax.lax.scan(lambda x, _: (shift(x, 1), None), x, None, length=3)[0]

@@ -15,13 +15,13 @@ from tiny_folder import write_folder
 from vidjax import settings
 from vidjax.data.video_reading import read_frames
 from vidjax.errors import InputError
-from vidjax.profiling import planning
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import stage_names
 from vidjax.recipes.run import Run
 from vidjax.runtime.sharding import make_mesh
 from vidjax.runtime.storage import write_json
 from vidjax.training.loop import at_step_0, train
+from vidjax.training.lowering import lower_step
 
 CLIP = Path(__file__).parents[1] / "vidjax" / "clips" / "real" / "path.mp4"
 PRIOR = dict(prompt="a fox", count=2, num_steps=2)
@@ -101,7 +101,7 @@ def test_a_plan_reads_no_weights_of_a_folder_and_knows_the_state_that_trains(fol
     stages = {path: recipe.build(settings.plain(config), "tune", tmp_path) for path, config in made.items()}
     batch = recipe.example_batch(made[bare], stages[bare])
     assert batch["prior"].keys() == batch.keys() - {"prior"}
-    lowered, planned = planning.lower_step(stages[bare], make_mesh(), batch)
+    lowered, planned = lower_step(stages[bare], make_mesh(), batch)
     state = at_step_0(stages[folder], stages[folder].start(True)[1])
     shapes = [
         {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(each)}

@@ -47,6 +47,7 @@ JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
 
 def main() -> None:
+    """Counts and times the stages of --config."""
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)  # layers' names are metadata
     config = uncached(CONFIG())
     if (LAYERS.value or TRACE.value) and not STEPS.value:
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def abstract(stage: Stage, config: Any) -> dict[str, float]:
-    """Parameters that train, and FLOPs a step, without running anything: the data need not be there."""
+    """Counts the parameters that train, and FLOPs per step; runs nothing, the data need not be there."""
     batch = recipe.example_batch(config, stage)
     _, state = abstract_loss(stage)
     trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
@@ -86,7 +87,7 @@ def abstract(stage: Stage, config: Any) -> dict[str, float]:
 
 
 def timed(stage: Stage, traces: Path) -> dict[str, Any]:
-    """Compilation, the median step, memory, how fast the data come by themselves, and the layers if asked for."""
+    """Measures compilation, the median step, memory, the data by themselves, and the layers if asked for."""
     from vidjax.training.loop import prepare, step_of
 
     mesh = sharding.make_mesh(**stage.mesh)
@@ -135,13 +136,14 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
 
 
 def without_python() -> jax.profiler.ProfileOptions:
-    """Of a trace: calls of Python functions would fill it."""
+    """Returns options of a trace without calls of Python functions, which would fill it."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     return options
 
 
 def show(name: str, figures: dict[str, Any]) -> None:
+    """Prints the figures of a stage, and the table of its layers if there is one."""
     print(name, *(f"{key} {value:,.6g}" for key, value in figures.items() if not isinstance(value, dict)), sep="\n  ")
     if rows := figures.get("layers"):
         width, attention = max(map(len, rows)), figures["attention"]
@@ -157,7 +159,7 @@ def show(name: str, figures: dict[str, Any]) -> None:
 
 
 def rates(figures: dict[str, float]) -> dict[str, float]:
-    """TFLOP/s, and MFU where the device's peak is known."""
+    """Computes TFLOP/s, and MFU where the device's peak is known."""
     achieved = figures["tflop_per_step"] / figures["step_seconds"]
     peak = peak_flops()
     return {"tflop_per_second": achieved, **({"mfu": achieved * 1e12 / peak} if peak else {})}

@@ -1,4 +1,4 @@
-"""Latents to disk, once: `python -m vidjax.cache --workdir W --out DIR`.
+"""Encodes latents to disk, once: `python -m vidjax.cache --workdir W --out DIR`.
 
 Encodes the examples that a run's diffusion stage would see, in their order, with the autoencoder that the run has
 trained or its folder has, and captions with the folder's text encoder. With --config.data.latents=DIR training then
@@ -24,6 +24,7 @@ OUT = flags.DEFINE_string("out", None, "A new folder.")
 
 
 def main() -> None:
+    """Encodes the examples of --workdir into --out."""
     for name, flag in (("workdir", WORKDIR), ("out", OUT)):
         if not flag.value:
             raise InputError(f"--{name} is missing")

@@ -83,19 +83,20 @@ class Read:
     features: dict[Key, tuple[np.ndarray, ...]]
 
     def protocol(self) -> dict[str, Any]:
-        """`frames` is [least, most]."""
+        """Returns how many videos there are, of how many frames ([least, most]) and which sizes."""
         counts = [t for t, *_ in self.shapes.values()]
         sizes = sorted({f"{h}x{w}" for _, h, w in self.shapes.values()})
         return {"videos": len(self.shapes), "frames": [min(counts), max(counts)], "sizes": sizes}
 
 
 def main() -> None:
+    """Joins the other processes if there are any, and runs."""
     with join_cluster():
         run()
 
 
 def run() -> None:
-    """All processes make the videos of --workdir, the first one judges them."""
+    """Samples the videos of --workdir on all processes, and evaluates them on the first one."""
     from vidjax.runtime.processes import lead, on_first_process
 
     chosen = asked()
@@ -133,7 +134,7 @@ def run() -> None:
 
 
 def asked() -> dict[str, per_video.Metric | SetMetric]:
-    """The metrics of the command line, all that they need being there. Raises InputError."""
+    """Returns the metrics of the command line. Raises InputError for what they need and is not there."""
     if not METRICS.value:
         raise InputError(f"--metrics is empty; name some of {', '.join(ALL)}")
     if bool(VIDEOS.value) == bool(WORKDIR.value):
@@ -151,7 +152,7 @@ def asked() -> dict[str, per_video.Metric | SetMetric]:
 
 
 def videos(chosen: dict[str, Any]) -> tuple[Iterable[Item], Iterable[Item] | None]:
-    """What is judged, and what sets are compared to, if any are. Raises InputError."""
+    """Opens the videos to evaluate, and those that sets are compared to, if any are. Raises InputError."""
     compares = any(isinstance(metric, SetMetric) and metric.compares for metric in chosen.values())
     reference = judged.in_folder(REFERENCE.value, "reference") if REFERENCE.value else None
     if WORKDIR.value:
@@ -163,7 +164,7 @@ def videos(chosen: dict[str, Any]) -> tuple[Iterable[Item], Iterable[Item] | Non
 
 
 def make_networks(chosen: dict[str, SetMetric]) -> dict[Key, "FeatureNetwork"]:
-    """What the metrics need, each once."""
+    """Loads the networks that the metrics need, each once."""
     if not chosen:
         return {}
     from vidjax.metrics.feature_networks import FeatureNetwork
@@ -182,7 +183,7 @@ def judge(
     networks: dict[Key, "FeatureNetwork"],
     frames: int | None,
 ) -> Read:
-    """Every video that can be read, one at a time. Raises InputError, which names the video."""
+    """Measures every video that can be read, one at a time. Raises InputError, which names the video."""
     streams = {}
     if networks:
         from vidjax.metrics.feature_networks import Stream
@@ -206,13 +207,13 @@ def judge(
 
 
 def source_of(video: per_video.Judged) -> np.ndarray:
-    """What psnr and ssim compare it to: as many frames of --source, or of its namesake in --reference."""
+    """Reads what psnr and ssim compare a video to: as many frames of --source, or of its namesake in --reference."""
     flag, path = ("source", SOURCE.value) if SOURCE.value else ("reference", str(Path(REFERENCE.value) / video.name))
     return judged.source_frames(flag, path, *video.frames.shape[:3])
 
 
 def of_each(metric: per_video.Metric, ours: Read, parts: list, scorer: Any) -> dict[str, Any]:
-    """A figure of every video by itself, with what it depends on beside the videos."""
+    """Computes a metric of single videos, with what it depends on beside the videos."""
     made = {"value": metric.total(parts), "unit": metric.unit, **ours.protocol()}
     if metric.needs == "clip":
         made["weights"] = scorer.name
@@ -222,7 +223,7 @@ def of_each(metric: per_video.Metric, ours: Read, parts: list, scorer: Any) -> d
 
 
 def of_set(metric: SetMetric, network: "FeatureNetwork", ours: Read, theirs: Read | None) -> dict[str, Any]:
-    """A figure of the whole set, with what it depends on beside the videos."""
+    """Computes a metric of the whole set, with what it depends on beside the videos."""
     sets = [read.features[metric.key][metric.output] for read in (ours, theirs) if read]
     made = {**figure(metric, sets, SUBSETS.value, SUBSET_SIZE.value), "unit": metric.unit, **ours.protocol()}
     reference = {"reference": {"folder": theirs.folder, **theirs.protocol()}} if theirs else {}
@@ -230,6 +231,8 @@ def of_set(metric: SetMetric, network: "FeatureNetwork", ours: Read, theirs: Rea
 
 
 def print_table(figures: dict[str, dict]) -> None:
+    """Prints the figures with their protocol."""
+
     def counted(of: dict) -> str:
         frames = " to ".join(map(str, sorted(set(of["frames"]))))
         return f"{of['videos']} videos of {frames} frames, {' '.join(of['sizes'])}"
@@ -249,7 +252,7 @@ def print_table(figures: dict[str, dict]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same without infinities (the PSNR of equal videos), which JSON has no word for: null."""
+    """Replaces infinities (the PSNR of equal videos), which JSON has no word for, by None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

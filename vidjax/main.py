@@ -23,6 +23,7 @@ join_cluster = cli.define_cluster_flags()
 
 
 def main() -> None:
+    """Reads the flags, joins the other processes if there are any, and runs."""
     config = CONFIG()
     with join_cluster():
         run(config)
@@ -66,7 +67,7 @@ def run(config: dict[str, Any]) -> None:
 
 
 def default_workdir(config: str) -> str:
-    """configs/lvdm.py:sky -> runs/lvdm-sky"""
+    """Names the folder of a recipe's run: configs/lvdm.py:sky -> runs/lvdm-sky."""
     path, _, variant = config.partition(":")
     return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
 

@@ -52,7 +52,7 @@ SHOWN = 20  # dropped clips that are printed
 
 
 def main() -> None:
-    """Writes the data set, or goes on with one that was begun."""
+    """Writes the clips of --path as shards into --out."""
     for name, flag in (("path", PATH), ("out", OUT)):
         if not flag.value:
             raise InputError(f"--{name} is missing")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def make(job: shards.Job, out: Path) -> None:
-    """All the steps that are not done yet."""
+    """Does all the steps that are not done yet."""
     shards.begin(job)
     run(shards.examine_piece, job, shards.piece_files(job), "examining")
     report = shards.plan(job)
@@ -88,7 +88,7 @@ def make(job: shards.Job, out: Path) -> None:
 
 
 def beam_options() -> list[str]:
-    """--beam_options, as a shell cuts them. Raises InputError."""
+    """Splits --beam_options as a shell does. Raises InputError."""
     try:
         return shlex.split(BEAM_OPTIONS.value)
     except ValueError as error:
@@ -96,7 +96,7 @@ def beam_options() -> list[str]:
 
 
 def show(report: dict) -> None:
-    """What the report says, in lines."""
+    """Prints what the report says."""
     counts = ", ".join(f"{count} {kind}" for kind, count in report["dropped"].items() if count) or "nothing"
     print(f"{report['clips written']} clips from {report['clips read']}; dropped: {counts}")
     for drop in report["drops"][:SHOWN]:
@@ -106,7 +106,7 @@ def show(report: dict) -> None:
 
 
 def run(step: Callable[[shards.Job, int], None], job: shards.Job, files: Sequence[Path], what: str) -> None:
-    """step(job, n) for every n whose file is not there yet, by Beam."""
+    """Runs step(job, n) for every n whose file is not there yet, by Beam."""
     left = [n for n, file in enumerate(files) if not file.exists()]
     if not left:
         return
@@ -136,7 +136,7 @@ def run(step: Callable[[shards.Job, int], None], job: shards.Job, files: Sequenc
 
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[TextIO]:
-    """What this process and its workers say on stderr goes to a file; gives the terminal that it would have gone to."""
+    """Sends stderr of this process and its workers to a file; yields the terminal that it would have gone to."""
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as terminal, open(path, "a") as file:
         os.dup2(file.fileno(), 2)
@@ -166,7 +166,7 @@ def no_waiting_for_the_dead(terminal: TextIO, log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(files: Sequence[Path], what: str, terminal: TextIO) -> Iterator[None]:
-    """A bar of how many of the files are there, on a terminal."""
+    """Shows a bar of how many of the files are there, on a terminal."""
     from tqdm import tqdm
 
     done = threading.Event()

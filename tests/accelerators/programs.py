@@ -20,7 +20,7 @@ from vidjax.diffusion.guidance import classifier_free
 from vidjax.diffusion.samplers import SAMPLERS, ddim_inverse, sample
 from vidjax.models.conditioning import embed, nulls
 from vidjax.models.parameters import abstract_parameters, cast, merge
-from vidjax.profiling import chips, planning
+from vidjax.profiling import chips, costs
 from vidjax.profiling import layers as profiling
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import tunes
@@ -28,6 +28,7 @@ from vidjax.recipes.diffusion import process
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import jit
 from vidjax.settings import stage_settings
+from vidjax.training.lowering import lower_step
 from vidjax.training.stage import Stage
 from vidjax.weights import pretrained
 
@@ -143,11 +144,11 @@ def training(name: str, stage_name: str, topology: str, axes: tuple[int, ...] = 
     made, stage, mesh, chip = built(name, stage_name, topology, axes)
     batch = recipe.example_batch(made, stage)
     with chips.lowering_for(chip):
-        lowered, state = planning.lower_step(stage, mesh, batch)
+        lowered, state = lower_step(stage, mesh, batch)
     program = compiled(lowered, chip)
     kept = len(jax.tree.leaves((state.params, state.opt_state, state.ema)))
     clips = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch)) // (axes[0] * axes[1])
-    given = sum(map(planning.own_bytes, jax.tree.leaves(state))) + clips
+    given = sum(map(costs.own_bytes, jax.tree.leaves(state))) + clips
     return Program(program.as_text(), stage.train.dtype, kept, given, program.memory_analysis())
 
 

@@ -24,7 +24,7 @@ from vidjax.models import unet
 from vidjax.models.keys import OneKey
 from vidjax.models.layers import Context
 from vidjax.models.parameters import abstract_parameters, cast, merge
-from vidjax.profiling import chips, planning
+from vidjax.profiling import chips, costs
 from vidjax.profiling.flops import count_flops
 from vidjax.profiling.program import cycles
 from vidjax.recipes import build as recipe
@@ -89,7 +89,7 @@ def measured(config: unet.UNetConfig, latents: tuple[int, ...], chip: chips.Chip
     spent = cycles(lowered.compile().as_text(), chip.cells)
     kinds: Counter[str] = Counter()
     for each, number in spent:
-        kinds[planning.operation(each)] += number
+        kinds[costs.operation(each)] += number
     whole = sum(kinds.values())
     flops = 3 * count_flops(loss, *args)  # forward, and by the input and the parameters
     top = {name: f"{number / whole:.1%}" for name, number in kinds.most_common(12)}

@@ -28,7 +28,7 @@ INK, ACCENT = "#010203", "#040506"  # stand for the page's colours
 
 
 def write_report(workdir: AnyPath) -> AnyPath:
-    """Write the page of a run and return its path. Parts that the run has not reached are left out.
+    """Writes the page of a run and returns its path. Parts that the run has not reached are left out.
 
     Raises: InputError if the folder holds no run.
     """

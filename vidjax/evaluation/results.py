@@ -35,8 +35,8 @@ from vidjax.runtime.run_files import read_figures
 from vidjax.runtime.storage import AnyPath, write_json
 from vidjax.training.encoded import first_windows
 
-SMALL = 64  # clips of a data set that is evaluated whole
-EVERY = 1000  # windows a clip: all there are, for small data sets
+MAX_CLIPS_TO_EVALUATE = 64  # of larger data sets a sample is looked at
+MAX_WINDOWS_PER_CLIP = 1000  # all there are, for small data sets
 
 
 def show(run: Run) -> dict[str, Any]:
@@ -72,14 +72,14 @@ def show(run: Run) -> dict[str, Any]:
 
 
 def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> dict[str, Any]:
-    """Samples of what the model learned, and how good they and the reconstructions of held-out windows are.
+    """Samples what the model learned, and measures the samples and the reconstructions of held-out windows.
 
     Clips that training left out are not asked for; those that are too short to hold a window back are not measured.
     """
     used, about_data = data_of(dataset)
     prompts, names = asked_for(generator, dataset, used)
     per_caption = list(np.stack(repeated(generator, prompts), axis=1))
-    small = len(dataset) <= SMALL
+    small = len(dataset) <= MAX_CLIPS_TO_EVALUATE
     every = dataset.windows("heldout", clips=used) if dataset.heldout and small else []
     measured = [i for i, clip in zip(used, every) if len(clip)]
     heldout = [clip for clip in every if len(clip)]
@@ -100,18 +100,18 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
         texts = dataset.texts
         of, own = dict(zip(measured, heldout)), [texts.index(name) for name in names]
         if all(i in of and texts.count(texts[i]) == 1 for i in own):
-            train = dataset.windows("train", per_clip=EVERY, clips=own)
+            train = dataset.windows("train", per_clip=MAX_WINDOWS_PER_CLIP, clips=own)
             found |= likeness(per_caption, [of[i] for i in own], train)
         beside_real(workdir, entries, per_caption, real_windows(dataset, used, names), how.fps)
     return found
 
 
 def data_of(dataset: Dataset) -> tuple[list[int], dict[str, Any]]:
-    """Numbers of the clips that can be used, and for the report what there is and why others cannot be; of large data
-    sets both are of a sample."""
-    looked = dataset.sample_of(SMALL)
+    """Returns the numbers of the clips that can be used, and for the report what there is and why others cannot be; of
+    large data sets both are of a sample."""
+    looked = dataset.sample_of(MAX_CLIPS_TO_EVALUATE)
     used, dropped = dataset.survey(looked)
-    names = dataset.clips if dropped and len(dataset) <= SMALL else {}
+    names = dataset.clips if dropped and len(dataset) <= MAX_CLIPS_TO_EVALUATE else {}
     sizes, frames = Counter(f"{h}x{w}" for _, h, w, _ in used.values()), [t for t, *_ in used.values()]
     about = {"clips": len(dataset), "looked_at": len(looked), "used": len(used), "sizes": dict(sizes)}
     about |= {"frames": [min(frames), max(frames)], "fps": sorted({round(fps, 2) for *_, fps in used.values()})}
@@ -120,9 +120,9 @@ def data_of(dataset: Dataset) -> tuple[list[int], dict[str, Any]]:
 
 
 def asked_for(generator: AnyGenerator, dataset: Dataset, used: Sequence[int]) -> tuple[list[str | int], list[str]]:
-    """As `what_to_ask`, without captions that only clips have which cannot be used."""
+    """Returns the prompts of `what_to_ask`, without captions that only clips have which cannot be used."""
     prompts, names = what_to_ask(generator, dataset)
-    if "text" not in generator.embedder_names or len(dataset) > SMALL or len(used) == len(dataset):
+    if "text" not in generator.embedder_names or len(dataset) > MAX_CLIPS_TO_EVALUATE or len(used) == len(dataset):
         return prompts, names
     texts = dataset.texts
     kept = [name for name in names if name in {texts[i] for i in used}]
@@ -130,14 +130,14 @@ def asked_for(generator: AnyGenerator, dataset: Dataset, used: Sequence[int]) ->
 
 
 def real_windows(dataset: Dataset, used: Sequence[int], names: Sequence[str]) -> list[np.ndarray]:
-    """For each caption the windows of its clips: held out, or where nothing is, those of the training."""
+    """Reads the windows of each caption's clips: held out, or where nothing is, those of the training."""
     texts = dataset.texts
     of = [[i for i in used if texts[i] == name] for name in names]
     return [np.concatenate(dataset.windows("heldout" if dataset.heldout else "train", clips=clips)) for clips in of]
 
 
 def repeated(generator: AnyGenerator, prompts: Sequence[str | int]) -> list[np.ndarray]:
-    """Videos of all prompts, once per seed."""
+    """Samples videos of all prompts, once per seed."""
     seeds = range(generator.defaults.per_caption)
     return [generator(prompts, seed=seed) for seed in count_off(seeds, f"sampling {len(prompts)} prompts, seed")]
 
@@ -151,9 +151,9 @@ def reconstruction(
     decoded: Sequence[np.ndarray],
     kl: Sequence[np.ndarray],
 ) -> dict[str, Any]:
-    """How much the autoencoder says of windows that nothing trained on and how well, beside the PSNR of a patch PCA
-    with as many latents; pictures. `clips` are the numbers of the clips with these windows; `decoded` and `kl` are a
-    clip's windows as `Generator.reconstruct` has them."""
+    """Measures how well the autoencoder codes windows that nothing trained on and in how many bits, beside the PSNR of
+    a patch PCA with as many latents; pictures. `clips` are the numbers of the clips with these windows; `decoded` and
+    `kl` are a clip's windows as `Generator.reconstruct` has them."""
     train = np.concatenate([clip for clip in dataset.windows("train")])
     pca = patch_pca(train, codec.autoencoder.strides, codec.autoencoder.latent_channels)
     linear = [np.asarray(to_uint8(pca.reconstruct(to_unit(clip)))) for clip in heldout]
@@ -173,8 +173,8 @@ def reconstruction(
 def rate_distortion(
     videos: Sequence[np.ndarray], decoded: Sequence[np.ndarray], kl: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Of an autoencoder on windows: the KL of its posterior to N(0, 1) in bits a pixel, which is what its latents
-    would cost beside that prior; SSIM and sharpness of what was decoded."""
+    """Measures an autoencoder on windows: the KL of its posterior to N(0, 1) in bits per pixel, which is what its
+    latents would cost beside that prior; SSIM and sharpness of what was decoded."""
     bits = np.mean(np.concatenate(kl).astype(float) / np.prod(videos[0].shape[1:4])) / np.log(2)
     figures = {"autoencoder_bits_per_pixel": float(bits)}
     for name, measure in (("ssim", ssim), ("sharpness", sharpness)):
@@ -191,7 +191,7 @@ def beside_real(
     heldout: Sequence[np.ndarray],
     fps: float,
 ) -> None:
-    """Beside each sample, in `clips/`, the window of its own clips that is nearest to it."""
+    """Writes for each sample, into `clips/`, the window of its own clips that is nearest to it."""
     for entry, videos, clip in zip(entries, samples, heldout):
         if not len(clip) or "videos" not in entry:
             continue
@@ -204,7 +204,7 @@ def beside_real(
 def likeness(
     samples: Sequence[np.ndarray], heldout: Sequence[np.ndarray], train: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Do the samples show the captioned clip, better than its mean picture does, and moving as much?
+    """Measures whether the samples show the captioned clip, better than its mean picture does, and move as much.
 
     Against the held-out windows; `_all`: against all windows of the clips. `train_window_psnr` is what the training
     windows themselves would score as samples, the most that learning them by heart can give.
@@ -223,18 +223,20 @@ def likeness(
 
 
 def device() -> str:
+    """Names the devices: how many, of which kind."""
     first = jax.devices()[0]
     return f"{jax.device_count()} x {first.device_kind}"
 
 
 def versions() -> dict[str, str]:
+    """Returns the versions of vidjax and of what its numbers depend on."""
     return {"vidjax": __version__} | {
         name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")
     }
 
 
 def next_lines(workdir: AnyPath, conditions: Sequence[str], prompt: str) -> list[str]:
-    """Commands that a shell takes as they are, whatever the caption or the folder's name has in it."""
+    """Returns commands that a shell takes as they are, whatever the caption or the folder's name has in it."""
     words = ["python", "-m", "vidjax.sample", "--workdir", str(workdir)]
     words += [f"--prompt={prompt}"] if "text" in conditions else ["--label=0"] if "label" in conditions else []
     commands = [[*words, "--num_steps=50", "--seed=1"]]
@@ -244,6 +246,7 @@ def next_lines(workdir: AnyPath, conditions: Sequence[str], prompt: str) -> list
 
 
 def print_table(summary: Mapping[str, Any]) -> None:
+    """Prints the figures of summary.json, one a line, those that there are."""
     rows = {
         "autoencoder, held-out PSNR (dB)": summary.get("autoencoder_psnr"),
         "  patch PCA of the same size (dB)": summary.get("pca_psnr"),

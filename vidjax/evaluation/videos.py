@@ -1,4 +1,4 @@
-"""What is judged: a folder's videos or those that a run generates; and what they are compared to."""
+"""Yields the videos to evaluate, read from a folder or sampled from a run, and the reference videos."""
 
 import dataclasses
 import functools
@@ -19,8 +19,8 @@ from vidjax.runtime.inputs import read_json
 
 
 def in_folder(path: str, flag: str) -> Iterator[Item]:
-    """All videos under a folder, named by their path in it; of a run's samples only those of its newest settings.
-    Raises InputError at once if it is no folder."""
+    """Yields all videos under a folder, named by their path in it; of a run's samples only those of its newest
+    settings. Raises InputError at once if it is no folder."""
     from vidjax.data.readers import folder
 
     if not os.path.isdir(path):
@@ -35,7 +35,7 @@ def in_folder(path: str, flag: str) -> Iterator[Item]:
 
 
 def listed(folder: Path) -> set[str] | None:
-    """The videos that a run has listed in its folder of samples, None where there is no such list."""
+    """Returns the videos that a run has listed in its folder of samples, None where there is no such list."""
     try:
         names = read_json(folder / INDEX)["videos"] if (folder / INDEX).exists() else None
     except (InputError, KeyError, TypeError):
@@ -44,9 +44,9 @@ def listed(folder: Path) -> set[str] | None:
 
 
 def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
-    """`count` videos of a run's model, `batch` at a time; its captions are spread over the data set's, or its classes
-    come in turn. The same count gives the same videos; all processes make them together. Raises InputError at once if
-    the run is not trained."""
+    """Samples `count` videos of a run's model, `batch` at a time; its captions are spread over the data set's, or its
+    classes come in turn. The same count gives the same videos; all processes make them together. Raises InputError at
+    once if the run is not trained."""
     generator, dataset = run.generator(), run.dataset()
     if "text" in generator.embedder_names:
         known = dataset.texts
@@ -67,7 +67,7 @@ def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
 
 
 def windows(run: Run, count: int) -> Iterator[Item]:
-    """Training windows of a run's data set, at least `count` where its clips have so many, spread over them."""
+    """Yields training windows of a run's data set, at least `count` where its clips have so many, spread over them."""
     dataset = run.dataset()
     clips = dataset.sample_of(count)
     for clip in clips:
@@ -76,13 +76,14 @@ def windows(run: Run, count: int) -> Iterator[Item]:
 
 
 def in_memory(name: str, video: np.ndarray, text: str = "") -> Item:
+    """Makes an item of a video uint8 [t, h, w, c] that is in memory."""
     return Item(name, text, -1, lambda: ArrayVideo(video))
 
 
 def readable(
     items: Iterable[Item], frames: int | None, size: tuple[int, int] | None, unreadable: dict[str, str]
 ) -> Iterator[tuple[Item, np.ndarray]]:
-    """Videos and their first frames, see `decoded`; why others cannot be read goes to `unreadable`."""
+    """Yields videos with their first frames, see `decoded`; writes to `unreadable` why others cannot be read."""
     from vidjax.runtime.progress import watch
 
     for item in watch(items, "judging", "video"):
@@ -97,7 +98,7 @@ def readable(
 
 
 def decoded(video: OpenClip, frames: int, size: tuple[int, int] | None) -> np.ndarray:
-    """The first frames, scaled to cover `size` (None: as they are) and cut to it."""
+    """Reads the first frames, scaled to cover `size` (None: as they are) and cut to it."""
     size = size or (video.height, video.width)
     shown = video.read(range(min(frames, video.frames)), cover_size(video.height, video.width, size))
     return crop_at(shown, size, (0.5, 0.5))
@@ -105,7 +106,7 @@ def decoded(video: OpenClip, frames: int, size: tuple[int, int] | None) -> np.nd
 
 @functools.lru_cache(1)
 def source_frames(flag: str, path: str, frames: int, height: int, width: int) -> np.ndarray:
-    """As many frames of a video, from its beginning, in the size of the video that they are compared to."""
+    """Reads as many frames of a video, from its beginning, in the size of the video that they are compared to."""
     try:
         with open_clip(path) as video:
             if video.frames < frames:

@@ -51,7 +51,7 @@ class TunedConfig:
 
     @property
     def inflation(self) -> dict[str, Any] | None:
-        """What changes in the U-Net's config."""
+        """The fields of UNetConfig that change; None if nothing does."""
         if self.key_frames is None:
             return None
         block = (("attn1", self.key_frames), ("attn2", "tokens"), ("ff", "ff"), ("attn_temp", "zero_time"))
@@ -78,15 +78,15 @@ class Prior:
 
 
 def class_videos(generator: Generator, prior: Prior, file: AnyPath) -> UInt8[np.ndarray, "n t h w c"]:
-    """The class as the untuned model sees it: made once and kept in `file`, made again for another prompt, number or
-    model."""
+    """Samples the class from the untuned model, once: the videos are kept in `file`, and made again for another prompt,
+    number or model."""
     stamp = f"{dataclasses.replace(prior, weight=1.0)}|{generator.size}|{generator.defaults}|{generator.fingerprint()}"
     make = lambda seed: generator([prior.prompt], seed=seed, num_steps=prior.num_steps)
     return cached(file, stamp, lambda: np.concatenate([make(seed) for seed in range(prior.count)]))
 
 
 def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = None, **common: Any) -> Stage:
-    """A stage that tunes `config.pretrained`, or goes on from the stage `source`, whose parameters it adds to.
+    """Makes a stage that tunes `config.pretrained`, or goes on from the stage `source`, whose parameters it adds to.
 
     Raises InputError for what in the folder or the config does not fit.
     """
@@ -173,7 +173,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
 
 
 def fitted(data: DataConfig) -> tuple[DataConfig, str]:
-    """As `fit_window`; of clips that are not there, as in a plan, nothing: whoever reads them says so."""
+    """Fits the window to short clips, see `fit_window`; leaves it as it is where there are no clips, as in a plan."""
     try:
         source = open_source(data)
     except InputError:
@@ -199,8 +199,8 @@ def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoMode
 
 
 def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:
-    """The released Tune-A-Video's start: torch's bias, uniform within 1 / sqrt(fan in), behind each attention over
-    time, whose weight alone is zero."""
+    """Draws the biases of the released Tune-A-Video's start: torch's, uniform within 1 / sqrt(fan in), behind each
+    attention over time, whose weight alone is zero."""
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if path[-3:] == ("attn_temp", "to_out", "bias"):
             bound = leaf.shape[0] ** -0.5
@@ -208,7 +208,8 @@ def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:
 
 
 def tuned_model(stage: Stage, weights: bool = True) -> VideoModel:
-    """What a stage has tuned, text encoder and autoencoder included, with its averaged parameters if `weights`."""
+    """Loads what a stage has tuned, text encoder and autoencoder included, with its averaged parameters if
+    `weights`."""
     full, model = stage.start(weights)
     if weights:
         trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
@@ -221,8 +222,8 @@ def tuned_model(stage: Stage, weights: bool = True) -> VideoModel:
 
 
 def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | None = None) -> Generator:
-    """The tuned model. What a `source` stage has adapted counts `config.finetune.source_weight` as much, 1 by default:
-    MotionDirector leaves the appearance out, so that other appearances move alike."""
+    """Makes the generator of the tuned model. What a `source` stage has adapted counts `config.finetune.source_weight`
+    as much, 1 by default: MotionDirector leaves the appearance out, so that other appearances move alike."""
     full = tuned_model(stage)
     known = pretrained.load(section["pretrained"], weights=False)
     params = {path: jnp.asarray(value) for path, value in parameters(full).items()}
@@ -230,7 +231,7 @@ def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | No
 
 
 def weighed(section: Mapping[str, Any], source: Stage | None, params: Params) -> Params:
-    """The parameters, what `source` has adapted counting less or more."""
+    """Scales, among the parameters, what `source` has adapted by `config.finetune.source_weight`."""
     weight = section.get("finetune", {}).get("source_weight", 1.0)
     own = [path for path in params if source is not None and source.trainable(path) and path.endswith(".lora_up")]
     return {**params, **({path: weight * params[path] for path in own} if weight != 1 else {})}

@@ -27,7 +27,7 @@ from vidjax.generation.generator import Generator
 from vidjax.generation.options import SampleConfig
 from vidjax.models.conditioning import embed
 from vidjax.models.parameters import abstract_parameters, merge
-from vidjax.profiling import chips, planning
+from vidjax.profiling import chips, costs
 from vidjax.profiling import layers as profiling
 from vidjax.profiling.flops import count_flops, flops_by_scope
 from vidjax.recipes import build as recipe
@@ -186,10 +186,10 @@ def estimate(stage: Stage, compiled: Any, flops: float) -> dict[str, Any]:
     chip = chips.of_device(jax.devices()[0])
     if chip is None:
         return found
-    seconds, dear = planning.durations(compiled.as_text(), chip, flops / jax.device_count(), True)
+    seconds, dear = costs.durations(compiled.as_text(), chip, flops / jax.device_count(), True)
     paths = {path for path, _ in profiling.layers(stage.abstract())}
     found |= {"seconds": seconds, "mfu": flops / jax.device_count() / chip.flops / seconds}
-    return found | {"most_expensive": planning.most_expensive(dear, paths)}
+    return found | {"most_expensive": costs.most_expensive(dear, paths)}
 
 
 def profile(stage: Stage, compiled: Any, step: Callable[[], Any], shapes: Any, traces: Path) -> dict[str, Any]:
