@@ -41,7 +41,7 @@ from vidjax.training.encoded import Encoder, StoredMoments, encode_once
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import PREVIEWED, Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes, fit
 from vidjax.training.state import TrainState
-from vidjax.training.validation import CLIPS, by_noise_level
+from vidjax.training.validation import VALIDATION_CLIPS, by_noise_level
 from vidjax.weights.components import AUTOENCODER, EMPTY, surroundings
 from vidjax.weights.lpips import read_lpips
 
@@ -82,7 +82,8 @@ def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int
     if max_steps is not None:  # the learning rate follows the full length, so that a capped run can go on later
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
     kind = section.get("objective", name)
-    make = settings.choose(kind, {"autoencoder": _autoencoder, "diffusion": _diffusion}, "objective")
+    kinds = {**dict.fromkeys(objectives.OBJECTIVES, _diffusion), "autoencoder": _autoencoder}
+    make = settings.choose(kind, kinds, "objective")
     if section.get("pretrained") == "":
         raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
     if tunes(section):
@@ -214,9 +215,8 @@ def _diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> S
         return {**frozen_parameters(section, workdir, state.frozen), **stored}
 
     latents = common["data"].latents
-    objective = settings.bind(
-        objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
-    )
+    loss = objectives.OBJECTIVES[section.get("objective", common["name"])]
+    objective = settings.bind(loss, section.get("loss"), "loss", schedule=schedule, prediction=prediction)
     frozen = ("codec.", "text.") if "pretrained" in section else ("codec.",)
     return Stage(
         init=lambda rngs: video_model(section, workdir, rngs=rngs),
@@ -276,7 +276,7 @@ def to_encode(workdir: AnyPath, name: str | None) -> tuple[Dataset, Callable[...
     reads = made.text is not None
     run = jit(lambda state, batch: encode_once(nnx.merge(graphdef, state), batch, reads))
     encode = lambda batch: jax.tree.map(np.asarray, run(state, batch))
-    heldout = dataset.held_out(CLIPS)
+    heldout = dataset.held_out(VALIDATION_CLIPS)
     null = encode({"tokens": np.asarray(stage.tokenize(""))[None]}) if reads and stage.tokenize else {}
     beside = {"heldout": heldout and encode(heldout), "null": {key: value[0] for key, value in null.items()}}
     return dataset, encode, {**about, "texts": list(dataset.texts), "num_classes": dataset.num_classes}, beside

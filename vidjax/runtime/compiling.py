@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from vidjax.models import kernels
+from vidjax.runtime.platforms import platform
 
 # jaxlib 0.10's CPU compiler gives reductions, matrix products and convolutions, with what surrounds them, to a library.
 # Of these only matrix products by themselves are left to it:
@@ -20,7 +20,7 @@ CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_D
 def jit(function: Callable, **options: Any) -> Any:
     """For a function that is not called within another jitted one: JAX takes such options only from the outermost. Made
     where the mesh is set that it will run on."""
-    return jax.jit(function, compiler_options=known() if kernels.platform() == "cpu" else None, **options)
+    return jax.jit(function, compiler_options=known() if platform() == "cpu" else None, **options)
 
 
 @functools.cache
