@@ -16,7 +16,7 @@ from vidjax.data.video_reading import Video
 from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
 from vidjax.generation.pretrained import load_generator
-from vidjax.models.conditioning import Conditioning, dropped
+from vidjax.models.conditioning import Conditioning, drop_conditions
 from vidjax.models.parameters import parameters
 from vidjax.recipes import build as recipe
 from vidjax.recipes.run import Run
@@ -99,7 +99,7 @@ def test_captions_drop_to_the_folders_empty_one(run):
     model, tokenize = generator.model, generator.tokenize
     assert tokenize is not None
     ids = jnp.tile(jnp.asarray(tokenize("the fox")), (1000, 1))
-    lost = dropped(model.embedders, {"tokens": ids}, jax.random.split(jax.random.key(0), 1000))["tokens"]
+    lost = drop_conditions(model.embedders, {"tokens": ids}, jax.random.split(jax.random.key(0), 1000))["tokens"]
     empty = (np.asarray(lost) == tokenize("")).all(1)
     assert (empty | (lost == ids).all(1)).all()
     assert abs(empty.mean() - 0.1) < 4 * (0.1 * 0.9 / 1000) ** 0.5

@@ -8,7 +8,7 @@ from flax import nnx
 
 from vidjax.models import kernels
 from vidjax.models.attention import Attention, sinusoid_interleaved
-from vidjax.models.kernels.attention import ATTENTION, attend, choose
+from vidjax.models.kernels.attention import ATTENTION, attend, choose_attention
 from vidjax.models.layers import Context
 
 
@@ -90,7 +90,7 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
         q, k = (jax.ShapeDtypeStruct((b, size, 2 * d), dtype) for size in (n, m))
         chosen = []
         with on(*platform):
-            jax.eval_shape(lambda q, k: chosen.append(choose(q, k, d, mask)), q, k)
+            jax.eval_shape(lambda q, k: chosen.append(choose_attention(q, k, d, mask)), q, k)
         return chosen[0]
 
     hopper, ampere, volta = (("gpu", f"NVIDIA {name}") for name in ("H100 80GB HBM3", "A100-SXM4-80GB", "V100-SXM2"))

@@ -11,7 +11,7 @@ from vidjax.models.conditioning import (
     FRAME_MASKS,
     LabelEmbedder,
     TextEmbedder,
-    dropped,
+    drop_conditions,
     embed,
     nulls,
     sample_frame_masks,
@@ -35,7 +35,7 @@ def batch(count):
 def test_each_condition_is_dropped_at_its_own_rate_and_independently(embedders):
     n = 20_000
     keys = jax.random.split(jax.random.key(1), n)
-    out = dropped(embedders, batch(n), keys)
+    out = drop_conditions(embedders, batch(n), keys)
     text = np.asarray((out["tokens"] == 0).all(1))
     label = np.asarray(out["label"] == -1)
     assert abs(text.mean() - 0.3) < 4 * np.sqrt(0.21 / n)
@@ -48,7 +48,7 @@ def test_a_dropped_condition_is_the_null_condition(embedders):
     null = nulls(everything, batch(3))
     for e in everything.values():
         e.drop = 1.1
-    lost = dropped(everything, batch(3), jax.random.split(jax.random.key(0), 3))
+    lost = drop_conditions(everything, batch(3), jax.random.split(jax.random.key(0), 3))
     assert all((lost[key] == null[key]).all() for key in null)
     same = embed(everything, null)
     assert (same.vector == same.vector[:1]).all()  # the null says nothing of the example

@@ -11,6 +11,7 @@ from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.kernels.moments import mean_of_groups, moments
 from vidjax.models.layers import linear
 from vidjax.models.unet import UNet, UNetConfig
+from vidjax.runtime.platforms import platform
 
 KINDS = {"cpu": "cpu", "gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}
 
@@ -23,14 +24,14 @@ def on(platform):
 
 def test_the_platform_is_that_of_the_mesh_also_inside_functions_that_were_traced_before():
     seen = []
-    traced = jax.jit(lambda x: (seen.append(kernels.platform()), x)[1])
+    traced = jax.jit(lambda x: (seen.append(platform()), x)[1])
     for name in ("cpu", "tpu", "gpu"):
         with on(name):
             traced.trace(jnp.zeros(1))
     assert seen == ["cpu", "tpu", "gpu"]
-    assert kernels.platform() == jax.default_backend()
+    assert platform() == jax.default_backend()
     with jax.default_device(jax.devices("cpu")[0]):
-        assert kernels.platform() == "cpu"
+        assert platform() == "cpu"
 
 
 def networks():

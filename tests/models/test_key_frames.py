@@ -9,8 +9,9 @@ from flax import nnx
 
 from vidjax.errors import InputError
 from vidjax.models.attention import Attention, gather_frames, key_frames
-from vidjax.models.kernels.attention import plain
+from vidjax.models.kernels.attention import attend_at_once
 from vidjax.models.layers import Context
+from vidjax.models.sublayers import SUBLAYERS
 from vidjax.models.unet import UNet, UNetConfig
 
 T, N = 5, 4
@@ -46,7 +47,7 @@ def masked(module, x, seen):
     h = module.norm(x)
     q, k, v = (rearrange(f(h), "b t n c -> b (t n) c") for f in (module.to_q, module.to_k, module.to_v))
     mask = jnp.asarray(np.repeat(np.repeat(np.array(seen) > 0, N, 0), N, 1)[None, None])
-    return x + module.to_out(rearrange(plain(q, k, v, 4, mask), "b (t n) c -> b t n c", t=x.shape[1]))
+    return x + module.to_out(rearrange(attend_at_once(q, k, v, 4, mask), "b (t n) c -> b t n c", t=x.shape[1]))
 
 
 @pytest.mark.parametrize("keys", SEEN)
@@ -101,8 +102,9 @@ def test_stills_beside_a_clip_look_at_themselves(keys):
 def test_other_keys_are_refused(keys):
     with pytest.raises(InputError, match="attention's keys"):
         layer(keys)
-    with pytest.raises(InputError, match="sublayer 'attn1'"):
+    with pytest.raises(InputError, match="sublayer 'attn1'") as error:
         UNetConfig(channels=(8,), attention_levels=True, heads=2, groups=4, block=(("attn1", keys),))
+    assert all(kind in str(error.value).partition("choose one of ")[2].split(", ") for kind in SUBLAYERS)
 
 
 @pytest.mark.parametrize("keys", ["zero_shot", "window:1"])

@@ -16,11 +16,11 @@ from vidjax.models.layers import (
     LayerNorm,
     Positions,
     ResBlock,
-    Stage,
+    Sequential,
     Upsample,
-    activated,
     apart,
     linear,
+    silu_norm,
     sinusoid,
 )
 
@@ -74,7 +74,7 @@ def test_stage_keeps_its_order_through_split_and_merge():
         def __call__(self, x, ctx):
             return self.linear(x) + self.b
 
-    stage = nnx.merge(*nnx.split(Stage(z=Layer(2.0, 0.0), a=Layer(1.0, 1.0))))
+    stage = nnx.merge(*nnx.split(Sequential(z=Layer(2.0, 0.0), a=Layer(1.0, 1.0))))
     assert stage(jnp.ones((1, 1, 1)), context(1, 1)).item() == 3.0  # 2 x + 1, not 2 (x + 1)
 
 
@@ -140,7 +140,7 @@ def test_positions_tell_pixels_apart_and_start_at_nothing():
 def test_an_activated_norm_is_its_silu_and_keeps_next_to_nothing():
     x, ctx = video(1, 2, 8, 8, 6), context(1, 2)
     norm = GroupNorm(6, 2, rngs=nnx.Rngs(0))
-    value, pull = jax.vjp(lambda x: activated(norm, x, ctx), x)
+    value, pull = jax.vjp(lambda x: silu_norm(norm, x, ctx), x)
     expected, pull_expected = jax.vjp(lambda x: jax.nn.silu(norm(x, ctx)), x)
     np.testing.assert_allclose(value, expected, atol=1e-6)
     np.testing.assert_allclose(pull(x)[0], pull_expected(x)[0], atol=1e-5)

@@ -19,7 +19,7 @@ from vidjax.models.keys import OneKey
 from vidjax.models.parameters import merge, parameters
 from vidjax.models.vgg import LPIPS
 from vidjax.training import objectives
-from vidjax.training.adversarial import adaptive_weight, autoencoder, fooled, hinge, judges
+from vidjax.training.adversarial import adaptive_weight, autoencoder, generator_loss, hinge, judges
 
 SMALL = dataclasses.replace(
     PATCHES, latent_channels=3, channels=(8,), blocks=(1,), decoder_blocks=(1,), patch=(2, 2, 2), groups=4
@@ -60,7 +60,7 @@ def test_each_side_gets_the_gradient_of_its_own_loss(game):
 
     def adversary(params):
         model = merge(graphdef, params)
-        return fooled(model.discriminator(forward(model, batch, at(5))[1]))
+        return generator_loss(model.discriminator(forward(model, batch, at(5))[1]))
 
     def kl(params):
         q = forward(merge(graphdef, params), batch, at(5))[2]
@@ -107,7 +107,7 @@ def test_hinge_values_in_closed_form():
     real, fake = jnp.array([[-1.0, 0.5, 3.0]]), jnp.array([[-2.0, 0.0, 1.0]])
     assert np.isclose(hinge([real], [fake]), 0.5 * ((2 + 0.5 + 0) / 3 + (0 + 1 + 2) / 3))
     assert np.isclose(hinge([real, real], [fake, fake]), 2 * hinge([real], [fake]))
-    assert np.isclose(fooled([fake]), 1 / 3)
+    assert np.isclose(generator_loss([fake]), 1 / 3)
     assert hinge([jnp.full((2, 2), 1.0)], [jnp.full((2, 2), -1.0)]) == 0
 
 

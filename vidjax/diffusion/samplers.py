@@ -239,7 +239,9 @@ def unipc() -> Sampler:
     return Sampler(lambda x: (x, jnp.zeros_like(x), never, jnp.zeros_like(x), never), step, **MULTISTEP)
 
 
-SAMPLERS = {
+# The samplers that a config or a call may name: functions of their options that return a Sampler, see
+# docs/extending.md.
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "pndm": pndm,

@@ -45,9 +45,11 @@ class Schedule:
     unit_input: bool = False  # the network sees xt divided by its standard deviation
 
     def alpha(self, t: ArrayLike) -> Float[Array, "..."]:
+        """Returns the share of the data in xt."""
         return self.path(jnp.asarray(t, jnp.float32))[0]
 
     def sigma(self, t: ArrayLike) -> Float[Array, "..."]:
+        """Returns the share of the noise in xt."""
         return self.path(jnp.asarray(t, jnp.float32))[1]
 
     def std(self, t: ArrayLike) -> Float[Array, "..."]:
@@ -84,7 +86,7 @@ class Schedule:
             return a * eps - s * x0 / self.sigma_data
         if prediction == "score":
             return _ratio(-eps, self.levels(t, x0)[1])
-        return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[known_prediction(prediction)]()
+        return {"eps": lambda: eps, "x0": lambda: x0, "flow": lambda: eps - x0}[check_prediction(prediction)]()
 
     def x0_eps(
         self, pred: Float[Array, " *x"], xt: Float[Array, " *x"], t: ArrayLike, prediction: str
@@ -96,7 +98,7 @@ class Schedule:
         """
         pred, xt = pred.astype(jnp.float32), xt.astype(jnp.float32)
         alpha, sigma = self.levels(t, xt)
-        match known_prediction(prediction):
+        match check_prediction(prediction):
             case "eps":
                 return _ratio(xt - sigma * pred, alpha), pred
             case "score":
@@ -165,7 +167,7 @@ class Schedule:
         return alpha * self.sigma_data / std, sigma / std, std
 
 
-def known_prediction(prediction: str) -> str:
+def check_prediction(prediction: str) -> str:
     """The name itself, or InputError."""
     if prediction not in PREDICTIONS:
         raise InputError(f"prediction {prediction!r} is unknown; choose one of {', '.join(PREDICTIONS)}")
@@ -220,7 +222,7 @@ def table(betas: Any, *, zero_snr: bool = False, set_alpha_to_one: bool = True) 
     )
 
 
-def known_steps(steps: int) -> int:
+def check_steps(steps: int) -> int:
     """Raises InputError for a number of entries that no table has."""
     if not 1 <= steps <= 10**6:
         raise InputError(f"a diffusion of steps={steps} is not possible: take 1 to 1000000, usually 1000")
@@ -230,13 +232,13 @@ def known_steps(steps: int) -> int:
 @functools.cache
 def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02, **options) -> Schedule:
     """Betas linear in t (Ho et al. 2020). The options are those of `table`."""
-    return table(np.linspace(start, end, known_steps(steps)), **options)
+    return table(np.linspace(start, end, check_steps(steps)), **options)
 
 
 @functools.cache
 def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012, **options) -> Schedule:
     """Roots of the betas linear in t (Rombach et al. 2022); the defaults are Stable Diffusion's."""
-    return table(np.linspace(start**0.5, end**0.5, known_steps(steps)) ** 2, **options)
+    return table(np.linspace(start**0.5, end**0.5, check_steps(steps)) ** 2, **options)
 
 
 @functools.cache
@@ -255,7 +257,7 @@ def cosine(steps: int | None = 1000, shift: float = 1.0, max_beta: float = 0.999
     if steps is not None:
         if shift != 1:
             raise InputError(f"the cosine table has no shift ({shift}); take the continuous form, steps=None")
-        bar = np.cos((np.arange(known_steps(steps) + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        bar = np.cos((np.arange(check_steps(steps) + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         return table(np.minimum(1 - bar[1:] / bar[:-1], max_beta), **options)
 
     def path(t):
@@ -332,15 +334,16 @@ def of_levels(
     noisiest: float,
     clean: float = 0.0,
     *,
-    told: Callable = lambda t: t,
+    noise_embedding: Callable = lambda t: t,
     nearest: float = 1e-3,
     **options: Any,
 ) -> Schedule:
     """Any diffusion of continuous time: jnp functions t -> alpha(t) and t -> sigma(t) from `clean` to `noisiest`, over
     which sigma / alpha grows.
 
-    told: t -> the time that the network is told. nearest: the first share of the time, which karras and logsnr spacing
-    leave out, as their last level but clean. The options are fields of Schedule. Training times are uniform.
+    noise_embedding: t -> the time that the network is given. nearest: the first share of the time, which karras and
+    logsnr spacing leave out, as their last level but clean. The options are fields of Schedule. Training times are
+    uniform.
     """
     path = lambda t: (jnp.broadcast_to(alpha(t), jnp.shape(t)), jnp.broadcast_to(sigma(t), jnp.shape(t)))
     grid = clean + (noisiest - clean) * np.linspace(0, 1, 10001) ** 2
@@ -355,7 +358,7 @@ def of_levels(
         path=path,
         time=lambda wanted: np.interp(-wanted, -logsnr, grid),
         quantile=lambda u: clean + (noisiest - clean) * u,
-        noise_embedding=told,
+        noise_embedding=noise_embedding,
         noisiest=noisiest,
         clean=clean,
         span=(float(logsnr[-1]), float(np.interp(first, grid, logsnr))),

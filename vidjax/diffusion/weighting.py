@@ -7,7 +7,7 @@ known factors. So a weighting means the same whatever the network predicts, and 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vidjax.diffusion.schedule import known_prediction
+from vidjax.diffusion.schedule import check_prediction
 from vidjax.errors import InputError
 
 
@@ -22,7 +22,7 @@ def x0_error(logsnr: Float[Array, " *t"], prediction: str, sigma_data: float = 1
         "eps": 1 / snr,
         "v": sigma_data**2 / (1 + snr * sigma_data**2),
         "flow": 1 / (1 + jnp.sqrt(snr)) ** 2,
-    }[known_prediction(prediction)]
+    }[check_prediction(prediction)]
 
 
 def uniform(logsnr: Float[Array, " *t"], prediction: str) -> Float[Array, " *t"]:

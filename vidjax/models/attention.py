@@ -73,11 +73,11 @@ COUNTED = ("previous", "window")  # take a number, as in "window:2"; it is 1 if 
 KEYS = ("frame", "tokens", "time", *KEY_FRAMES)
 
 
-def key_frames(keys: str) -> Callable[[int], FrameKeys] | None:
-    """The entry of `KEY_FRAMES` that `keys`, a name or name:number, stands for; None for the other names in `KEYS`.
-
-    Raises InputError.
-    """
+def key_frames(keys: str | Callable[[int], FrameKeys]) -> Callable[[int], FrameKeys] | None:
+    """Returns the entry of `KEY_FRAMES` that `keys`, a name or name:number, stands for, a function as it is, and None
+    for the other names in `KEYS`. Raises InputError."""
+    if callable(keys):
+        return keys
     name, colon, number = keys.partition(":")
     if name not in KEYS:
         raise InputError(f"attention's keys {keys!r} are not known; choose one of {', '.join(KEYS)}")
@@ -112,15 +112,15 @@ class Attention(nnx.Module):
     """x + attend(norm(x)); `keys` says to what.
 
     "frame": the own frame; "tokens": `ctx.tokens`; "time": all frames at the same pixel; a name in `KEY_FRAMES`, with
-    a number after a colon where it takes one: these frames. Its cost is linear in the frames, but for "causal" and
-    "all". Raises InputError for other keys.
+    a number after a colon where it takes one, or a function like those there: these frames. Its cost is linear in the
+    frames, but for "causal" and "all". Raises InputError for other keys.
     """
 
     def __init__(
         self,
         dim: int,
         heads: int,
-        keys: str = "frame",
+        keys: str | Callable[[int], FrameKeys] = "frame",
         *,
         head_dim: int | None = None,
         kv_dim: int | None = None,

@@ -14,7 +14,7 @@ from vidjax.errors import InputError, check_range
 from vidjax.models.attention import Attention, OnTokens
 from vidjax.models.autoencoder_layers import Halve, Kernel, ResBlock, Shrink, Stretch
 from vidjax.models.convolution import Conv
-from vidjax.models.layers import Context, GroupNorm, Over, Stage, Upsample, activated, linear
+from vidjax.models.layers import Context, GroupNorm, Over, Sequential, Upsample, linear, silu_norm
 from vidjax.models.patch_pca import PatchPCA, Strides, from_patches, to_patches
 
 
@@ -123,6 +123,7 @@ class Posterior:
 
     @property
     def mode(self) -> Float[Array, "b s i j z"]:
+        """The likeliest latents, the mean."""
         return self.mean
 
     def sample(self, noise: Float[Array, "b s i j z"]) -> Float[Array, "b s i j z"]:
@@ -156,10 +157,12 @@ class Autoencoder(nnx.Module):
 
     @property
     def strides(self) -> Strides:
+        """Pixels per latent along (t, h, w)."""
         return self.config.strides
 
     @property
     def latent_channels(self) -> int:
+        """Features of a latent."""
         return self.config.latent_channels
 
     @property
@@ -180,6 +183,7 @@ class Autoencoder(nnx.Module):
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        """Returns the video of latents, in the dtype of the parameters."""
         return self.decode_features(z)[0]
 
     def decode_features(self, z: Float[Array, "b s i j z"]) -> tuple[Float[Array, "b t h w c"], Array]:
@@ -217,7 +221,7 @@ class Encoder(nnx.Module):
                     layers["downsample"] = Shrink(dim, width, config.steps[level], rngs=rngs)
                 else:
                     layers["downsample"] = Halve(width, rngs=rngs)
-            self.down.append(Stage(**layers))
+            self.down.append(Sequential(**layers))
         self.mid = middle(config, width, rngs)
         self.norm_out = GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
         z = config.latent_channels
@@ -230,7 +234,7 @@ class Encoder(nnx.Module):
         h = self.conv_in(to_patches(x, self.patch))
         for layer in (*self.down, self.mid):
             h = layer(h, ctx)
-        return self.conv_out(activated(self.norm_out, h, ctx))
+        return self.conv_out(silu_norm(self.norm_out, h, ctx))
 
 
 class Decoder(nnx.Module):
@@ -255,7 +259,7 @@ class Decoder(nnx.Module):
                     layers["upsample"] = Stretch(dim, width, steps[level], rngs=rngs)
                 else:
                     layers["upsample"] = Upsample(width, rngs=rngs)
-            self.up.append(Stage(**layers))
+            self.up.append(Sequential(**layers))
         norm_out = None if transposed else GroupNorm(width, config.groups, 1e-6, config.norm_over, rngs=rngs)
         self.norm_out = nnx.data(norm_out)
         pixels = config.in_channels * prod(config.patch)
@@ -270,27 +274,29 @@ class Decoder(nnx.Module):
         h = z if self.conv_in is None else self.conv_in(z)
         for layer in (self.mid, *self.up):
             h = layer(h, ctx)
-        return h if self.norm_out is None else activated(self.norm_out, h, ctx)
+        return h if self.norm_out is None else silu_norm(self.norm_out, h, ctx)
 
     def last(self, h: Float[Array, "b f p q d"]) -> Float[Array, "b t h w c"]:
+        """Applies the last convolution, to pixels."""
         return from_patches(self.conv_out(h), self.patch)
 
 
 def residuals(config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs) -> dict[str, Any]:
+    """Makes the residual blocks of one level by name; the first of them changes the number of features."""
     options: dict[str, Any] = dict(
         kernels=config.kernels, groups=config.groups, norm_over=config.norm_over, mode=config.mode
     )
     return {f"resnet_{i}": ResBlock(cout if i else cin, cout, **options, rngs=rngs) for i in range(blocks)}
 
 
-def middle(config: AutoencoderConfig, dim: int, rngs: nnx.Rngs) -> Stage:
+def middle(config: AutoencoderConfig, dim: int, rngs: nnx.Rngs) -> Sequential:
     """Block, one-headed attention within frames, block; or nothing."""
     if not config.attention:
-        return Stage()
+        return Sequential()
     first, last = residuals(config, dim, dim, 2, rngs).values()
     norm = GroupNorm(dim, config.groups, 1e-6, rngs=rngs)
     attention = OnTokens(Attention(dim, 1, norm=norm, bias=True, rngs=rngs))
-    return Stage(resnet_0=first, attention=attention, resnet_1=last)
+    return Sequential(resnet_0=first, attention=attention, resnet_1=last)
 
 
 def timeless(x: Array) -> Context:

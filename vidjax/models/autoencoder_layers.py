@@ -4,7 +4,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.models.convolution import Conv, ConvTranspose
-from vidjax.models.layers import Context, GroupNorm, Over, activated, linear
+from vidjax.models.layers import Context, GroupNorm, Over, linear, silu_norm
 
 Kernel = tuple[int, ...]
 
@@ -34,8 +34,8 @@ class ResBlock(nnx.Module):
         self.conv_shortcut = nnx.data(linear(cin, cout, rngs=rngs) if cin != cout else None)
 
     def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w d"]:
-        h = self.conv1(activated(self.norm1, x, ctx))
-        h = self.conv2(activated(self.norm2, h, ctx))
+        h = self.conv1(silu_norm(self.norm1, x, ctx))
+        h = self.conv2(silu_norm(self.norm2, h, ctx))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -172,4 +172,5 @@ class ClipImage(nnx.Module):
 
 
 def projection(config: Tower, rngs: nnx.Rngs) -> nnx.Linear | None:
+    """Makes the layer to the space that texts and images share, if the tower has one."""
     return linear(config.dim, config.projection, bias=False, rngs=rngs) if config.projection else None

@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the noisy video: labels, text, known frames, a smaller video."""
+"""Conditions of a denoiser besides the noisy video: labels, text, known frames, a smaller video."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +46,7 @@ class TextEmbedder(nnx.Module):
         self.drop, self.length, self.vector_dim, self.tokens_dim = drop, length, dim, dim
 
     def null(self, ids: Int[Array, "b n"]) -> Int[Array, "b n"]:
+        """Returns the ids of empty captions."""
         return jnp.zeros_like(ids)
 
     def __call__(self, ids: Int[Array, "b n"]) -> dict[str, Array]:
@@ -66,6 +67,7 @@ class ClipEmbedder(nnx.Module):
         self.empty, self.drop, self.vector_dim, self.tokens_dim = tuple(map(int, empty)), drop, None, config.dim
 
     def null(self, ids: Int[Array, "b n"]) -> Int[Array, "b n"]:
+        """Returns the ids of empty captions."""
         return jnp.broadcast_to(jnp.asarray(self.empty, ids.dtype), ids.shape)
 
     def __call__(self, ids: Int[Array, "b n"]) -> dict[str, Array]:
@@ -73,7 +75,7 @@ class ClipEmbedder(nnx.Module):
 
 
 class LabelEmbedder(nnx.Module):
-    """A learned vector a class, and one more for none (label -1)."""
+    """Embeds classes: a learned vector per class, and one more for none (label -1)."""
 
     key = "label"
 
@@ -83,22 +85,27 @@ class LabelEmbedder(nnx.Module):
         self.drop, self.classes, self.vector_dim, self.tokens_dim = drop, classes, dim, None
 
     def null(self, label: Int[Array, " b"]) -> Int[Array, " b"]:
+        """Returns labels of no class, -1."""
         return jnp.full_like(label, -1)
 
     def __call__(self, label: Int[Array, " b"]) -> dict[str, Array]:
         return {"vector": self.table(jnp.where(label < 0, self.classes, label))}
 
 
-EMBEDDERS = {"text": TextEmbedder, "label": LabelEmbedder, "lowres": LowresEmbedder}
+# The conditions that a config may name, see docs/extending.md: classes of modules with `key`, the entry of a batch that
+# they read, `drop`, how often it is lost in training, `null(entry)`, what then stands in its place, `vector_dim` and
+# `tokens_dim`, the widths of what they return or None, and `__call__(entry) -> {"vector", "tokens", "token_mask",
+# "concat", "start"}`, parts of a Conditioning.
+EMBEDDERS: dict[str, Callable[..., Any]] = {"text": TextEmbedder, "label": LabelEmbedder, "lowres": LowresEmbedder}
 
 
 def nulls(embedders: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with every condition at its null value: what guidance steers away from."""
+    """Returns the batch with every condition at its null value: what guidance steers away from."""
     return {**batch, **{e.key: e.null(batch[e.key]) for e in embedders.values()}}
 
 
-def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Any], keys: Key[Array, " b"]) -> dict[str, Any]:
-    """The batch with each condition at its null value for a random share of the examples (Ho & Salimans 2022)."""
+def drop_conditions(embedders: Mapping[str, Any], batch: Mapping[str, Any], keys: Key[Array, " b"]) -> dict[str, Any]:
+    """Sets each condition to its null value in a random share of the examples (Ho & Salimans 2022)."""
     out = dict(batch)
     for i, e in enumerate(embedders.values()):
         if not e.drop:
@@ -112,8 +119,10 @@ def dropped(embedders: Mapping[str, Any], batch: Mapping[str, Any], keys: Key[Ar
 def embed(
     embedders: Mapping[str, Any], batch: Mapping[str, Any], mask: Float[Array, "b t"] | None = None
 ) -> Conditioning:
-    """Vectors and channels of all embedders side by side, tokens one after the other. Raises InputError if the batch
-    lacks what one of them reads."""
+    """Joins the parts of all embedders: vectors and channels side by side, tokens one after the other.
+
+    Raises InputError if the batch lacks what one of them reads.
+    """
     if missing := {e.key for e in embedders.values()} - batch.keys():
         raise InputError(f"the model is conditioned on {', '.join(sorted(missing))}, which was not given")
     parts = [e(batch[e.key]) for e in embedders.values()]
@@ -140,7 +149,8 @@ FRAME_MASKS: dict[str, Callable[[Key[Array, ""], int], Array]] = {
 
 
 def sample_frame_masks(keys: Key[Array, " b"], frames: int, weights: Mapping[str, float]) -> Float[Array, "b t"]:
-    """One mask an example, its kind drawn with these weights: one network learns all (He et al. 2022, section 3.3)."""
+    """Draws a mask per example, of a random kind with these weights: one network learns all (He et al. 2022, section
+    3.3)."""
     kinds = [choose(name, FRAME_MASKS, "frame mask") for name in weights]
     logits = jnp.log(jnp.asarray(list(weights.values()), jnp.float32))
 

@@ -77,10 +77,12 @@ def chain(name: str, *shapes: tuple, first: int = 1) -> Branch:
 
 
 def fork(name: str) -> tuple[Step, Step]:
+    """Two steps side by side, over rows and over columns."""
     return Step(f"{name}a", 384, (1, 3)), Step(f"{name}b", 384, (3, 1))
 
 
 def block_a(pooled: int) -> tuple[Branch, ...]:
+    """Branches of the blocks at 35 x 35, `pooled` channels of them after the pooling."""
     return (
         ((Step("branch1x1", 64),),),
         chain("branch5x5", (48,), (64, (5, 5))),
@@ -90,6 +92,7 @@ def block_a(pooled: int) -> tuple[Branch, ...]:
 
 
 def block_c(c: int) -> tuple[Branch, ...]:
+    """Branches of the blocks at 17 x 17, with `c` channels between factored convolutions."""
     return (
         ((Step("branch1x1", 192),),),
         chain("branch7x7", (c,), (c, (1, 7)), (192, (7, 1))),

@@ -17,6 +17,7 @@ class OneKey(nnx.Rngs):
         pass
 
     def params(self) -> jax.Array:
+        """Returns the one key."""
         return jax.random.key(0)
 
 
@@ -28,4 +29,5 @@ class Keys(nnx.Rngs):
         self._next = map(lambda count: jax.random.fold_in(first, count), itertools.count()).__next__
 
     def params(self) -> jax.Array:
+        """Returns the next key."""
         return self._next()

@@ -63,8 +63,8 @@ def apart(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[A
     return jnp.concatenate([video, out], 1)
 
 
-class Stage(nnx.Module):
-    """Named layers applied in turn, itself a layer. The order is kept apart: nnx sorts attribute names on merge."""
+class Sequential(nnx.Module):
+    """Applies named layers in turn, a layer itself. The order is kept apart: nnx sorts attribute names on merge."""
 
     def __init__(self, **layers: Callable):
         self.order = tuple(layers)
@@ -112,7 +112,7 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale[...] + self.bias[...]
 
 
-def activated(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
+def silu_norm(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
     """SiLU(layer(x, ctx)), of a norm. For the backward pass only its input and statistics are kept, the rest is
     computed again: cheaper than to read it from memory, of which a chain of norm, SiLU and product needs a third less.
     """
@@ -129,6 +129,7 @@ def look_up(table: nnx.Embed, ids: Int[Array, " *s"]) -> Float[Array, "*s d"]:
 
 
 def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """Makes a linear layer whose products are those of `kernels.products`; `zero` starts its kernel at zero."""
     init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
     return nnx.Linear(cin, cout, use_bias=bias, kernel_init=init, dot_general=_dot_general, rngs=rngs)
 
@@ -212,13 +213,14 @@ class ResBlock(nnx.Module):
         return to_frames(self.run(to_pixels(x), ctx))
 
     def run(self, x: Array, ctx: Context) -> Array:
+        """Applies the block where all frames that it convolves over are at hand."""
         emb = self.time_emb_proj(jax.nn.silu(ctx.emb))[:, :, None, None]
-        h = self.conv1(activated(self.norm1, x, ctx))
+        h = self.conv1(silu_norm(self.norm1, x, ctx))
         if self.scale_shift:
             scale, shift = jnp.split(emb, 2, -1)
-            h = activated(lambda h, ctx: self.norm2(h, ctx) * (1 + scale) + shift, h, ctx)
+            h = silu_norm(lambda h, ctx: self.norm2(h, ctx) * (1 + scale) + shift, h, ctx)
         else:
-            h = activated(self.norm2, h + emb, ctx)
+            h = silu_norm(self.norm2, h + emb, ctx)
         h = self.conv2(h)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 

@@ -36,9 +36,11 @@ class PatchPCA:
     strides: Strides = dataclasses.field(metadata={"static": True})
 
     def encode(self, x: Float[AnyArray, "b t h w c"]) -> Float[Array, "b s i j z"]:
+        """Returns the components of each patch."""
         return (to_patches(jnp.asarray(x), self.strides) - self.mean) @ self.basis
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        """Returns the video whose patches have these components."""
         return from_patches(z @ self.basis.T + self.mean, self.strides)
 
     def reconstruct(self, x: Float[AnyArray, "b t h w c"]) -> Float[Array, "b t h w c"]:

@@ -12,7 +12,8 @@ from vidjax.models import kernels
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.attention import WIDTH, side_by_side
 from vidjax.models.kernels.placement import to_frames, to_pixels
-from vidjax.models.layers import MLP, Context, GroupNorm, activated, apart, sinusoid
+from vidjax.models.layers import MLP, Context, GroupNorm, apart, silu_norm, sinusoid
+from vidjax.runtime.platforms import platform
 
 FEW_FRAMES = 8  # of which a TPU attends to each pair by itself
 
@@ -33,7 +34,7 @@ class RelativeAttention(nnx.Module):
     def __call__(
         self, q: Float[Array, "b n t c"], k: Float[Array, "b n t c"], v: Float[Array, "b n t c"]
     ) -> Float[Array, "b n t c"]:
-        tpu = kernels.platform() == "tpu" and not kernels.choice().textbook
+        tpu = platform() == "tpu" and not kernels.choice().textbook
         if tpu and q.shape[2] <= FEW_FRAMES and not self.transposed:
             return self._by_pairs(*(a.swapaxes(1, 2) for a in (q, k, v))).swapaxes(1, 2)
         return self._by_sequences(*(rearrange(a, "b n t c -> (b n) t c") for a in (q, k, v))).reshape(q.shape)
@@ -61,7 +62,7 @@ class RelativeAttention(nnx.Module):
     ) -> Float[Array, "b t c"]:
         """Each pixel's frames as a sequence, on TPUs several side by side, to fill a matrix unit."""
         (b, t, _), d = q.shape, self.k.shape[-1]
-        count = side_by_side(b, t, WIDTH) if kernels.platform() == "tpu" and not kernels.choice().textbook else 1
+        count = side_by_side(b, t, WIDTH) if platform() == "tpu" and not kernels.choice().textbook else 1
         split = lambda a, r: rearrange(a, "(b r) t (k d) -> b (r t) k d", r=r, d=d)
         rel_k, rel_v = (a[...][self._distances(t)] for a in (self.k, self.v))
         if self.transposed:
@@ -94,7 +95,7 @@ class TemporalConvs(nnx.Module):
             return apart(self, x, ctx)
         h = to_pixels(x)
         for i in "1234":
-            h = getattr(self, "conv" + i)(activated(getattr(self, "norm" + i), h, ctx))
+            h = getattr(self, "conv" + i)(silu_norm(getattr(self, "norm" + i), h, ctx))
         return x + to_frames(h)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import check_range
 from vidjax.models.attention import Attention, FeedForward
-from vidjax.models.layers import Context, LayerNorm, Stage, look_up
+from vidjax.models.layers import Context, LayerNorm, Sequential, look_up
 
 PAD = 0
 GRAMS, ROWS = (3, 5), 1024  # lengths of the hashed byte groups, and how many embeddings they share
@@ -40,7 +40,7 @@ class ByteTextEncoder(nnx.Module):
         self.tokens, self.places = (nnx.Embed(n, dim, embedding_init=UNIT, rngs=rngs) for n in (257, length))
         self.grams = nnx.List([nnx.Embed(ROWS, dim, embedding_init=UNIT, rngs=rngs) for _ in GRAMS])
         self.blocks = nnx.List(
-            [Stage(attn1=Attention(dim, heads, rngs=rngs), ff=FeedForward(dim, rngs=rngs)) for _ in range(layers)]
+            [Sequential(attn1=Attention(dim, heads, rngs=rngs), ff=FeedForward(dim, rngs=rngs)) for _ in range(layers)]
         )
         self.norm_out, self.norm_pooled = LayerNorm(dim, rngs=rngs), LayerNorm(dim, rngs=rngs)
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
 from vidjax.errors import InputError, check_range
-from vidjax.models.attention import Attention, FeedForward, OnTokens, Transformer, key_frames
+from vidjax.models.attention import OnTokens, Transformer
 from vidjax.models.convolution import Conv
 from vidjax.models.layers import (
     MLP,
@@ -20,13 +20,14 @@ from vidjax.models.layers import (
     Over,
     Positions,
     ResBlock,
-    Stage,
+    Sequential,
     Upsample,
-    activated,
+    silu_norm,
     sinusoid,
 )
 from vidjax.models.patch_pca import from_patches, to_patches
-from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
+from vidjax.models.sublayers import Site, block, check_kind
+from vidjax.models.temporal import Blend, TemporalConvs
 
 Block = tuple[tuple[str, str], ...]
 
@@ -47,9 +48,7 @@ BLOCKS: dict[str, Block] = {
     ),
     "blend": (*SPATIAL, ("temporal", "blend")),  # Stable Video Diffusion
 }
-BLENDED = (("positions", "positions"), ("ff_in", "ff"), ("attn1", "time"), ("attn2", "tokens"), ("ff", "ff"))
 OVER_TIME = (("attn1", "time"), ("attn2", "time"), ("ff", "ff"))  # ModelScope, AnimateDiff
-KINDS = ("zero_time", "relative_time", "ff", "positions", "blend")  # and the keys of attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +100,7 @@ class UNetConfig:
     def __post_init__(self):
         for name, value in resolve(self).items():
             object.__setattr__(self, name, value)
-        check(self)
+        check_config(self)
 
 
 def resolve(config: UNetConfig) -> dict:
@@ -131,7 +130,8 @@ def resolve(config: UNetConfig) -> dict:
     )
 
 
-def check(config: UNetConfig) -> None:
+def check_config(config: UNetConfig) -> None:
+    """Raises InputError where the numbers do not fit each other, or a name is not known."""
     levels = len(config.channels)
     if not levels:
         raise InputError("channels is empty: give the features of each level, such as (64, 128)")
@@ -150,12 +150,7 @@ def check(config: UNetConfig) -> None:
     if len(set(names)) < len(names):
         raise InputError(f"block names a sublayer twice: {names}")
     for name, kind in config.block:
-        if kind not in KINDS:
-            try:
-                key_frames(kind)
-            except InputError as error:
-                known = ", ".join(KINDS)
-                raise InputError(f"sublayer {name!r} of the block has kind {kind!r}: {error}, or {known}") from None
+        check_kind(name, kind)
     for name, known in dict(attention=("transformer", "plain"), after_resnet=("none", "convs", "blend")).items():
         if getattr(config, name) not in known:
             raise InputError(f"{name}={getattr(config, name)!r} is not known; choose one of {', '.join(known)}")
@@ -164,42 +159,24 @@ def check(config: UNetConfig) -> None:
 # What stands in a slot.
 
 
-def sublayer(kind: str, dim: int, heads: int, config: UNetConfig, zero: bool, positions: bool, rngs: nnx.Rngs):
-    """One sublayer of a block. Every layer over time that joins an image block starts as the identity."""
-
-    def attend(keys, zero=zero, **more):
-        if config.attention == "plain":
-            over = "pixel" if keys == "time" else "frame"
-            more |= dict(norm=GroupNorm(dim, config.groups, over=over, rngs=rngs), bias=True)
-            zero = True
-        return Attention(dim, heads, keys, zero=zero, rngs=rngs, **more)
-
-    match kind:
-        case "tokens":
-            return attend("tokens", kv_dim=config.tokens_dim)
-        case "time":
-            return attend("time", positions=positions)
-        case "zero_time":
-            return attend("time", zero=True)
-        case "relative_time":
-            relative = RelativeAttention(dim // heads, config.reach, config.transposed, rngs=rngs)
-            return attend("time", zero=True, relative=relative)
-        case "ff":
-            return FeedForward(dim, zero, rngs=rngs)
-        case "positions":
-            return FramePositions(dim, zero, rngs=rngs)
-        case "blend":
-            sublayers = [(name, kind) for name, kind in BLENDED if kind != "tokens" or config.tokens_dim]
-            return Blend(block(sublayers, dim, heads, config, zero=True, rngs=rngs))
-    return attend(kind)
-
-
-def block(sublayers, dim: int, heads: int, config: UNetConfig, zero=False, positions=False, *, rngs) -> Stage:
-    return Stage(**{name: sublayer(kind, dim, heads, config, zero, positions, rngs) for name, kind in sublayers})
+def site(dim: int, heads: int, config: UNetConfig, rngs: nnx.Rngs, positions: bool = False) -> Site:
+    """Returns the site of a block's sublayers in this U-Net."""
+    return Site(
+        dim,
+        heads,
+        rngs,
+        tokens_dim=config.tokens_dim,
+        groups=config.groups,
+        reach=config.reach,
+        transposed=config.transposed,
+        plain=config.attention == "plain",
+        positions=positions,
+    )
 
 
 def attention(dim: int, heads: int, config: UNetConfig, *, rngs: nnx.Rngs) -> Transformer | OnTokens:
-    inside = block(config.block, dim, heads, config, rngs=rngs)
+    """Makes the config's block, within a transformer or by itself."""
+    inside = block(config.block, site(dim, heads, config, rngs))
     if config.attention == "plain":
         return OnTokens(inside)
     return Transformer(dim, [inside], None, config.attention_norm_over, config.groups, rngs=rngs)
@@ -208,11 +185,13 @@ def attention(dim: int, heads: int, config: UNetConfig, *, rngs: nnx.Rngs) -> Tr
 def temporal(dim, heads, head_dim, config: UNetConfig, positions=False, norm_over: Over = "clip", *, rngs):
     """A transformer over time of its own; its inner width need not be that of the video."""
     inner = heads * head_dim
-    blocks = [block(OVER_TIME, inner, heads, config, positions=positions, rngs=rngs)]
+    blocks = [block(OVER_TIME, site(inner, heads, config, rngs, positions))]
     return Transformer(dim, blocks, inner, norm_over, config.groups, zero=True, rngs=rngs)
 
 
-def stage(cin: int, cout: int, level: int, config: UNetConfig, attend: bool, over_time: bool, *, rngs, **more) -> Stage:
+def stage(
+    cin: int, cout: int, level: int, config: UNetConfig, attend: bool, over_time: bool, *, rngs, **more
+) -> Sequential:
     """ResBlock and attention of one level, each followed by its temporal layer, and a sampler in `more`."""
     emb, groups = 4 * config.channels[0], config.groups
     resnet = ResBlock(
@@ -231,7 +210,7 @@ def stage(cin: int, cout: int, level: int, config: UNetConfig, attend: bool, ove
         layers["temporal_attention"] = temporal(
             cout, heads, cout // heads, config, after.positions, after.norm_over, rngs=rngs
         )
-    return Stage(**layers, **more)
+    return Sequential(**layers, **more)
 
 
 def save_matmuls(prim, *_, **params) -> bool:
@@ -270,7 +249,7 @@ class UNet(nnx.Module):
             stem["positions"] = Positions(channels[0], rngs=rngs)
         if config.stem_heads:
             stem["temporal_in"] = temporal(channels[0], *config.stem_heads, config, rngs=rngs)
-        self.stem = Stage(**stem)
+        self.stem = Sequential(**stem)
 
         def at(level, cin, cout, **more):
             over_time = after is not None and after.levels[level]
@@ -283,7 +262,7 @@ class UNet(nnx.Module):
                 cin = cout
                 skips.append(cin)
             if level < last:
-                self.down.append(Stage(downsample=Downsample(cin, rngs=rngs)))
+                self.down.append(Sequential(downsample=Downsample(cin, rngs=rngs)))
                 skips.append(cin)
         over_time = after is not None and after.mid
         self.mid = nnx.List(
@@ -339,9 +318,10 @@ class UNet(nnx.Module):
             skip = skips.pop()
             size = skips[-1].shape[2:4] if skips else None
             x = run(layers, x, skip, ctx=dataclasses.replace(ctx, size=size))
-        return from_patches(self.conv_out(activated(self.conv_norm_out, x, ctx)), self.patch)
+        return from_patches(self.conv_out(silu_norm(self.conv_norm_out, x, ctx)), self.patch)
 
     def check_inputs(self, x, tokens, vector, images, remat) -> None:
+        """Raises InputError for inputs that the U-Net was not built for."""
         config = self.config
         for name, value, dim in (("tokens", tokens, config.tokens_dim), ("vector", vector, config.vector_dim)):
             if value is None and dim is not None:

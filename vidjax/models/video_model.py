@@ -39,6 +39,7 @@ class Codec(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
+        """That of the autoencoder's parameters."""
         return self.autoencoder.dtype
 
     def per_frame(self, part: str) -> bool:
@@ -48,6 +49,7 @@ class Codec(nnx.Module):
         return config.strides[0] == 1 and config.norm_over == "frame" and flat
 
     def decode(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
+        """Returns the videos in [-1, 1] of latents."""
         return self.autoencoder.decode(z / self.scale - self.shift)
 
 
@@ -94,6 +96,7 @@ class VideoModel(nnx.Module):
 
     @property
     def embedders(self) -> dict[str, Any]:
+        """The embedders of the conditions by name."""
         return {name: getattr(self, name) for name in self.embedder_names}
 
     def latents(self, video: Num[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
@@ -106,6 +109,7 @@ class VideoModel(nnx.Module):
 
     @property
     def dtype(self) -> jnp.dtype:
+        """That of the U-Net's parameters."""
         return self.unet.conv_in.kernel.dtype
 
     def __call__(

@@ -25,13 +25,11 @@ from vidjax.recipes.tuning import tuning
 from vidjax.runtime import sharding
 from vidjax.runtime.processes import say
 from vidjax.runtime.storage import AnyPath
-from vidjax.training import provenance
+from vidjax.training import objectives, provenance
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import encode_once
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes, fit
-
-OBJECTIVES = {"autoencoder": autoencoder, "diffusion": diffusion}
 
 
 def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int | None = None) -> Stage:
@@ -44,7 +42,8 @@ def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int
     optimizer = settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps)
     if max_steps is not None:  # the learning rate follows the full length, so that a capped run can go on later
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
-    make = settings.choose(section.get("objective", name), OBJECTIVES, "objective")
+    kinds = {**dict.fromkeys(objectives.OBJECTIVES, diffusion), "autoencoder": autoencoder}
+    make = settings.choose(section.get("objective", name), kinds, "objective")
     if tunes(section):
         make = partial(tuning, source=source_of(section, config, workdir))
     seed = section.get("seed", 0)

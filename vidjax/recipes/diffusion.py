@@ -53,9 +53,8 @@ def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> St
         stored = {EMPTY: dataset.null["tokens"]} if EMPTY in state.frozen and isinstance(dataset, Latents) else {}
         return {**frozen.parameters(state.frozen), **stored}
 
-    objective = settings.bind(
-        objectives.diffusion, section.get("loss"), "loss", schedule=schedule, prediction=prediction
-    )
+    loss = objectives.OBJECTIVES[section.get("objective", common["name"])]
+    objective = settings.bind(loss, section.get("loss"), "loss", schedule=schedule, prediction=prediction)
     return Stage(
         start=drawn(lambda rngs: video_model(section, frozen, rngs=rngs), common["seed"], common["mesh"]),
         objective=objective,

@@ -26,7 +26,7 @@ from vidjax.runtime.storage import AnyPath
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import encode_once
 from vidjax.training.stage import Stage
-from vidjax.training.validation import CLIPS
+from vidjax.training.validation import VALIDATION_CLIPS
 
 
 def read_config(workdir: AnyPath) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Run:
         reads = encoder.text is not None
         run = jit(lambda state, batch: encode_once(nnx.merge(graphdef, state), batch, reads))
         encode = lambda batch: jax.tree.map(np.asarray, run(state, batch))
-        heldout = dataset.held_out(CLIPS)
+        heldout = dataset.held_out(VALIDATION_CLIPS)
         null = encode({"tokens": np.asarray(made.tokenize(""))[None]}) if reads and made.tokenize else {}
         beside = {"heldout": heldout and encode(heldout), "null": {key: value[0] for key, value in null.items()}}
         return dataset, encode, {**about, "texts": list(dataset.texts), "num_classes": dataset.num_classes}, beside

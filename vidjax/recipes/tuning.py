@@ -132,9 +132,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
             trainable=tune.trainable,
             **common,
         )
-    objective = settings.bind(
-        objectives.diffusion, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction
-    )
+    loss = objectives.OBJECTIVES[section.get("objective", common["name"])]
+    objective = settings.bind(loss, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction)
     data = common["data"]
     encode = partial(encode_once, text=not tune.text)
 

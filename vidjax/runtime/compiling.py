@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from vidjax.models import kernels
+from vidjax.runtime.platforms import platform
 
 # jaxlib 0.10's CPU compiler gives reductions, matrix products and convolutions, with what surrounds them, to a library.
 # Of these only matrix products by themselves are left to it:
@@ -27,7 +27,7 @@ def jit(function: Callable, **options: Any) -> Any:
 
     It must not be called within another jitted function: JAX takes compiler options only from the outermost.
     """
-    return jax.jit(function, compiler_options=known_options() if kernels.platform() == "cpu" else None, **options)
+    return jax.jit(function, compiler_options=known_options() if platform() == "cpu" else None, **options)
 
 
 @functools.cache

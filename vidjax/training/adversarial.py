@@ -74,15 +74,16 @@ def autoencoder(
 
         def play() -> tuple[Array, Array, Metrics]:
             real, fake = model.discriminator(x.astype(dtype)), model.discriminator(fixed.astype(dtype))
-            told = hinge(real, fake)
-            lost, against = jax.value_and_grad(lambda y: fooled(held(model.discriminator)(y.astype(dtype))))(fixed)
+            rival_loss = hinge(real, fake)
+            score = lambda y: generator_loss(freeze(model.discriminator)(y.astype(dtype)))
+            lost, against = jax.value_and_grad(score)(fixed)
             weight = adaptive_weight(*last_norms(model.decoder, features, slope, against))
-            parts = {"adversary": lost, "adaptive_weight": weight, "discriminator": told}
-            return told, disc_weight * weight * against, parts
+            parts = {"adversary": lost, "adaptive_weight": weight, "discriminator": rival_loss}
+            return rival_loss, disc_weight * weight * against, parts
 
         skip = lambda: jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(play))
-        told, against, parts = jax.lax.cond(draws.step >= start, play, skip)
-        total += told
+        rival_loss, against, parts = jax.lax.cond(draws.step >= start, play, skip)
+        total += rival_loss
         loss += disc_weight * parts["adaptive_weight"] * parts["adversary"]
         slope += against
         metrics |= parts
@@ -101,7 +102,7 @@ def hinge(real: Scores, fake: Scores) -> Float[Array, ""]:
     return 0.5 * sum(halves, jnp.zeros(()))
 
 
-def fooled(fake: Scores) -> Float[Array, ""]:
+def generator_loss(fake: Scores) -> Float[Array, ""]:
     """What the autoencoder minimises: the mean score of what it makes, negative."""
     return -sum((f.astype(jnp.float32).mean() for f in fake), jnp.zeros(()))
 
@@ -121,7 +122,7 @@ def last_norms(decoder: Any, features: Array, *slopes: Float[Array, "b t h w c"]
     return [optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), pull(s.astype(out.dtype)))) for s in slopes]
 
 
-def held(module: Any) -> Any:
-    """The same module, whose parameters get no gradient."""
+def freeze(module: Any) -> Any:
+    """Returns the module with parameters that get no gradient."""
     graphdef, state = nnx.split(module)
     return nnx.merge(graphdef, stop_gradient(state))

@@ -23,12 +23,12 @@ STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class Checkpoints:
-    """The checkpoints in one folder, as a context manager: leaving it waits for the last one to be on disk.
+    """Saves and restores the checkpoints in one folder, as a context manager that waits at its end for the last one.
 
     A checkpoint is three items: `state` (step, parameters, moments), `ema` (averaged parameters, for samplers) and
     `meta` (shapes by path of both), and the checksums of their files. The last `keep` stay, and one in every
-    `keep_every` steps. Whoever only reads says so: that needs no other process, writes nothing, and passes over broken
-    ones. Who writes sets them aside, as STEP.broken.
+    `keep_every` steps. With `read_only=True` it needs no other process, writes nothing and skips broken checkpoints;
+    otherwise it renames these to STEP.broken.
     """
 
     def __init__(self, folder: str | AnyPath, keep: int = 2, keep_every: int | None = None, *, read_only: bool = False):
@@ -68,7 +68,7 @@ class Checkpoints:
             self._manager.close()
 
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint; over processes all ask together, unless they only read."""
+        """Returns the step of the newest complete checkpoint; all processes call together, unless they only read."""
         return self._newest() if self._read_only else on_first_process(self._newest)
 
     def _newest(self) -> int | None:
@@ -131,7 +131,7 @@ class Checkpoints:
             ) from error
 
     def save(self, state: TrainState) -> None:
-        """Start saving; returns as soon as the arrays are copied off the device."""
+        """Starts to save; returns as soon as the arrays are copied off the device."""
         saved = state.saved()
         ema = saved.pop("ema")
         items = {
@@ -145,14 +145,14 @@ class Checkpoints:
             self._manager.save(self._saving, args=ocp.args.Composite(**items))
 
     def discard(self, step: int) -> None:
-        """Set a checkpoint aside whose parameters give no finite loss, if it is there."""
+        """Sets a checkpoint aside whose parameters give no finite loss, if it is there."""
         with self._explained():
             self._manager.wait_until_finished()
         whole = self.folder / str(step)
         on_first_process(lambda: self._rename(whole, "its parameters give no finite loss") if whole.exists() else None)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The newest checkpoint, laid out like `state` (arrays, or shapes with shardings).
+        """Reads the newest checkpoint, laid out like `state` (arrays, or shapes with shardings).
 
         Raises: InputError if there is none, it was written by another model, or cannot be read.
         """
@@ -164,7 +164,7 @@ class Checkpoints:
         return dataclasses.replace(state, **read["state"], ema=read["ema"])
 
     def restore_ema(self, params: Params) -> Params:
-        """The averaged parameters alone."""
+        """Reads the averaged parameters alone."""
         step = self.check(params, "averaged")
         items = ocp.args.Composite(ema=ocp.args.StandardRestore(jax.tree.map(_target, params)))
         return self._read(step, items)["ema"]
@@ -181,8 +181,8 @@ class Checkpoints:
             ) from error
 
     def check(self, params: Params, what: str = "parameters") -> int:
-        """The newest step. Raises InputError if there is none, or it holds others than those as its "parameters", or as
-        those that are "averaged"."""
+        """Returns the newest step. Raises InputError if there is none, or if its "parameters" (or by `what` those that
+        are "averaged") have other paths or shapes than `params`."""
         step = self.latest()
         if step is None:
             raise InputError(f"there is no complete checkpoint in {self.folder}: train that stage first")
@@ -199,6 +199,7 @@ class Checkpoints:
 
 
 def shapes(params: Params) -> dict[str, list[int]]:
+    """Returns shapes by path, as a checkpoint keeps them."""
     return {path: list(value.shape) for path, value in params.items()}
 
 

@@ -37,7 +37,9 @@ class EventFile:
         self._log.append(length + sums[0] + data + sums[1])
 
     def flush(self) -> None:
+        """Writes what was added so far to the disk."""
         self._log.flush()
 
     def close(self) -> None:
+        """Writes the rest and closes the file."""
         self._log.close()

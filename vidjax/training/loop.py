@@ -1,4 +1,4 @@
-"""Train one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
+"""Trains one stage: create or restore, loop, finish. All randomness is a function of (seed, step): resume is exact."""
 
 import contextlib
 import resource
@@ -30,13 +30,13 @@ from vidjax.training.state import TrainState
 from vidjax.training.step import make_train_step
 from vidjax.training.strategies import describe
 from vidjax.training.telemetry import Telemetry, check_finite, not_finite
-from vidjax.training.validation import CLIPS
+from vidjax.training.validation import VALIDATION_CLIPS
 
 
 def prepare(
     stage: Stage, mesh: jax.sharding.Mesh, dataset: Dataset | Latents
 ) -> tuple[TrainState, Dataset | Latents | Encoded | Beside]:
-    """The state at step 0 and what hands out the batches; a stage that tunes may encode its clips here, once."""
+    """Makes the state at step 0 and the source of batches; a stage that tunes may encode its clips here, once."""
     encoder, model = stage.start(True)
     source = dataset
     if stage.encode is not None:
@@ -48,23 +48,23 @@ def prepare(
 
 
 def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
-    """The batch that the stage is validated on; {} if it does not ask for that, or no clip has a window for it."""
+    """Returns the batch to validate on; {} if the stage does not validate, or no clip has a held-out window."""
     if not (stage.train.validate_every and stage.validate):
         return {}
-    batch = dataset.held_out(CLIPS)
+    batch = dataset.held_out(VALIDATION_CLIPS)
     if not batch:
         say(f"{stage.name}: not validated, no clip has a window in its last data.heldout={stage.data.heldout} frames")
     return batch
 
 
 def abstract_state(stage: Stage) -> TrainState:
-    """The shapes of the state, without the weights that a stage may start from."""
+    """Returns the shapes of the state, without reading weights."""
     graphdef, state = nnx.split(stage.abstract())
     return jax.eval_shape(lambda state: at_step_0(stage, nnx.merge(graphdef, state)), state)
 
 
 def at_step_0(stage: Stage, model: nnx.Module, **how: Any) -> TrainState:
-    """The state of a stage that begins with `model`; `how` as in `TrainState.create`."""
+    """Returns the state of a stage that begins with `model`; `how` as in `TrainState.create`."""
     how |= dict(averaged=stage.averaged, frozen_dtype=stage.train.frozen_dtype)
     return TrainState.create(model, stage.optimizer, stage.trainable, **how)
 
@@ -206,4 +206,5 @@ def overview(stage: Stage, state: TrainState) -> None:
 
 
 def count(params: Mapping[str, Any]) -> int:
+    """Counts the numbers in parameters."""
     return sum(int(np.prod(value.shape)) for value in params.values())

@@ -1,6 +1,6 @@
 """What is minimised: functions `(model, batch, draws) -> (loss, metrics)`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from vidjax.diffusion.draws import Draws
 from vidjax.diffusion.schedule import Schedule
 from vidjax.diffusion.weighting import WEIGHTINGS
 from vidjax.errors import InputError
-from vidjax.models.conditioning import Conditioning, dropped, embed, sample_frame_masks
+from vidjax.models.conditioning import Conditioning, drop_conditions, embed, sample_frame_masks
 from vidjax.settings import choose
 from vidjax.training.step import Batch, Metrics, Objective
 
@@ -65,6 +65,12 @@ def diffusion(
     weight = choose(weighting, WEIGHTINGS, "weighting")(schedule.logsnr(t), prediction)
     share = frame_shares(1 - known, images, image_share)
     return (share * weight * error.mean((2, 3, 4))).sum(1).mean(), {}
+
+
+# What a stage that trains a denoising network may name as its `objective`: `loss(model, batch, draws, *, schedule,
+# prediction, **options)`, the options being the config's section `loss`. One of one's own is a further entry, see
+# docs/extending.md.
+OBJECTIVES: dict[str, Callable[..., tuple[Float[Array, ""], Metrics]]] = {"diffusion": diffusion}
 
 
 def clips_to_diffuse(
@@ -120,7 +126,7 @@ def sample_conditions(
     video of `x0` under noise for a model that enlarges one."""
     if lowres := model.embedders.get("lowres"):
         batch = {**batch, lowres.key: lowres.draw(schedule, x0, images, draws)}
-    return embed(model.embedders, dropped(model.embedders, batch, draws.named("dropped").keys), known)
+    return embed(model.embedders, drop_conditions(model.embedders, batch, draws.named("dropped").keys), known)
 
 
 def random_frames(draws: Draws, x: Float[Array, "b t h w c"], count: int) -> Float[Array, "b s h w c"]:

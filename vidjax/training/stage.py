@@ -97,6 +97,7 @@ class Stage:
         settings.bind(sharding.make_mesh, self.mesh, "mesh")
 
     def dataset(self) -> Dataset | Latents:
+        """Opens the data set, or the latents that were made of it. Raises InputError."""
         if self.data.latents:
             return Latents(self.data.latents, self.encoded_by())
         return make_dataset(self.data, seed=self.seed, tokenize=self.tokenize)

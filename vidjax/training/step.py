@@ -21,7 +21,7 @@ Objective = Callable[[Any, Batch, Draws], tuple[Float[Array, ""], Metrics]]
 
 
 def ema_decay(decay: float, step: Array) -> Array:
-    """min(d, (1 + n) / (10 + n)): the average forgets its start."""
+    """Returns min(d, (1 + n) / (10 + n)): the average forgets its start."""
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 

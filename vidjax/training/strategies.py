@@ -124,7 +124,7 @@ def strategy(name: str, **options: Any) -> Strategy:
 
 
 def describe(params: Mapping[str, Any]) -> str:
-    """A table of the parameters, one line a pattern of paths: tensors, parameters, pattern with * for the numbers."""
+    """Lists the parameters, one line per pattern of paths: tensors, parameters, pattern with * for the numbers."""
     groups: dict[str, list[int]] = {}
     for path, value in params.items():
         groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", path), []).append(math.prod(value.shape))

@@ -1,4 +1,4 @@
-"""The diffusion loss on windows that nothing trains on, by noise level: it shows where a model overfits."""
+"""Measures the loss on held-out windows by noise level: it shows where a model overfits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from vidjax.training.state import TrainState
 from vidjax.training.step import Batch, Objective
 
 LEVELS = 8  # bins, each with as large a share of the training times
-CLIPS = 32  # at most, evenly spread over the data set
+VALIDATION_CLIPS = 32  # at most, evenly spread over the data set
 
 
 def by_noise_level(
     objective: Objective, schedule: Schedule, dtype: str = "float32"
 ) -> Callable[[TrainState, Batch], dict[str, Any]]:
-    """`losses(state, batch)`: the averaged parameters' loss at each of `LEVELS` noise levels, by the log-SNR in the
-    middle of the bin, and the mean of all; with the same noise, masks and dropped captions whenever it is called. The
-    model computes in `dtype`, on the mesh that `jax.set_mesh` names, and all processes call together."""
+    """Makes `losses(state, batch)`, which returns the averaged parameters' loss at each of `LEVELS` noise levels, named
+    by the log-SNR in the middle of the bin, and the mean of all. Noise, masks and dropped captions are the same at
+    every call. The model computes in `dtype`, on the mesh that `jax.set_mesh` names; all processes call together."""
 
     @jit
     def losses(state: TrainState, batch: Batch) -> jax.Array:

@@ -22,7 +22,7 @@ from vidjax.diffusion.guidance import classifier_free
 from vidjax.diffusion.samplers import ddim, sample
 from vidjax.models.autoencoder import LVDM, STABLE_DIFFUSION, Autoencoder
 from vidjax.models.conditioning import embed, nulls
-from vidjax.models.kernels.attention import ATTENTION, choose, plain, widest
+from vidjax.models.kernels.attention import ATTENTION, choose_attention, widest
 from vidjax.models.parameters import Params, abstract_parameters, cast, merge
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.recipes import build as recipe
@@ -106,7 +106,7 @@ def check_attention(shape: Sequence[Any], dtype: str) -> dict[str, Any]:
         errors = map(relative_error, run(chip, kernel, dtype), wanted)
         return judge(dict(zip(("forward", "gradient"), errors)), TOLERANCE[dtype])
 
-    wanted = run(host, plain, "float32")
+    wanted = run(host, ATTENTION["plain"], "float32")
     kernels = runnable(chip, head_dim, dtype)
     found = {name: attempt(compare, kernel) for name, kernel in kernels.items()}
     return {"chosen": attempt(chosen, chip, qkv, head_dim, mask), **found}
@@ -128,7 +128,7 @@ def chosen(device: Any, qkv: tuple, head_dim: int, mask: Any) -> str:
     """Which implementation layers take there."""
     names = []
     with jax.set_mesh(sharding.make_mesh(devices=[device])):
-        jax.eval_shape(lambda q, k, v: names.append(choose(q, k, head_dim, mask)), *qkv)
+        jax.eval_shape(lambda q, k, v: names.append(choose_attention(q, k, head_dim, mask)), *qkv)
     return names[0]
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from vidjax.models import kernels
 from vidjax.models.kernels.products import product
 from vidjax.models.kernels.sums import largest
+from vidjax.runtime.platforms import device_kind, platform
 
 CHUNK = 128  # queries at a time
 WIDTH = 128  # numbers in a row of a TPU's memory and of its matrix units
@@ -22,7 +23,7 @@ SIDE_BY_SIDE = 512  # tokens of short sequences in one
 KEPT = 2**26
 
 
-def plain(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None) -> Array:
+def attend_at_once(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None) -> Array:
     """All queries at once. A query that may see nothing gets the mean of all values."""
     out = _weigh(rearrange(q, "b n (k d) -> b k n d", d=head_dim), *_laid_out(k, v, head_dim), mask)
     return rearrange(out, "b k n d -> b n (k d)")
@@ -129,7 +130,7 @@ def splash(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = Non
 
 def tokens_last(head_dim: int) -> bool:
     """Whether attention wants the tokens as the last axis: heads that do not fill a TPU's rows of 128 numbers."""
-    return kernels.platform() == "tpu" and not kernels.choice().textbook and head_dim % WIDTH != 0
+    return platform() == "tpu" and not kernels.choice().textbook and head_dim % WIDTH != 0
 
 
 def side_by_side(batch: int, tokens: int, most: int) -> int:
@@ -149,20 +150,20 @@ def _or_mean(out: Array, v: Array, mask: Array | None) -> Array:
     return jnp.where(mask[:, 0, 0].any(-1)[:, None, None], out, v.mean(1, keepdims=True).astype(out.dtype))
 
 
-ATTENTION: dict[str, Callable] = {"plain": plain, "chunked": chunked, "cudnn": cudnn, "splash": splash}
+ATTENTION: dict[str, Callable] = {"plain": attend_at_once, "chunked": chunked, "cudnn": cudnn, "splash": splash}
 
 
-def choose(q: Array, k: Array, head_dim: int, mask: Array | None = None) -> str:
+def choose_attention(q: Array, k: Array, head_dim: int, mask: Array | None = None) -> str:
     """The fastest entry of `ATTENTION` for these shapes and this dtype on the program's platform."""
     (b, n, features), m, choice = q.shape, k.shape[1], kernels.choice()
     if choice.textbook:
         return "plain"
     of_keys = mask is None or mask.shape[1] == mask.shape[2] == 1
-    platform = kernels.platform() if choice.by_hand and of_keys else ""
+    target = platform() if choice.by_hand and of_keys else ""
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and n >= CHUNK and half and head_dim % 8 == 0 and head_dim <= widest(kernels.device_kind()):
+    if target == "gpu" and n >= CHUNK and half and head_dim % 8 == 0 and head_dim <= widest(device_kind()):
         return "cudnn"
-    if platform == "tpu":
+    if target == "tpu":
         count = side_by_side(b, n, SIDE_BY_SIDE) if n == m and mask is None else 1
         if count * n >= CHUNK and n > 1:
             return "splash"
@@ -190,9 +191,9 @@ def attend(
     """softmax(q k' / sqrt(d)) v for each head of d = `head_dim` of the features; the mask is true where a query may
     look.
 
-    `implementation` is a name in `ATTENTION`, by default what `choose` says; compiled programs tell it as the scope
-    "attention_NAME". A query that may see nothing gets the mean of all values.
+    `implementation` is a name in `ATTENTION`, by default what `choose_attention` says; compiled programs tell it as the
+    scope "attention_NAME". A query that may see nothing gets the mean of all values.
     """
-    name = implementation or choose(q, k, head_dim, mask)
+    name = implementation or choose_attention(q, k, head_dim, mask)
     with jax.named_scope(f"attention_{name}"):
         return ATTENTION[name](q, k, v, head_dim, mask)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from vidjax.models import kernels
 from vidjax.models.kernels.placement import Spec, local, ways
+from vidjax.runtime.platforms import platform
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -41,7 +42,7 @@ def convolve(
     pads = tuple((k // 2, k // 2) for k in size) if padding is None else tuple((lo, hi) for lo, hi in padding)
     if mode not in ("zeros", "edge"):
         raise ValueError(f"padding mode {mode!r}: expected 'zeros' or 'edge'")
-    run = CONVOLUTIONS[implementation or choose()]
+    run = CONVOLUTIONS[implementation or choose_convolution()]
 
     def own(x: Array, kernel: Array) -> Array:
         batch, inner = x.shape[: x.ndim - n - 1], pads
@@ -62,7 +63,7 @@ def repeat_borders(x: Float[Array, "n *s c"], pads: Sequence[tuple[int, int]]) -
     and after, where `jnp.pad` joins arrays one axis after the other. The TPU compiler's cycles of a (3, 3, 3)
     convolution of 16 x 128 x 128 x 128, forward and backward, for v5e: 43.3 M, so 18.5 M; without borders 13.2 M.
     """
-    if kernels.platform() == "cpu":
+    if platform() == "cpu":
         return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge")
     zero = jnp.zeros((), x.dtype)
     for axis, (before, after) in enumerate(pads, 1):
@@ -76,9 +77,9 @@ def repeat_borders(x: Float[Array, "n *s c"], pads: Sequence[tuple[int, int]]) -
     return x
 
 
-def choose() -> str:
+def choose_convolution() -> str:
     """The entry of `CONVOLUTIONS` that is fastest on the program's platform."""
-    return "plain" if kernels.choice().textbook else {"cpu": "folded", "tpu": "planes"}.get(kernels.platform(), "plain")
+    return "plain" if kernels.choice().textbook else {"cpu": "folded", "tpu": "planes"}.get(platform(), "plain")
 
 
 def own_part(batch: int, size: Sequence[int]) -> Spec:
@@ -90,7 +91,7 @@ def own_part(batch: int, size: Sequence[int]) -> Spec:
     return ("batch", None, "context") if len(size) == 3 and batch == 1 and size[1] == 1 else ()
 
 
-def plain(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
+def convolve_by_xla(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
     """XLA's own convolution: [n, *spatial, c] with [*k, c, d]."""
     axes = "THW"[3 - len(strides) :]
     return lax.conv_general_dilated(
@@ -100,17 +101,17 @@ def plain(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def canonical(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
-    """`plain` over two axes, whose gradients are convolutions of the same layout.
+    """`convolve_by_xla` over two axes, whose gradients are convolutions of the same layout.
 
     XLA's CPU compiler brings others into that layout only outside of loops and branches. Inside (gradient accumulation,
     a discriminator that is not always at work, guidance by a gradient) it walks them element by element: the kernel
     gradients of a discriminator of 64x64 frames took 1.76 s, not 0.13.
     """
-    return plain(x, kernel, strides, padding)
+    return convolve_by_xla(x, kernel, strides, padding)
 
 
 def _forward(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> tuple[Array, tuple[Array, Array]]:
-    return plain(x, kernel, strides, padding), (x, kernel)
+    return convolve_by_xla(x, kernel, strides, padding), (x, kernel)
 
 
 def _backward(strides: tuple[int, ...], padding: Pairs, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
@@ -134,7 +135,7 @@ canonical.defvjp(_forward, _backward)
 
 
 def folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
-    """`plain` without XLA's slow CPU cases: three axes are a sum over two, tiny maps and single axes matrix products.
+    """`convolve_by_xla` without its slow CPU cases: three axes are a sum over two, tiny maps and single axes products.
 
     Milliseconds forward and backward on two AVX-512 cores, plain and folded, over 8 x 32 x 32 x 64: (3, 3, 3) 48 + 121,
     10 + 23; (1, 3, 3) 17 + 47, 3 + 9; (3, 1, 1) 6 + 14, 2 + 10; over 8 x 64 x 64 x 32 strided (4, 4, 4) 60 + 1389,
@@ -145,7 +146,7 @@ def folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) ->
     if len(strides) == 2:
         pixels = prod(_outputs(x.shape[1:3], kernel.shape, strides, padding))
         tiny = pixels <= TINY or len(x) * pixels < max(kernel.shape[2:])
-        whole = canonical if kernels.choice().by_hand else plain
+        whole = canonical if kernels.choice().by_hand else convolve_by_xla
         return (_columns if tiny else whole)(x, kernel, strides, padding)
     if (
         kernel.shape[1:3] == strides[1:] == (1, 1) and padding[1:] == ((0, 0),) * 2
@@ -156,14 +157,14 @@ def folded(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) ->
 
 
 def planes(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
-    """`plain`, three axes as a sum over two: of these alone XLA's TPU compiler makes what keeps the matrix unit busy.
+    """`convolve_by_xla`, three axes as a sum over two: of these alone XLA's TPU compiler keeps the matrix unit busy.
 
     Its cycles of a (3, 3, 3) convolution with repeated borders, forward and backward, for v5e: 16 x 256 x 256 x 64
     102.1 M, so 69.3 M; 16 x 128 x 128 x 128 18.5 M, so 14.7 M. In bf16 each plane's sum is rounded.
     """
     if len(strides) < 3 or kernel.shape[0] == 1 or kernel.shape[1:3] == (1, 1):
-        return plain(x, kernel, strides, padding)
-    return _over_time(plain, x, kernel, strides, padding)
+        return convolve_by_xla(x, kernel, strides, padding)
+    return _over_time(convolve_by_xla, x, kernel, strides, padding)
 
 
 def _over_time(run: Callable[..., Array], x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) -> Array:
@@ -211,7 +212,7 @@ def depthwise(
     return sum(part * tap for part, tap in zip(_shifted(x, kernel.shape, strides, tuple(padding)), taps))
 
 
-CONVOLUTIONS: dict[str, Callable] = {"plain": plain, "folded": folded, "planes": planes}
+CONVOLUTIONS: dict[str, Callable] = {"plain": convolve_by_xla, "folded": folded, "planes": planes}
 
 
 def convolve_transposed(

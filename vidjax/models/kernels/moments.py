@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vidjax.models import kernels
 from vidjax.models.kernels.sums import total
+from vidjax.runtime.platforms import platform
 
 Mean = Callable[[Float[Array, "*s c"]], Float[Array, " *r"]]
 
@@ -23,17 +24,17 @@ def moments(x: Float[Array, "*s c"], mean: Mean) -> tuple[Float[Array, " *r"], F
     """
     y = x.astype(jnp.float32)
     first = mean(y)
-    if kernels.platform() == "cpu" or kernels.choice().textbook or x.dtype not in (jnp.bfloat16, jnp.float16):
+    if platform() == "cpu" or kernels.choice().textbook or x.dtype not in (jnp.bfloat16, jnp.float16):
         near = jax.lax.stop_gradient(first)  # whatever it is, what follows is the same, and the gradient has a sum less
         return first, mean(jnp.square(y - near)) - jnp.square(first - near)
     return first, jnp.maximum(mean(jnp.square(y)) - jnp.square(first), 0)
 
 
 def mean_of_groups(x: Float[Array, "*s c"], axes: Sequence[int], groups: int) -> Float[Array, "*r c"]:
-    """The mean over `axes` and over each of `groups` of channels, given to all of these; first of each channel, which
-    on a CPU takes half the time of all at once. On TPUs a product sums the channels, which lie along the lanes."""
+    """Returns the mean over `axes` of each of `groups` of channels, repeated for its channels; computed channel by
+    channel first: half the time on a CPU. On TPUs a product sums the channels, which lie along the lanes."""
     x = total(x, tuple(axes)) / math.prod(x.shape[axis] for axis in axes)
-    if kernels.platform() == "tpu" and not kernels.choice().textbook:
+    if platform() == "tpu" and not kernels.choice().textbook:
         size = x.shape[-1] // groups
         members = jnp.repeat(jnp.eye(groups, dtype=x.dtype), size, 0)  # [c groups]
         times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

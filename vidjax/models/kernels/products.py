@@ -5,12 +5,13 @@ from jaxtyping import Array, Float
 
 from vidjax.models import kernels
 from vidjax.models.kernels.placement import ways
+from vidjax.runtime.platforms import platform
 
 
 def product(x: Float[Array, "*b c"], y: Float[Array, "*k c d"]) -> Float[Array, "*b d"]:
     """x @ y, one `y` for each entry of the first axes *k that both have."""
     choice = kernels.choice()
-    return (_turning if choice.by_hand and kernels.platform() == "cpu" else _plain)(x, y)
+    return (_turning if choice.by_hand and platform() == "cpu" else _plain)(x, y)
 
 
 def _plain(x: Array, y: Array) -> Array:

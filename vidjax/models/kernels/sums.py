@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vidjax.models import kernels
 from vidjax.models.kernels.placement import ways
+from vidjax.runtime.platforms import platform
 
 Axes = tuple[int, ...]  # neighbours
 
@@ -20,7 +21,7 @@ def as_products() -> bool:
     a product takes it computes once. Milliseconds of two AVX-512 cores for group normalisation over a clip and SiLU,
     8 x 32 x 32 x 320, forward and gradient: with sums 12 and 88, with products 6 and 15.
     """
-    return not kernels.choice().textbook and kernels.platform() == "cpu" and ways("context") == 1
+    return not kernels.choice().textbook and platform() == "cpu" and ways("context") == 1
 
 
 def thirds(shape: tuple[int, ...], axes: Axes) -> tuple[int, int, int]:
@@ -30,6 +31,7 @@ def thirds(shape: tuple[int, ...], axes: Axes) -> tuple[int, int, int]:
 
 
 def narrowed(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """Returns the shape of a sum over `axes` that keeps them, of size 1."""
     return tuple(1 if axis in axes else n for axis, n in enumerate(shape))
 
 
@@ -65,7 +67,7 @@ def _(shape: tuple[int, ...], axes: Axes, x: tuple[Array], slope: tuple[Array]) 
 def largest(x: Float[Array, "*s n"]) -> Float[Array, "*s 1"]:
     """The maximum over the last axis, which stays. On CPUs by halves, one against the other: XLA's CPU compiler takes
     a row's numbers one by one. Attention over 256 tokens, 64 heads of 32: 14.7 ms of a core, so 12.7."""
-    if kernels.platform() == "cpu":
+    if platform() == "cpu":
         while x.shape[-1] > 8 and x.shape[-1] % 2 == 0:
             x = jnp.maximum(*jnp.split(x, 2, -1))
     return x.max(-1, keepdims=True)
