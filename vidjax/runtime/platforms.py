@@ -21,7 +21,7 @@ def _device() -> tuple[str, str]:
     """(platform, kind)."""
     if device := jax.sharding.get_abstract_mesh().abstract_device:
         return device.platform, device.device_kind
-    default = jax.config.jax_default_device
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(default, str):
         return default, jax.devices(default)[0].device_kind
     device = default or jax.devices()[0]
