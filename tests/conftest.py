@@ -1,6 +1,7 @@
 """Every test runs with shape and type checks on, without network, and on the CPU unless it asks for more."""
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+def pytest_collection_finish():
+    """Tracing makes many small things, and few that go in circles: by default a tenth of all time goes to look for
+    those, over all that was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture(scope="session")
 def env():
     """Of a program that a test starts as a user does."""
@@ -53,6 +62,7 @@ def forgotten():
     import jax
 
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,41 +1,123 @@
-"""Many starts of a program for the imports of one: a process that has imported what programs import forks for each."""
+"""Many starts of programs for the imports of one: a process that has imported what programs import forks for each."""
 
+import atexit
+import itertools
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # A child is what `python -m` would have started: nothing has read flags, and JAX has no threads yet.
 CODE = """
-import json, os, runpy, sys
-import vidjax.evaluation.results, vidjax.training.loop, vidjax.runtime.workdir
-program, cases = sys.argv[1], json.loads(sys.argv[2])
-statuses = []
-for number, case in enumerate(cases):
-    if not (child := os.fork()):
-        break
-    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+import gc, json, os, runpy, sys
+import matplotlib.figure, tensorboardX.record_writer, transformers
+import vidjax.evaluation.page, vidjax.evaluation.results, vidjax.training.loop
+transformers.CLIPTokenizer
+gc.collect()
+gc.freeze()
+for line in sys.stdin:
+    kind, asked = json.loads(line)
+    if kind == "start":
+        if not (child := os.fork()):
+            break
+        answer = child
+    else:
+        ended, status = os.waitpid(asked, os.WNOHANG if kind == "poll" else 0)
+        answer = os.waitstatus_to_exitcode(status) if ended else None
+    print(json.dumps(answer), flush=True)
 else:
-    sys.exit(print(json.dumps(statuses)))
-for stream, name in ((1, "out"), (2, "err")):
-    os.dup2(os.open(f"{sys.argv[3]}/{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
-sys.argv = [program, *case]
+    sys.exit()
+program, arguments, folder, *files = asked
+for stream, file in enumerate((os.devnull, *files)):
+    os.dup2(os.open(file, os.O_RDWR), stream)
+os.chdir(folder)
+gc.set_threshold(20_000, 20, 20)  # tracing makes many small things, and few that go in circles
+sys.argv = [program, *arguments]
 runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
+
+
+class Server:
+    """A process of an environment; it answers one question at a time."""
+
+    def __init__(self, env: Mapping[str, str]):
+        command = [sys.executable, "-c", CODE]
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.folder, self.count = Path(tempfile.mkdtemp(prefix="vidjax-said-")), itertools.count()
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        self.process.kill()
+        shutil.rmtree(self.folder)
+
+    def ask(self, kind: str, asked: object) -> int | None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([kind, asked]) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+SERVERS: dict[tuple, Server] = {}
+
+
+class Process:
+    """What `subprocess.Popen` has of a process, as far as tests want it."""
+
+    def __init__(self, name: str, arguments: Sequence[str | Path], env: Mapping[str, str], cwd: Path | None = None):
+        if (known := tuple(sorted(env.items()))) not in SERVERS:
+            SERVERS[known] = Server(env)
+        self.server, self.returncode = SERVERS[known], None
+        self.arguments = [str(each) for each in arguments]
+        self.files = [self.server.folder / f"{next(self.server.count)}" for _ in range(2)]
+        for file in self.files:  # of a process that is killed at once as well
+            file.touch()
+        self.pid = self.server.ask(
+            "start", (f"vidjax.{name}", self.arguments, str(cwd or Path.cwd()), *map(str, self.files))
+        )
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.server.ask("poll", self.pid)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """All that it said, when it has ended."""
+        if timeout is None and self.returncode is None:
+            self.returncode = self.server.ask("wait", self.pid)
+        until = time.monotonic() + (timeout or 0)
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            time.sleep(0.02)
+        said, errors = (file.read_text() for file in self.files)
+        return said, errors
+
+
+def program(
+    name: str, *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What became of `python -m vidjax.<name>` with these arguments."""
+    process = Process(name, arguments, env, cwd)
+    said, errors = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess([name, *process.arguments], process.returncode, said, errors)
 
 
 def start_each(
     name: str, cases: Sequence[Sequence[str]], env: Mapping[str, str], cwd: Path | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
-    """What became of `python -m vidjax.<name>` with each list of arguments, one after the other."""
-    with tempfile.TemporaryDirectory() as said:
-        command = [sys.executable, "-c", CODE, f"vidjax.{name}", json.dumps(cases), said]
-        done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        texts = [[Path(said, f"{i}.{end}").read_text() for end in ("out", "err")] for i in range(len(cases))]
-    return [
-        subprocess.CompletedProcess(case, status, *text)
-        for case, status, text in zip(cases, json.loads(done.stdout.splitlines()[-1]), texts)
-    ]
+    """What became of each list of arguments, one after the other."""
+    return [program(name, *case, env=env, cwd=cwd) for case in cases]

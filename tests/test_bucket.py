@@ -2,17 +2,15 @@
 
 import importlib.util
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_bucket import Buckets
+from starts import Process
 from training.test_checkpoint import equal, toy
 
 from vidjax.data.video_reading import probe
@@ -58,14 +56,9 @@ def inside(buckets, monkeypatch):
         monkeypatch.setenv(key, value)
 
 
-def start(name, *flags, env):
-    command = [sys.executable, "-m", f"vidjax.{name}", *flags]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def run(name, *flags, env):
     """(exit status, stdout, stderr)."""
-    process = start(name, *flags, env=env)
+    process = Process(name, flags, env)
     said = process.communicate(timeout=300)
     return process.returncode, *said
 
@@ -87,7 +80,7 @@ def on_disk(tmp_path_factory, env):
 def killed(on_disk, buckets, outside):
     """A run that was killed in the middle and lost the end of a file of its newest checkpoint: the steps of those that
     were complete, and what it said when it was started again."""
-    process, folder = start("main", *FLAGS, f"--workdir={RUN}", env=outside), "run/diffusion/checkpoints"
+    process, folder = Process("main", [*FLAGS, f"--workdir={RUN}"], outside), "run/diffusion/checkpoints"
     deadline = time.monotonic() + 300
     while process.poll() is None and f"{folder}/4/commit_success.txt" not in buckets.objects["bucket"]:
         assert time.monotonic() < deadline
@@ -249,7 +242,6 @@ def test_a_bucket_that_does_not_answer_ends_a_run_soon_and_before_it_begins(outs
     assert "Traceback" not in errors and said == "" and time.monotonic() - began < 60
 
 
-def test_what_wants_a_disk_is_refused(tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+def test_what_wants_a_disk_is_refused(env, tmp_path):
     status, _, errors = run("export", f"--workdir={tmp_path}", "--out=gs://bucket/out", env=env)
     assert status == 1 and "--out=gs://bucket/out is no folder of a disk" in errors and "Traceback" not in errors

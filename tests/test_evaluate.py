@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from starts import start_each
+from starts import program, start_each
 
 from vidjax.data.readers import folder
 from vidjax.data.video_reading import read_frames
@@ -25,13 +23,12 @@ ROOT = Path(__file__).parents[1]
 REAL = ROOT / "vidjax" / "clips" / "real"
 
 
-def evaluate(*args, cwd, **env):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **env}
-    command = [sys.executable, "-m", "vidjax.evaluate", *map(str, args)]
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def evaluate(env):
+    return partial(program, "evaluate", env=env)
 
 
-def test_flow_figures_of_the_shipped_clips(tmp_path):
+def test_flow_figures_of_the_shipped_clips(evaluate, tmp_path):
     names = "flow_smoothness,motion_diversity,motion_magnitude"
     done = evaluate(f"--videos={REAL}", f"--metrics={names}", "--frames=6", "--json=out/figures.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -63,7 +60,7 @@ def captioned(tmp_path):
     return write_captioned(tmp_path / "videos")
 
 
-def test_clip_scores_and_distance_to_the_source(captioned, clip_folder, tmp_path):
+def test_clip_scores_and_distance_to_the_source(evaluate, captioned, clip_folder, tmp_path):
     names = "frame_consistency,text_alignment,psnr,ssim"
     flags = (f"--clip={clip_folder}", f"--source={captioned / 'a.mp4'}", "--height=40", "--width=60", "--json=f.json")
     done = evaluate(f"--videos={captioned}", f"--metrics={names}", *flags, cwd=tmp_path)
@@ -98,16 +95,20 @@ def folders(tmp_path):
     return tmp_path / "made", tmp_path / "real"
 
 
-def figures_of(folders, *flags, cwd):
-    """Here much is run and little compiled, so that it pays to optimise it."""
-    done = evaluate(
-        f"--videos={folders[0]}", f"--reference={folders[1]}", "--json=f.json", *flags, cwd=cwd, XLA_FLAGS=""
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads((cwd / "f.json").read_text())["metrics"], done.stdout
+@pytest.fixture(scope="module")
+def figures_of(env):
+    """`figures_of(folders, *flags, cwd)`: here much is run and little compiled, so that it pays to optimise it."""
+
+    def ask(folders, *flags, cwd):
+        given = (f"--videos={folders[0]}", f"--reference={folders[1]}", "--json=f.json", *flags)
+        done = program("evaluate", *given, cwd=cwd, env={**env, "XLA_FLAGS": ""})
+        assert done.returncode == 0, done.stderr
+        return json.loads((cwd / "f.json").read_text())["metrics"], done.stdout
+
+    return ask
 
 
-def test_videos_against_a_reference(folders, network_files, tmp_path):
+def test_videos_against_a_reference(figures_of, folders, network_files, tmp_path):
     file = network_files["i3d"]
     figures, said = figures_of(folders, "--metrics=fvd,kvd", f"--i3d={file}", cwd=tmp_path)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -123,7 +124,7 @@ def test_videos_against_a_reference(folders, network_files, tmp_path):
     assert figures["fvd"]["value"] > 0
 
 
-def test_frames_against_a_reference(folders, network_files, clip_folder, tmp_path):
+def test_frames_against_a_reference(figures_of, folders, network_files, clip_folder, tmp_path):
     names = ["fid", "is", "clipsim", "text_alignment", "psnr", "ssim"]
     weights = (f"--inception={network_files['inception']}", f"--clip={clip_folder}")
     figures, _ = figures_of(folders, f"--metrics={','.join(names)}", *weights, "--frames=1", cwd=tmp_path)
@@ -140,7 +141,7 @@ def test_frames_against_a_reference(folders, network_files, clip_folder, tmp_pat
     assert figures["fid"]["value"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_set_against_itself_is_at_no_distance(folders, network_files, tmp_path):
+def test_a_set_against_itself_is_at_no_distance(figures_of, folders, network_files, tmp_path):
     flags = ("--metrics=fid,psnr", f"--inception={network_files['inception']}", "--frames=1", "--subsets=0")
     figures, _ = figures_of((folders[0], folders[0]), *flags, cwd=tmp_path)
     assert figures["fid"]["value"] < 1e-9 and "subsets" not in figures["fid"]
@@ -148,7 +149,7 @@ def test_a_set_against_itself_is_at_no_distance(folders, network_files, tmp_path
 
 
 @pytest.mark.skipif(efficientnet.installed() is None, reason=f"needs {efficientnet.INSTALL}")
-def test_a_stand_in_without_weight_files(folders, tmp_path):
+def test_a_stand_in_without_weight_files(figures_of, folders, tmp_path):
     """From the installed package alone; under its own name and with its own protocol."""
     names = ["frechet_efficientnet", "frechet_efficientnet_motion"]
     figures, said = figures_of(folders, f"--metrics={','.join(names)}", "--frames=2", cwd=tmp_path)
@@ -214,7 +215,7 @@ def test_bad_input_is_one_line(number, refused):
     assert "Traceback" not in done.stderr
 
 
-def test_a_video_without_a_caption_is_named(captioned, clip_folder, tmp_path):
+def test_a_video_without_a_caption_is_named(evaluate, captioned, clip_folder, tmp_path):
     (captioned / "captions.json").unlink()
     assert [folder(str(captioned))[i].text for i in range(2)] == ["a man walks", ""]
     flags = (f"--videos={captioned}", f"--clip={clip_folder}", "--metrics=text_alignment")

@@ -12,26 +12,33 @@ import time
 from pathlib import Path
 
 import pytest
+from starts import Process
 
 ROOT = Path(__file__).parents[1]
 EVERY, STEPS = 2, 24  # steps between saves, and of a run
 FLAGS = (
     f"--config={ROOT}/tests/tiny.py:pixels",
     "--stage=diffusion",
+    "--config.model.attention_levels=(False,)",
     f"--config.stages.diffusion.train.steps={STEPS}",
     f"--config.stages.diffusion.train.save_every={EVERY}",
     "--config.stages.diffusion.train.sample_every=0",
 )
 
 
-def start(workdir, *flags, env, **how):
-    command = [sys.executable, "-m", "vidjax.main", *FLAGS, f"--workdir={workdir}", *flags]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+def start(workdir, env, limited=None):
+    """A run; `limited()` is called where it starts."""
+    flags = [*FLAGS, f"--workdir={workdir}"]
+    if limited is None:
+        return Process("main", flags, env)
+    command = [sys.executable, "-m", "vidjax.main", *flags]
+    kept = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=env, preexec_fn=limited, **kept)
 
 
-def run(workdir, *flags, env, **how):
+def run(workdir, env, limited=None):
     """(exit status, stdout, stderr)."""
-    process = start(workdir, *flags, env=env, **how)
+    process = start(workdir, env, limited)
     said = process.communicate(timeout=300)
     return process.returncode, *said
 
@@ -159,7 +166,7 @@ def test_on_a_full_disk_a_run_ends_with_what_it_had(half, env):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    done = run(half, env=env, preexec_fn=limited)
+    done = run(half, env=env, limited=limited)
     error = one_error(done)
     assert "Traceback" not in done[2]
     assert f"that of step {before[-1]} is whole" in error and "make room" in error
@@ -171,7 +178,7 @@ def test_a_folder_that_may_only_be_read_is_refused(half, env):
     half.chmod(0o555)
     # CAP_DAC_OVERRIDE, by which root writes everywhere, out of what a new program may have.
     dropped = lambda: ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
-    done = run(half, env=env, preexec_fn=dropped)
+    done = run(half, env=env, limited=dropped)
     half.chmod(0o755)
     assert "can't be written (Permission denied): choose another folder" in one_error(done)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from starts import program
 from test_configs import ROOT, config
-from test_main import program
 from tiny_folder import write_folder
 
 from vidjax.data.latents import write_latents
@@ -31,7 +31,7 @@ SMALL = dict(
     model=dict(channels=(32,), attention_levels=(True,), heads=2, blocks_per_level=0),
     sample=dict(num_steps=2),
 )
-TRAIN = dict(steps=2, batch_size=2, dtype="float32", remat="none", log_every=1, sample_every=9)
+TRAIN = dict(steps=2, batch_size=2, dtype="float32", remat="none", log_every=1, sample_every=0)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def generator(mesh, graphdef, params, dtype="float32", **sample):
 alone = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.AXES)
 error = lambda a, b: float(np.abs(np.asarray(a, float) - np.asarray(b, float)).max())
 """
-MESHES = ["8 1 1 1", "1 2 2 2", "2 1 1 4", "1 8 1 1"]  # data, fsdp, tensor, context
+MESHES = ["8 1 1 1", "1 2 2 2", "2 1 1 4"]  # data, fsdp, tensor, context
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_mesh_of_any_shape_gives_the_samples_of_one_device(meshes, sizes):
     scale = meshes["size"]
     assert found["latents"] < 1e-4 * scale[0] and found["back"] < 1e-4 * scale[1]
     assert found["video"] <= 1 and found["shapes"] == [True, True] and found["fingerprint"]
-    assert (found["cut"] > 0) == (sizes in ("1 2 2 2", "1 8 1 1"))
+    assert (found["cut"] > 0) == (sizes == "1 2 2 2")
 
 
 def test_edits_are_made_as_many_at_a_time_as_the_mesh_has_room_for(meshes):

@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from starts import program
 from test_configs import config
 from tiny_folder import VIDEO, write_folder
 
@@ -113,11 +111,10 @@ def test_the_appearance_has_a_weight_in_samples(run, tuned):
         np.testing.assert_array_equal(params[path], 0.5 * value if spatial else value)
 
 
-def test_a_motion_file_on_the_folder_is_the_run(run, folder, tuned, tmp_path):
+def test_a_motion_file_on_the_folder_is_the_run(run, folder, tuned, env, tmp_path):
     """Without the appearance, which its own file has."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "vidjax.export", f"--workdir={run[0]}", "--format=diffusers"]
-    done = subprocess.run([*command, f"--out={tmp_path / 'motion'}"], env=env, capture_output=True, text=True)
+    export = ("export", f"--workdir={run[0]}", "--format=diffusers")
+    done = program(*export, f"--out={tmp_path / 'motion'}", env=env)
     assert done.returncode == 0, done.stderr
     generator = Run(run[0]).generator()
     ours = merge_loras(generator.params, {"run": (lora_tensors(generator.model), 1.0)})
@@ -126,9 +123,7 @@ def test_a_motion_file_on_the_folder_is_the_run(run, folder, tuned, tmp_path):
     assert moved and all("temp" in path for path in moved)
     for path, value in theirs.items():
         np.testing.assert_allclose(value, ours[path], rtol=1e-5, atol=1e-6)
-    done = subprocess.run(
-        [*command, "--stage=appearance", f"--out={tmp_path / 'look'}"], env=env, capture_output=True, text=True
-    )
+    done = program(*export, "--stage=appearance", f"--out={tmp_path / 'look'}", env=env)
     assert done.returncode == 0, done.stderr
     look = lora.load(tmp_path / "look", 1)
     assert look.keys() == {path for path in tuned["appearance"] if "lora" in path}

@@ -47,7 +47,7 @@ batch = examples(4)
 both = jax.jit(jax.value_and_grad(loss, has_aux=True))
 (expected, video), slope = both(params, batch)
 found = {}
-for sizes in ((1, 1, 1, 8), (2, 1, 1, 4), (1, 1, 4, 2), (1, 2, 2, 2)):
+for sizes in ((1, 1, 1, 8), (2, 1, 1, 4), (1, 2, 2, 2)):
     mesh = sharding.make_mesh(*sizes)
     layout = sharding.tree_sharding(mesh, params)
     with jax.set_mesh(mesh):
@@ -64,7 +64,7 @@ for sizes in ((1, 1, 1, 8), (2, 1, 1, 4), (1, 1, 4, 2), (1, 2, 2, 2)):
     )
 
 
-@pytest.mark.parametrize("sizes", ["1 1 1 8", "2 1 1 4", "1 1 4 2", "1 2 2 2"])
+@pytest.mark.parametrize("sizes", ["1 1 1 8", "2 1 1 4", "1 2 2 2"])
 def test_a_mesh_of_any_shape_gives_what_one_device_gives(meshes, sizes):
     found = meshes[sizes]
     assert found["loss"] < 1e-5 and found["video"] < 1e-4 and found["slope"] < 1e-3

@@ -7,7 +7,8 @@ import pytest
 import tiny
 from flax import nnx
 from runtime.test_sharding import eight_devices
-from test_main import LATENT, program
+from starts import program
+from test_main import LATENT
 
 from vidjax import settings
 from vidjax.profiling.flops import count_flops

@@ -28,7 +28,7 @@ PRIOR = dict(prompt="a fox", count=2, num_steps=2)
 RECIPES = {
     "tune_a_video:released": {},
     "tune_a_video:dreamix": dict(loss=dict(own_images=2, image_share=0.35)),
-    "dreambooth:text": dict(finetune=dict(prior=PRIOR)),
+    "dreambooth:text": dict(finetune=dict(prior=None)),
     "dreambooth:video": dict(finetune=dict(prior=PRIOR)),
     "align_latents:default": dict(data=dict(source="folder")),
 }

@@ -76,8 +76,8 @@ def mesh_of(topology: str, axes: tuple[int, ...]) -> jax.sharding.Mesh:
 
 
 def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
-    """The config of a recipe with one block in each level down to the first with attention, `WIDTH` features, one clip
-    for each of `ways` devices, two where it accumulates."""
+    """The config of a recipe with one block, on the way up, in each level down to the first with attention, `WIDTH`
+    features, one clip for each of `ways` devices, two where it accumulates."""
     made = config(name)
     if "pretrained" in made:
         made["pretrained"] = _folder(name.startswith("motion_director"))
@@ -113,8 +113,7 @@ def _narrow(model: dict[str, Any]) -> dict[str, Any]:
     levels, attend = len(model["channels"]), model.get("attention_levels", True)
     attend = [attend] * levels if isinstance(attend, bool) else list(attend)
     depth = attend.index(True) + 1 if True in attend else levels
-    blocks = min(model.get("blocks_per_level", 1), 1)
-    narrow = dict(channels=[WIDTH] * depth, attention_levels=attend[:depth], heads=HEADS, blocks_per_level=blocks)
+    narrow = dict(channels=[WIDTH] * depth, attention_levels=attend[:depth], heads=HEADS, blocks_per_level=0)
     return {**model, **narrow}
 
 

@@ -2,13 +2,11 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from starts import program
 from test_configs import config
 
 from vidjax.data.latents import Latents, fingerprint, write_latents
@@ -86,17 +84,18 @@ def test_a_fingerprint_is_of_names_and_numbers():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(env, tmp_path_factory):
     """A run whose autoencoder is trained, and the folder of its latents, as a user makes it."""
     workdir = tmp_path_factory.mktemp("run")
     made = config("tiny:latent", ROOT / "tests")
+    for stage in made["stages"].values():
+        stage["train"]["sample_every"] = 0
     write_json(workdir / "config.json", made)
     train(recipe.build(made, "autoencoder", workdir))
-    command = [sys.executable, "-m", "vidjax.cache", f"--workdir={workdir}", f"--out={workdir / 'latents'}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([*command, "--examples=16", "--batch=4"], env=env, capture_output=True, text=True)
+    flags = [f"--workdir={workdir}", f"--out={workdir / 'latents'}"]
+    done = program("cache", *flags, "--examples=16", "--batch=4", env=env)
     assert done.returncode == 0, done.stderr
-    again = subprocess.run(command, env=env, capture_output=True, text=True)
+    again = program("cache", *flags, env=env)
     assert again.returncode == 1 and "is not empty" in again.stderr
     return workdir, made
 

@@ -1,7 +1,5 @@
 """LoRA files and subjects in sampling, as a user asks for them; what does not fit is said in one line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from starts import program
 from tiny_folder import write_folder
 
 from vidjax.errors import InputError
@@ -63,10 +62,9 @@ def sampled(folder, env, tmp_path_factory):
     out = tmp_path_factory.mktemp("sampled")
 
     def run(*flags, fails=False):
-        command = [sys.executable, "-m", "vidjax.sample", f"--pretrained={folder}", "--prompt=a cat", *flags]
-        command += [f"--{name}={value}" for name, value in HOW.items()]
-        command += [f"--out={out / 'pictures'}", f"--save_latents={out / 'z.npy'}"]
-        done = subprocess.run(command, env={**env, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+        how = [f"--{name}={value}" for name, value in HOW.items()]
+        how += [f"--out={out / 'pictures'}", f"--save_latents={out / 'z.npy'}"]
+        done = program("sample", f"--pretrained={folder}", "--prompt=a cat", *flags, *how, env=env)
         assert done.returncode == fails, done.stderr
         return done.stderr if fails else np.load(out / "z.npy")
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from starts import program
 from test_configs import ROOT, config
-from test_main import program
 
 from vidjax import settings
 from vidjax.data.pipeline import DataConfig, make_dataset

@@ -120,7 +120,7 @@ def test_stills_beside_a_video_are_clips_of_their_own(video):
 
 def test_remat_changes_nothing():
     block = (("attn2", "tokens"), ("attn_temp", "relative_time"))
-    config = TINY | dict(tokens_dim=6, vector_dim=5, block=block, positions=True)
+    config = TINY | dict(blocks_per_level=0, tokens_dim=6, vector_dim=5, block=block, positions=True)
     graph, params = filled(build(**config))
     x, t, tokens, vector = inputs()
     mask = jnp.arange(5)[None] < jnp.array([[2], [5]])

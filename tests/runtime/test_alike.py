@@ -1,9 +1,8 @@
 """Processes that were started differently do not train together."""
 
-import subprocess
-
 import pytest
 from runtime.test_processes import FLAGS, end, start
+from starts import Process
 
 from vidjax.runtime.alike import describe_installation, find_difference
 from vidjax.settings import flatten
@@ -35,8 +34,7 @@ def test_processes_that_differ_end_with_one_line(env, tmp_path):
     processes = start(2, "main", *FLAGS, f"--workdir={tmp_path / 'w'}", env=env)
     processes[1].kill()
     processes[1].communicate()
-    command = [*processes[1].args, "--config.seed=4"]
-    again = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    again = Process("main", [*processes[1].arguments, "--config.seed=4"], env)
     for status, _, errors in end([processes[0], again]):
         lines = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert status == 1 and len(lines) == 1 and "Traceback" not in errors, errors

@@ -12,11 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from starts import Process
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
 FLAGS = (
     f"--config={ROOT}/tests/tiny.py:pixels",
+    "--config.model.attention_levels=(False,)",
     f"--config.stages.diffusion.train.steps={STEPS}",
     "--config.stages.diffusion.train.sample_every=5",
 )
@@ -33,16 +35,7 @@ def start(count, program, *flags, env):
         if count == 1
         else [(f"--coordinator=127.0.0.1:{port}", f"--processes={count}", f"--process_id={i}") for i in range(count)]
     )
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", f"vidjax.{program}", *flags, *how],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for how in joined
-    ]
+    return [Process(program, [*flags, *how], env) for how in joined]
 
 
 def end(processes, within=300):
