@@ -48,8 +48,16 @@ def example(tmp_path_factory):
 def test_a_notebook_reads_samples_and_writes(example):
     assert example["video"].shape == (1, 4, 16, 16, 3) and np.abs(example["video"]).max() <= 1
     assert vidjax.read_frames(example["folder"] / "edited.mp4").shape == (4, 16, 16, 3)
-    for name in ("noise", "edited", "sampled"):
+    for name in ("edited", "sampled"):
         assert np.isfinite(example[name]).all()
+
+
+def test_a_dict_trains_and_its_run_samples(example, monkeypatch):
+    """Two routes to a video: the run that trained, and the folder that it left."""
+    monkeypatch.chdir(example["folder"])
+    trained = example["run"].generator()([0, 3], num_steps=4, guidance_scale=2.0, seed=1)
+    np.testing.assert_array_equal(example["videos"], trained)
+    assert example["noise"].shape == example["latents"].shape == (2, 2, 8, 8, 3)
 
 
 def test_an_autoencoder_keeps_shapes(example):

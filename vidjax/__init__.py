@@ -14,12 +14,15 @@ _NAMES = {
     "AutoencoderConfig": "models.autoencoder.AutoencoderConfig",
     "InputError": "errors.InputError",
     "Pretrained": "weights.pretrained.Pretrained",
+    "Run": "recipes.run.Run",
     "UNet": "models.unet.UNet",
     "UNetConfig": "models.unet.UNetConfig",
     "load_folder": "weights.pretrained.load",
     "read_frames": "data.video_reading.read_frames",
+    "load_generator": "generation.pretrained.load_generator",
     "to_uint8": "data.transforms.to_uint8",
     "to_unit": "data.transforms.to_unit",
+    "train": "recipes.run.train",
     "write_mp4": "data.video_writing.write_mp4",
 }
 

@@ -35,15 +35,12 @@ def run(config: dict[str, Any]) -> None:
 
     from vidjax import settings
     from vidjax.evaluation import results
-    from vidjax.recipes import build as recipe
-    from vidjax.recipes.config import stage_names
-    from vidjax.recipes.run import Run
+    from vidjax.recipes.run import train
     from vidjax.runtime.alike import check_alike
     from vidjax.runtime.aside import send_aside
     from vidjax.runtime.processes import on_first_process
-    from vidjax.runtime.storage import absolute, parse_path, write_json
+    from vidjax.runtime.storage import absolute, parse_path
     from vidjax.runtime.workdir import open_workdir
-    from vidjax.training.loop import train
 
     flagged = {f"--{flag.name}": flag.value for flag in (WORKDIR, STAGE, MAX_STEPS, LOG_EVERY, ALLOW_CHANGES)}
     check_alike({**settings.flatten(config, "config."), **flagged})
@@ -53,17 +50,9 @@ def run(config: dict[str, Any]) -> None:
         send_aside(workdir / "errors.log")
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir) / "compilation_cache"))
-    recipe.check_unchanged(config, workdir, ALLOW_CHANGES.value)
-    names = [STAGE.value] if STAGE.value else stage_names(config)
-    stages = [recipe.build(config, name, workdir, MAX_STEPS.value) for name in names]
-    for stage in stages:
-        recipe.check(stage, ALLOW_CHANGES.value)
-    on_first_process(lambda: write_json(workdir / "config.json", config))
-    for stage in stages:
-        # Built again: a stage reads what the one before it has measured.
-        train(recipe.build(config, stage.name, workdir, MAX_STEPS.value), LOG_EVERY.value, ALLOW_CHANGES.value)
+    made = train(config, workdir, STAGE.value, MAX_STEPS.value, LOG_EVERY.value, ALLOW_CHANGES.value)
     if not STAGE.value:
-        results.show(Run(workdir))
+        results.show(made)
 
 
 def default_workdir(config: str) -> str:

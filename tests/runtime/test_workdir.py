@@ -1,6 +1,7 @@
 """A run's folder is held by one run; what is no lock of ours in the lock's place keeps what it holds."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,9 @@ from vidjax.runtime.workdir import open_workdir
 @pytest.fixture(autouse=True)
 def released(monkeypatch):
     """Locks end with the test."""
-    monkeypatch.setattr(workdir, "HELD", held := [])
+    monkeypatch.setattr(workdir, "HELD", held := {})
     yield
-    for lock in held:
+    for lock in held.values():
         lock.close()
 
 
@@ -35,6 +36,14 @@ def test_the_second_run_hears_of_the_first(tmp_path):
         other.communicate(b"\n")
     open_workdir(tmp_path / "w")  # its content is that of a run that ended
     assert (tmp_path / "w" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_process_may_open_its_own_again_and_locks_a_new_folder_of_that_name(tmp_path):
+    for _ in range(2):
+        for _ in range(2):
+            open_workdir(tmp_path / "w")
+        assert (tmp_path / "w" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        shutil.rmtree(tmp_path / "w")
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])

@@ -1,6 +1,6 @@
-"""A run of a recipe in a folder: its config, read once, and the stages, data and models that it says."""
+"""A run of a recipe in a folder: trains it, reads its config once, hands out its stages, data and models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,18 +15,48 @@ from vidjax.generation import cascade
 from vidjax.generation.cascade import AnyGenerator, Cascade
 from vidjax.generation.generator import Generator
 from vidjax.models.parameters import abstract_parameters, split
-from vidjax.recipes.build import build, source_of
+from vidjax.recipes.build import build, check, check_unchanged, source_of
 from vidjax.recipes.config import stage_names, tunes, uncached
 from vidjax.recipes.diffusion import make_generator
 from vidjax.recipes.frozen import frozen_parts
 from vidjax.recipes.tuning import tuned_generator
 from vidjax.runtime import run_files, sharding
 from vidjax.runtime.compiling import jit
-from vidjax.runtime.storage import AnyPath
+from vidjax.runtime.processes import on_first_process
+from vidjax.runtime.storage import AnyPath, parse_path, write_json
+from vidjax.runtime.workdir import open_workdir
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import encode_once
+from vidjax.training.loop import train as train_stage
 from vidjax.training.stage import Stage
 from vidjax.training.validation import VALIDATION_CLIPS
+
+
+def train(
+    config: Mapping[str, Any],
+    workdir: str | AnyPath,
+    stage: str | None = None,
+    max_steps: int | None = None,
+    log_every: int | None = None,
+    allow_changes: bool = False,
+) -> "Run":
+    """Trains a recipe's stages in turn, or one of them, and goes on with what `workdir` has of them.
+
+    All stages are checked before the first one trains. `max_steps` is the most per stage. `allow_changes` lets a stage
+    that was begun with other settings go on. Raises InputError for a config that does not fit, before it compiles.
+    """
+    config = settings.checked(config)
+    workdir = parse_path(workdir) if isinstance(workdir, str) else workdir
+    on_first_process(lambda: open_workdir(workdir))
+    check_unchanged(config, workdir, allow_changes)
+    stages = [build(config, name, workdir, max_steps) for name in ([stage] if stage else stage_names(config))]
+    for each in stages:
+        check(each, allow_changes)
+    on_first_process(lambda: write_json(workdir / "config.json", config))
+    for each in stages:
+        # Built again: a stage reads what the one before it has measured.
+        train_stage(build(config, each.name, workdir, max_steps), log_every, allow_changes)
+    return Run(workdir)
 
 
 def read_config(workdir: AnyPath) -> dict[str, Any]:
@@ -42,9 +72,9 @@ def read_config(workdir: AnyPath) -> dict[str, Any]:
 class Run:
     """The run in `workdir`; a `stage` is by default the last one. Raises InputError if the folder holds no run."""
 
-    def __init__(self, workdir: AnyPath):
-        self.workdir = workdir
-        self.config = read_config(workdir)  # as the run was started
+    def __init__(self, workdir: str | AnyPath):
+        self.workdir = parse_path(workdir) if isinstance(workdir, str) else workdir
+        self.config = read_config(self.workdir)  # as the run was started
 
     @cached_property
     def names(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Opens the folder that a run writes to, for one run at a time."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -13,16 +14,23 @@ from vidjax.runtime.storage import AnyPath, check_writable
 
 HOLDER = r"(process \d+ on .*\n)?"  # what a lock says
 MAX_LOCK_CHARACTERS = 400
-HELD: list[IO[str]] = []  # locks, which end with the process
+HELD: dict[Path, IO[str]] = {}  # locks by folder, which end with the process
 
 
 def open_workdir(workdir: AnyPath) -> None:
-    """Makes the folder and locks it until the process ends. A bucket is not locked: a run that is killed would leave
-    its lock. Raises InputError if it can't be written or is locked."""
+    """Makes the folder and locks it until the process ends, which may open it again.
+
+    A bucket is not locked: a run that is killed would leave its lock. Raises InputError if the folder can't be written
+    or another process has locked it.
+    """
     if not isinstance(workdir, Path):
         check_writable(workdir)
         print(f"{workdir} is in a bucket, which can't be locked: start only one run in it", flush=True)
         return
+    whole = workdir.resolve()
+    with contextlib.suppress(OSError, KeyError):
+        if os.path.samestat(os.fstat(HELD[whole].fileno()), os.lstat(workdir / ".lock")):
+            return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = _lock_file(workdir / ".lock")
@@ -44,7 +52,7 @@ def open_workdir(workdir: AnyPath) -> None:
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
-    HELD.append(lock)
+    HELD[whole] = lock
 
 
 def _lock_file(path: Path) -> IO[str]:
