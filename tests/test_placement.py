@@ -129,8 +129,8 @@ with jax.set_mesh(mesh):
     found = [message(lambda: jax.eval_shape(loss, params, examples(2, frames)))[:70] for frames in (6,)]
 odd = {"a.kernel": jnp.ones((8, 8))}
 found.append(message(lambda: sharding.tree_sharding(sharding.make_mesh(data=2, tensor=4), odd)))
-found += [sharding.over_slices(dict(data=d, fsdp=f, tensor=2, context=1), 4) for d, f in ((8, 4), (2, 4))]
-found.append(message(lambda: sharding.over_slices(dict(data=3, fsdp=2, tensor=2, context=2), 4)))
+found += [sharding.split_over_slices(dict(data=d, fsdp=f, tensor=2, context=1), 4) for d, f in ((8, 4), (2, 4))]
+found.append(message(lambda: sharding.split_over_slices(dict(data=3, fsdp=2, tensor=2, context=2), 4)))
 """
     )
     frames, tensor, eight, two, slices = found

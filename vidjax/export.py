@@ -37,7 +37,8 @@ def main() -> None:
     write = choose(FORMAT.value, FORMATS, "--format")
     from vidjax.recipes.run import Run
 
-    run, out = Run(parse_path(WORKDIR.value)), open_new_folder(OUT.value)
+    out = open_new_folder(OUT.value)
+    run = Run(parse_path(WORKDIR.value))
     with whole_folder(out) as part:
         write(run, part)
     print(out)

@@ -258,7 +258,7 @@ def test_a_run_trains_all_stages_and_samples_through_them(env, tmp_path):
     main = ("main", f"--config={ROOT}/configs/imagen_video.py:clips", f"--workdir={workdir}", *given)
     alone = program(*main, "--stage=spatial", env=env)
     assert alone.returncode == 0, alone.stderr
-    with pytest.raises(InputError, match="run/temporal/checkpoints: train that stage first"):
+    with pytest.raises(InputError, match="run/base/checkpoints: train that stage first"):
         Run(workdir).generator()
     done = program(*main, env=env)
     assert done.returncode == 0, done.stderr

@@ -128,7 +128,7 @@ def test_small_sets_have_no_subsets_and_smaller_ones_no_value():
 
 @pytest.mark.parametrize(
     "name, says",
-    [("missing.safetensors", "there is no file"), ("rgb_imagenet.pt", "weights_only=True"), ("cut", "cut off")],
+    [("missing.safetensors", "there is no file"), ("rgb_imagenet.pt", "python -m vidjax.convert"), ("cut", "cut off")],
 )
 def test_weights_that_cannot_be_read(name, says, tmp_path):
     whole = tmp_path / "whole.safetensors"

@@ -347,7 +347,7 @@ def test_the_prior_holds_the_class_where_it_was(folder):
 WRONG = {
     "/nowhere does not exist": "pretrained=/nowhere",
     "did you mean 'tune_a_video'": "finetune.strategy=tune_a_vidio",
-    "attention's keys 'frst' are not known": "model.key_frames=frst",
+    "has kind 'frst', which is not known": "model.key_frames=frst",
     "15": "data.size=(15, 16)",
     "cannot overlap by 4": "sample.chunk=4",
     "2 weights for 1 clips": "sample.blend=(0.5, 0.5)",

@@ -127,7 +127,8 @@ def overridden(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str
                 section[key] = {}
             section = section[key]
         value = settings.plain(value)
-        section[name] = {**section[name], **value} if isinstance(value, dict) and section.get(name) else value
+        both = isinstance(value, dict) and isinstance(section.get(name), dict)
+        section[name] = {**section[name], **value} if both else value
     return made
 
 
