@@ -94,7 +94,7 @@ def test_files_that_do_not_do_are_refused_with_a_way_out(weights, tmp_path):
     (tmp_path / "vgg.pth").write_bytes(b"pickle")
     with pytest.raises(InputError, match="perceptual=nowhere does not exist: name a safetensors file with VGG16"):
         read_lpips("nowhere", shapes)
-    with pytest.raises(InputError, match=r"vgg\.pth is no safetensors file: convert it with python -c"):
+    with pytest.raises(InputError, match=r"vgg\.pth is no safetensors file: convert it with python -m vidjax\.convert"):
         read_lpips(str(tmp_path / "vgg.pth"), shapes)
     heads = {key: value for key, value in weights[1].items() if key.startswith("lin")}
     save_file(heads | {"features.1.weight": np.zeros(3, np.float32)}, tmp_path / "heads.safetensors")
