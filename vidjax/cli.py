@@ -136,6 +136,7 @@ class RecipeParser(flags.ArgumentParser):
         self._read, self.recipe = read, {}
 
     def parse(self, argument: Any) -> Any:
+        """Returns the recipe that `argument` names, as flags see it."""
         from vidjax.recipes.config import complete
         from vidjax.settings import checked
 

@@ -176,10 +176,12 @@ class Reader:
         return values
 
     def set_items(self, pairs: Sequence[Any]) -> None:
+        """Sets keys and values, one after the other, of the dict on top; of what is not known, nothing."""
         if isinstance(self.stack[-1], dict):
             self.stack[-1].update(zip(pairs[::2], pairs[1::2]))
 
     def append(self, values: Sequence[Any]) -> None:
+        """Appends to the list on top; to what is not known, nothing."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(values)
 
