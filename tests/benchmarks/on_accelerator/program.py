@@ -111,7 +111,27 @@ def run_items(
     """Runs items in order, so many at once, each in a new process; `small`: all in one, a new one after a crash."""
     for name in names:
         record.put(name.split("/"), describe_start(platform, name, small))
-    run = lambda *now: run_process_of(record, now, platform, small, limit, until, environment)
+
+    def run(*now: str) -> int:
+        """Runs items in one process; returns how many of them ended, the one that ended the process among them."""
+        seconds = min(limit * len(now), until - time.monotonic())
+        if seconds <= 0 and not small:
+            record.put([*now[0].split("/"), "error"], "skipped: no time left of --total")
+            return 1
+        print(f"{', '.join(now)} (at most {seconds:.0f} s)", flush=True)
+        command = [sys.executable, items.__file__, f"--json={record.file}", f"--platform={platform}", *now]
+        status, tail = run_process([*command, "--small"] if small else command, seconds, environment)
+        if status == NO_DEVICE:
+            sys.exit(f"error: {tail}")
+        ended = [name for name in now if "seconds" in record.get(*name.split("/"))]
+        if len(ended) < len(now):
+            died = now[len(ended)]
+            record.put([*died.split("/"), "error"], describe_end(status, tail))
+            ended.append(died)
+        for name in ended:
+            print(f"  {name}: {items.summarise(record.get(*name.split('/')))}", flush=True)
+        return len(ended)
+
     if not small:
         with ThreadPoolExecutor(at_once) as threads:
             for _ in threads.map(run, names):
@@ -120,32 +140,3 @@ def run_items(
     left = list(names)
     while left:
         left = left[run(*left) :]
-
-
-def run_process_of(
-    record: Record,
-    names: Sequence[str],
-    platform: str,
-    small: bool,
-    limit: float,
-    until: float,
-    environment: Mapping[str, str],
-) -> int:
-    """Runs items in one process; returns how many of them ended, the one that ended the process among them."""
-    seconds = min(limit * len(names), until - time.monotonic())
-    if seconds <= 0 and not small:
-        record.put([*names[0].split("/"), "error"], "skipped: no time left of --total")
-        return 1
-    print(f"{', '.join(names)} (at most {seconds:.0f} s)", flush=True)
-    command = [sys.executable, items.__file__, f"--json={record.file}", f"--platform={platform}", *names]
-    status, tail = run_process([*command, "--small"] if small else command, seconds, environment)
-    if status == NO_DEVICE:
-        sys.exit(f"error: {tail}")
-    ended = [name for name in names if "seconds" in record.get(*name.split("/"))]
-    if len(ended) < len(names):
-        died = names[len(ended)]
-        record.put([*died.split("/"), "error"], describe_end(status, tail))
-        ended.append(died)
-    for name in ended:
-        print(f"  {name}: {items.summarise(record.get(*name.split('/')))}", flush=True)
-    return len(ended)
