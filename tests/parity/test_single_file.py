@@ -186,6 +186,7 @@ def test_it_loads_and_goes_out_as_a_pipeline_of_diffusers(files, tmp_path):
     file, _, unet, vae, _ = files
     found = pretrained.load(file.path)
     assert found.prediction == ("v" if unet.config.use_linear_projection else "eps")
+    assert ("Stable Diffusion 2" in found.caveat) == bool(unet.config.use_linear_projection)
     pretrained.save(found.model, file.path, tmp_path / "out")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     for ours, wanted in ((pipe.unet, unet), (pipe.vae, vae)):

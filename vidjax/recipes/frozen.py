@@ -6,7 +6,7 @@ and the tokenizer of captions, which paths do not train, their parameters, and w
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -102,29 +102,34 @@ class PartsOfFolder(FrozenParts):
     in_latents = True
     prefixes = ("codec.", "text.")
 
+    @cached_property
+    def components(self) -> Components:
+        """What the folder has, its configs and tokenizer read once."""
+        return Components.of(self.path)
+
     @property
     def tokenize(self) -> Callable[[str], np.ndarray]:
         """The folder's tokenizer."""
-        return Components.of(self.path).tokenize
+        return self.components.tokenize
 
     @property
     def embedders(self) -> dict[str, Callable[..., Any]]:
         """The constructors of embedders; that of captions is the folder's, or reads features where these are stored."""
-        around, stored = Components.of(self.path), self.section["data"].get("latents")
+        around, stored = self.components, self.section["data"].get("latents")
         return {**EMBEDDERS, "text": around.stored if stored else around.embedder}
 
     def codec(self, rngs: nnx.Rngs) -> Codec:
         """Makes the folder's autoencoder with random parameters."""
-        return Components.of(self.path).codec(rngs)
+        return self.components.codec(rngs)
 
     def text(self, rngs: nnx.Rngs) -> Any:
         """Makes the folder's text encoder with random parameters, if the stage reads captions."""
         reads = "text" in self.section.get("conditioning", {})
-        return Components.of(self.path).embedder(rngs=rngs) if reads else None
+        return self.components.embedder(rngs=rngs) if reads else None
 
     def parameters(self, params: Params) -> Params:
         """Reads the folder's weights of the autoencoder and the text encoder."""
-        return Components.of(self.path).parameters(params)
+        return self.components.parameters(params)
 
 
 def frozen_parts(section: Mapping[str, Any], workdir: AnyPath) -> FrozenParts:

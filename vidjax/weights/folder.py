@@ -26,6 +26,7 @@ class Folder:
     """Reads the parts of a pipeline. Raises InputError if it is no folder in that layout."""
 
     path: Path
+    caveat = ""  # a folder says all that is asked
 
     def __post_init__(self):
         path = Path(self.path)

@@ -95,9 +95,9 @@ def load(
         change = f"is {path} the folder of another model?"
         check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
         fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
-    return Pretrained(
-        model, noise, prediction, components.tokenize, pixel_size(folder, model.codec), *sampler(scheduler)
-    )
+    name, caveat = sampler(scheduler)
+    size = pixel_size(folder, model.codec)
+    return Pretrained(model, noise, prediction, components.tokenize, size, name, folder.caveat or caveat)
 
 
 def fill(

@@ -113,6 +113,16 @@ class SingleFile:
                     "name a checkpoint of Stable Diffusion 1 or 2, or a folder in the layout of diffusers"
                 )
 
+    @property
+    def caveat(self) -> str:
+        """What the file does not say and is assumed, for people; "" if there is nothing."""
+        if not self._unet()["use_linear_projection"]:
+            return ""
+        return (
+            "it is taken for Stable Diffusion 2 at 768x768, which predicts v; if its videos are noise, it is the "
+            "one at 512x512: take that as a folder of diffusers"
+        )
+
     def config(self, part: str) -> dict[str, Any]:
         """What config.json of that part would say in a folder, as far as shapes tell it."""
         return {
