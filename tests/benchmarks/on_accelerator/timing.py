@@ -64,7 +64,7 @@ SMALL = {"toy": (2, 130, 77, 2, 8)}
 SAMPLED = {"sky_diffusion": ((1, 8), 1.0, False), "lvdm_text": ((1,), 15.0, False), "tune": ((1,), 12.5, True)}
 
 
-def seconds_of(run: Callable[[], Any], repeats: int = REPEATS) -> dict[str, float]:
+def seconds_of(run: Callable[[], Any], repeats: int = REPEATS) -> dict[str, Any]:
     """Of `run`, which waits for its result: the first call, which may compile, apart."""
     with together():
         first = stopwatch(run)
@@ -76,7 +76,7 @@ def seconds_of(run: Callable[[], Any], repeats: int = REPEATS) -> dict[str, floa
         "seconds": statistics.median(taken),
         "min": min(taken),
         "max": max(taken),
-        "runs": len(taken),
+        "runs": taken,
         "first_seconds": first,
     }
 
@@ -174,7 +174,9 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
         return metrics
 
     figures |= seconds_of(step)
-    figures |= rates(flops, figures["seconds"]) | peak_gib() | {"loss": float(step()["loss"])}
+    with alone():
+        loss = float(step()["loss"])
+    figures |= rates(flops, figures["seconds"]) | peak_gib() | {"loss": loss}
     figures["estimate"] = attempt(estimate, stage, compiled, flops)
     figures["layers"] = attempt(profile, own, compiled, step, shapes, traces)
     return figures
@@ -233,7 +235,8 @@ def sample_in_parts(
 
     yield "call", {"tflop": flops / 1e12} if isinstance(flops, float) else flops
     yield "sampling", measure(lambda: generator.latents(prompts, **options), number * (2 if guidance != 1 else 1))
-    latents = generator.latents(prompts, **options)
+    with alone():
+        latents = jax.block_until_ready(generator.latents(prompts, **options))
     yield "decoding", measure(lambda: generator.decode(latents))
     if inverts:
         yield "inversion", measure(lambda: generator.invert(latents, prompts, num_steps=number), number)
