@@ -98,7 +98,8 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
     batch = sharding.put_batch(mesh, on_device(next(batches)))
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = step_of(stage, mesh, state).lower(state, batch).compile()
+        lowered = step_of(stage, mesh, state).lower(state, batch)
+        program = compiled = lowered.compile()
     figures: dict[str, Any] = {"compile_seconds": time.perf_counter() - began}
 
     def steps(count: int) -> list[float]:
@@ -106,7 +107,7 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
         seconds = []
         for _ in range(count):
             began = time.perf_counter()
-            state, metrics = compiled(state, batch)
+            state, metrics = program(state, batch)
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - began)
         return seconds
@@ -124,13 +125,16 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
     peak = stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     figures["peak_memory_gb"] = peak / 2**30
     if LAYERS.value or TRACE.value:
+        with jax.set_mesh(mesh):
+            program = profiling.compile_to_trace(lowered, compiled)
+        steps(1)
         with jax.profiler.trace(str(traces), profiler_options=without_python()):
             figures["traced_step_seconds"] = statistics.median(steps(STEPS.value))
     if LAYERS.value:
         flops = step_flops(stage, batch, flops_by_scope)
         paths = [path for path, _ in profiling.layers(stage.abstract())]
         spans = profiling.read_trace(traces)
-        figures["layers"] = profiling.table(flops, compiled.as_text(), spans, STEPS.value, paths, LAYERS.value)
+        figures["layers"] = profiling.table(flops, program.as_text(), spans, STEPS.value, paths, LAYERS.value)
         figures["attention"] = profiling.attention_of(compiled.as_text(), paths, LAYERS.value)
     return figures
 

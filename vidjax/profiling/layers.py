@@ -19,8 +19,12 @@ from flax import nnx
 from vidjax.errors import InputError
 from vidjax.models.kernels.attention import ATTENTION
 from vidjax.profiling.program import read_program
+from vidjax.runtime.platforms import platform
 
 REST = "rest"
+# Options of a program that is to be traced, by platform: what a GPU's graph runs bears the graph's name, not the
+# instructions'.
+TRACED = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
 Span = tuple[str, float, float]  # instruction, start, end
 
 
@@ -105,6 +109,13 @@ def attention_of(program: str, paths: Collection[str], depth: int) -> dict[str, 
             if name in ATTENTION:
                 found[layer_of(scope, paths, depth)].add(name)
     return {layer: ", ".join(sorted(names)) for layer, names in found.items()}
+
+
+def compile_to_trace(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> jax.stages.Compiled:
+    """The program whose trace names each instruction: `compiled` where that one does, else `lowered` compiled anew,
+    so that on GPUs kernels are started one by one."""
+    options = TRACED.get(platform())
+    return lowered.compile(options) if options else compiled
 
 
 def read_trace(folder: Path) -> list[Span]:

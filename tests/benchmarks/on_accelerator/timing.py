@@ -165,12 +165,13 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
     own = dataclasses.replace(stage, objective=profiling.named(stage.objective))
     began = time.perf_counter()
     with together(), jax.set_mesh(mesh):
-        compiled = step_of(own, mesh, state).lower(state, batch).compile()
+        lowered = step_of(own, mesh, state).lower(state, batch)
+        program = compiled = lowered.compile()
     figures: dict[str, Any] = {"compile_seconds": time.perf_counter() - began, "batch_size": stage.train.batch_size}
 
     def step() -> Any:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = program(state, batch)
         return metrics
 
     figures |= seconds_of(step)
@@ -178,7 +179,10 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
         loss = float(step()["loss"])
     figures |= rates(flops, figures["seconds"]) | peak_gib() | {"loss": loss}
     figures["estimate"] = attempt(estimate, stage, compiled, flops)
-    figures["layers"] = attempt(profile, own, compiled, step, shapes, traces)
+    with together(), jax.set_mesh(mesh):
+        program = profiling.compile_to_trace(lowered, compiled)
+    figures["traced"] = seconds_of(step)
+    figures["layers"] = attempt(profile, own, program, step, shapes, traces)
     return figures
 
 
