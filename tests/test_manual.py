@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -115,6 +116,14 @@ def test_what_is_read_and_what_is_refused_are_in_the_table_of_checkpoints():
     read, refused = (DOCS / "checkpoints.md").read_text().split("Refused by name")
     assert all(f"`{name}`" in read for name in configs.CLASSES)
     assert first_cells(refused) == set(configs.NOT_YET)
+
+
+def test_the_table_of_speed_is_that_of_the_measured_figures():
+    table = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "against_torch" / "table.py"))
+    text, figures = table["PAGE"].read_text(), json.loads(table["RESULTS"].read_text())
+    assert table["replaced"](text, figures) == text
+    rows = text.split(table["BEGIN"])[1].split(table["END"])[0].splitlines()[2:]
+    assert len(rows) == len(table["WORK"].keys() & figures["items"].keys()) > 0
 
 
 def test_python_of_every_page_is_run_by_a_test():
