@@ -4,8 +4,8 @@
 #   gke.sh [--dry-run] plain NAME --image=I --accelerator=A --topology=T --hosts=H --chips=C --claim=P -- FLAGS
 #   gke.sh [--dry-run] xpk   NAME --image=I --cluster=C --tpu-type=T [flags of xpk's, such as --zone=Z] -- FLAGS
 #
-# Both take --restarts=10, for failures that are no preemption (xpk counts both), and an image made by
-# launch/Dockerfile. FLAGS are vidjax.main's. plain fills in jobset.yaml: A and T are the node pool's labels
+# Both take --restarts=10, for failures that are no preemption (xpk counts both), and the image `tpu` of
+# docker/Dockerfile. FLAGS are vidjax.main's. plain fills in jobset.yaml: A and T are the node pool's labels
 # gke-tpu-accelerator and gke-tpu-topology, H its machines, C the chips of each; P is a PersistentVolumeClaim
 # that all can write to, mounted at /runs, so --workdir=/runs/NAME. xpk mounts what its --storage names. Afterwards:
 # kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME, kubectl delete jobset NAME, xpk workload delete.

@@ -1,11 +1,16 @@
 """What is wrong with a recipe, a variant or an override is one line, and a recipe's own mistake is told as such."""
 
 import logging
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vidjax import cli
+from vidjax.__main__ import PROGRAMS
+from vidjax.recipes import named
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """
@@ -117,3 +122,47 @@ def test_a_clip_that_is_left_out_is_named_once(capfd):
     said = capfd.readouterr().err
     assert said.count("clip a is left out") == said.count("clip b is left out") == 1
     assert said.count("another warning") == 4
+
+
+def test_every_program_has_a_name():
+    """A program is a module that cli.start is called in."""
+    starts = re.compile(r"^    cli\.start\(", re.MULTILINE)
+    files = [file for file in (ROOT / "vidjax").rglob("*.py") if starts.search(file.read_text())]
+    modules = {".".join(file.relative_to(ROOT / "vidjax").with_suffix("").parts) for file in files}
+    assert modules == {module for module, _ in PROGRAMS.values()}
+
+
+def test_the_list_of_programs_imports_none_of_them(env):
+    code = "import sys; from vidjax.__main__ import main; main(); print({'jax', 'numpy', 'absl'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    *lines, imported = done.stdout.splitlines()
+    assert imported == "set()" and [line.split()[0] for line in lines[1:]] == list(PROGRAMS)
+
+
+def test_a_program_is_started_by_its_name(env, tmp_path):
+    def start(*arguments):
+        command = [sys.executable, "-m", "vidjax", *arguments]
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+
+    for name, says in (("sampel", "did you mean 'sample'?"), ("watermark", "error: --video is missing")):
+        done = start(name)
+        assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    told = start("train", "--help").stdout
+    assert all(f"\n  --{flag}: " in told for flag in ("config", "workdir", "coordinator"))
+
+
+def test_a_recipe_is_found_by_name_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    by_file = cli.load_recipe(f"{ROOT}/configs/lvdm.py:sky")
+    assert cli.load_recipe("lvdm:sky").to_dict() == by_file.to_dict()
+    line = refused(capsys, cli.load_recipe, "lvdmm:sky")
+    assert all(f" {file.stem}," in line for file in (ROOT / "configs").glob("*.py"))
+
+
+def test_an_installed_package_has_its_recipes_in_itself(tmp_path, monkeypatch):
+    for folder in ("configs", "vidjax/configs"):  # the first: a folder of that name which is none of vidjax's
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "lvdm.py").touch()
+    monkeypatch.setattr(named, "PACKAGE", tmp_path / "vidjax")
+    assert named.as_file("lvdm:sky") == f"{tmp_path}/vidjax/configs/lvdm.py:sky"
+    assert named.as_file("mine.py:sky") == "mine.py:sky"

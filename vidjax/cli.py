@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from vidjax.errors import InputError, printable
+from vidjax.recipes.named import as_file, recipe_files
 from vidjax.runtime import cluster
 from vidjax.runtime.memory import keep_freed_memory
 
@@ -36,6 +37,8 @@ def start(program: Callable[..., None], *names: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help lists the program's own and these
     app.run(functools.partial(run, program, names=names), flags_parser=parse)
 
 
@@ -101,13 +104,14 @@ def recipe_of(argv: list[str]) -> str | None:
 
 
 def load_recipe(value: str) -> Any:
-    """Returns the config of PATH or PATH:VARIANT. Ends the program if there is no such file, if the recipe refuses the
-    variant, or if the recipe has a mistake, with the line of it."""
-    path, *variant = value.split(":", 1)
+    """Returns the config of a recipe's name or file, either with :VARIANT. Ends the program if there is no such recipe,
+    if it refuses the variant, or if it has a mistake, with the line of it."""
+    name, *variant = value.split(":", 1)
+    path = as_file(name)
     if not os.path.isfile(path):
         fail(
-            f"--config={value}: there is no file {path}; recipes are files such as configs/lvdm.py, "
-            "with a variant configs/lvdm.py:sky"
+            f"--config={value}: there is no file {path} and no recipe of that name; recipes are "
+            f"{', '.join(recipe_files())}, with a variant such as lvdm:sky, and files of your own"
         )
     try:
         names = runpy.run_path(path, run_name="vidjax_recipe")
@@ -140,7 +144,7 @@ class RecipeParser(flags.ArgumentParser):
         from vidjax.recipes.config import complete
         from vidjax.settings import checked
 
-        self.recipe = checked(self._read.parse(argument))
+        self.recipe = checked(self._read.parse(as_file(argument)))
         return complete(self.recipe)
 
 
@@ -149,7 +153,7 @@ def define_recipe_flag(values: flags.FlagValues = flags.FLAGS) -> Callable[[], d
     recipe with the values that flags have set, as plain data. Raises InputError if there is none."""
     from ml_collections import config_flags
 
-    about = "A recipe and its variant: configs/lvdm.py or configs/lvdm.py:sky."
+    about = "A recipe, lvdm or the file configs/lvdm.py, and its variant: lvdm:sky or configs/lvdm.py:sky."
     config_flags.DEFINE_config_file("config", None, about, flag_values=values)
     flag = values["config"]
     flag.parser = parser = RecipeParser(flag.parser)
@@ -159,7 +163,7 @@ def define_recipe_flag(values: flags.FlagValues = flags.FLAGS) -> Callable[[], d
         from vidjax.settings import checked
 
         if flag.value is None:
-            raise InputError("--config is missing: name a recipe, such as --config=configs/lvdm.py")
+            raise InputError("--config is missing: name a recipe, such as --config=lvdm")
         return checked(overridden(parser.recipe, config_flags.get_override_values(flag)))
 
     return read

@@ -1,4 +1,4 @@
-"""README's table of figures against torch: `python tests/benchmarks/against_torch/table.py [--write]`."""
+"""The manual's table of figures against torch: `python tests/benchmarks/against_torch/table.py [--write]`."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-RESULTS, README = ROOT / "tests/benchmarks/results/against-torch-cpu.json", ROOT / "README.md"
+RESULTS, PAGE = ROOT / "tests/benchmarks/results/against-torch-cpu.json", ROOT / "docs/speed.md"
 BEGIN, END = "<!-- against torch: made by tests/benchmarks/against_torch/table.py -->\n", "<!-- end -->\n"
 WORK = {
     "forward": "Stable Diffusion 1.5 U-Net, forward, one 64×64 latent",
@@ -36,9 +36,9 @@ def replaced(text: str, figures: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into README.md; otherwise it is printed")
+    parser.add_argument("--write", action="store_true", help="into docs/speed.md; otherwise it is printed")
     figures = json.loads(RESULTS.read_text())
     if parser.parse_args().write:
-        README.write_text(replaced(README.read_text(), figures))
+        PAGE.write_text(replaced(PAGE.read_text(), figures))
     else:
         print(table(figures), end="")
