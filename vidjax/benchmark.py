@@ -58,7 +58,7 @@ def main() -> None:
     figures: dict[str, Any] = {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else stage_names(config):
-            stage = recipe.build(config, name, Path(folder))
+            stage = recipe.largest(recipe.build(config, name, Path(folder)))
             if BATCH_SIZE.value:
                 train = dataclasses.replace(stage.train, batch_size=BATCH_SIZE.value, accumulate=1)
                 stage = dataclasses.replace(stage, train=train)

@@ -6,6 +6,8 @@ reads posterior moments in place of videos, features in place of captions, and n
 """
 
 import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from absl import flags
 
@@ -35,12 +37,19 @@ def main() -> None:
 
     with whole_folder(out) as part:
         dataset, encode, about, beside = Run(workdir).encoding(STAGE.value)
-        count = EXAMPLES.value or len(dataset)
-        batch = min(BATCH.value, len(dataset))
-        batches = (encode(batch) for batch in itertools.islice(dataset.batches(batch), -(-count // batch)))
-        examples = ({key: value[i] for key, value in b.items()} for b in batches for i in range(len(b["index"])))
-        shown = watch(itertools.islice(examples, count), "encoding", "example", count)
-        write_latents(part, shown, about, **beside)
+        batch, shares = min(BATCH.value, len(dataset)), dataset.shares
+        counts = [max(round((EXAMPLES.value or len(dataset)) * share / sum(shares)), 1) for share in shares]
+        count = sum(counts)
+
+        def examples(bucket: int) -> Iterator[Mapping[str, Any]]:
+            batches = itertools.islice(dataset.batches(batch, bucket=bucket), -(-counts[bucket] // batch))
+            each = ({key: value[i] for key, value in b.items()} for b in map(encode, batches) for i in range(batch))
+            yield from itertools.islice(each, counts[bucket])
+
+        if len(shares) > 1:
+            about["buckets"] = list(zip(counts, shares))
+        in_turn = itertools.chain.from_iterable(map(examples, range(len(shares))))
+        write_latents(part, watch(in_turn, "encoding", "example", count), about, **beside)
     print(f"{count} examples in {out}: train with --config.data.latents={out}")
 
 

@@ -63,7 +63,7 @@ def main() -> None:
     figures: dict[str, Any] = {"topology": TOPOLOGY.value, "chips": count, "compiler": compiler, "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in [STAGE.value] if STAGE.value else stage_names(config):
-            stage = recipe.build(config, name, Path(folder))
+            stage = recipe.largest(recipe.build(config, name, Path(folder)))
             say = partial(tell, name, time.monotonic())
             found = plan_stage(stage, recipe.example_batch(config, stage), chip, count, devices, say)
             say("done")

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from vidjax.data.pipeline import DataConfig, _shuffled, make_dataset
+from vidjax.data.order import shuffle
+from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.shapes import draw
 from vidjax.data.video_reading import read_frames
 from vidjax.data.video_writing import write_mp4
@@ -63,7 +64,7 @@ def test_every_batch_of_all_clips_holds_each_once_in_changing_order():
 
 @pytest.mark.parametrize("size", [5, 70_000])
 def test_epochs_are_permutations_that_differ(size):
-    shuffled = _shuffled(size, 1)
+    shuffled = shuffle(range(size), 1)
     first, second = ([int(shuffled[e * size + i]) for i in range(size)] for e in (0, 1))
     assert sorted(first) == sorted(second) == list(range(size)) and first != second
 

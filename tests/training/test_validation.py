@@ -50,11 +50,11 @@ def test_held_out_windows_are_none_that_train():
     config = DataConfig(source="webvid", frames=4, size=16, heldout=4)  # the shipped clips
     tokenize = lambda text: np.frombuffer(text[:2].encode(), np.uint8).astype(np.int32)
     dataset = make_dataset(config, seed=0, tokenize=tokenize)
-    batch = dataset.held_out(5)
+    (batch,) = dataset.held_out(5)
     assert len(batch["video"]) == len(batch["label"]) == len(batch["tokens"]) == 5
     for number, video, tokens in zip(dataset.sample_of(5), batch["video"], batch["tokens"]):
         (train,) = dataset.windows("train", per_clip=1000, clips=[number])
         assert not any(np.array_equal(video, window) for window in train)
         np.testing.assert_array_equal(video, dataset.windows("heldout", clips=[number])[0][0])
         np.testing.assert_array_equal(tokens, tokenize(dataset.texts[number]))
-    assert make_dataset(DataConfig(frames=4, size=16), seed=0).held_out(5) == {}
+    assert make_dataset(DataConfig(frames=4, size=16), seed=0).held_out(5) == []

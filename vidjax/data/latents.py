@@ -1,17 +1,21 @@
 """Writes encoded examples to ArrayRecord files and reads them for training, in place of videos (`vidjax.cache`)."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import grain
 import numpy as np
 from safetensors.numpy import load, load_file, save, save_file
 
-from vidjax.data.source import next_readable
+from vidjax.data import order
+from vidjax.data.config import DataConfig
+from vidjax.data.source import first_readable
 from vidjax.data.video_reading import BrokenClip
 from vidjax.errors import InputError, reason
 from vidjax.runtime.inputs import open_regular, read_json
@@ -35,13 +39,14 @@ def write_latents(
     folder: Path,
     examples: Iterable[Mapping[str, np.ndarray]],
     about: Mapping[str, Any],
-    heldout: Mapping[str, np.ndarray] | None = None,
+    heldout: Sequence[Mapping[str, np.ndarray]] = (),
     null: Mapping[str, np.ndarray] | None = None,
 ) -> int:
     """Writes the examples of a data set in its order and cache.json, `about` and their number; returns that number.
 
-    `heldout` is a batch of held-out windows, `null` the values of dropped conditions. cache.json comes last: a folder
-    without it is not whole, and is not read.
+    `heldout` are batches of held-out windows, `null` the values of dropped conditions. cache.json comes last: a folder
+    without it is not whole, and is not read. `about` has in `buckets`, if there are several, the number of examples and
+    the share of each; they come one bucket after the other.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -58,17 +63,21 @@ def write_latents(
         count += 1
     if writer:
         writer.close()
-    for name, arrays in (("heldout", heldout), ("null", null)):
-        save_file(
-            {key: np.ascontiguousarray(value) for key, value in (arrays or {}).items()}, folder / f"{name}.safetensors"
-        )
+    batches = {f"{k}." * bool(k) + key: value for k, batch in enumerate(heldout) for key, value in batch.items()}
+    for name, arrays in (("heldout", batches), ("null", null or {})):
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / f"{name}.safetensors")
     write_json(folder / "cache.json", {**about, "examples": count})
     return count
 
 
+def _defaults(names: Iterable[str]) -> dict[str, Any]:
+    known = dataclasses.asdict(DataConfig())
+    return {name: known[name] for name in names if name in known}
+
+
 class Latents:
     """Reads a folder of `write_latents` in batches like those of `Dataset.batches`, in the order of training; after the
-    last example comes the first.
+    last example, of a bucket, comes its first.
 
     The next example stands in for one that cannot be read, with a warning. Raises InputError unless the folder is whole
     and was made as `about` says.
@@ -84,6 +93,13 @@ class Latents:
         made = read_json(folder / "cache.json", MAX_CAPTIONS, again)
         try:
             self._size, self.texts, self.num_classes = int(made["examples"]), made["texts"], made["num_classes"]
+            counts, shares = zip(*made.get("buckets") or [(self._size, 1.0)])
+            self.shares, ends = [float(share) for share in shares], [0, *itertools.accumulate(map(int, counts))]
+            self._buckets = [range(*pair) for pair in itertools.pairwise(ends)]
+            if ends[-1] != self._size or not all(self._buckets):
+                raise ValueError("its buckets are not all of its examples")
+            if "data" in about:  # options that were added since have their defaults
+                made["data"] = {**json.loads(json.dumps(_defaults(about["data"]))), **made["data"]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"data.latents={folder}: cache.json is damaged ({reason(error)}): {again}") from None
         for key, value in about.items():
@@ -107,29 +123,43 @@ class Latents:
     def __len__(self) -> int:
         return self._size
 
-    def held_out(self, most: int) -> dict[str, np.ndarray]:
+    def held_out(self, most: int) -> list[dict[str, np.ndarray]]:
         """Returns what `Dataset.held_out` does, encoded."""
-        return {key: value[:most] for key, value in self._heldout.items()}
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for name, value in self._heldout.items():
+            bucket, _, key = name.rpartition(".")
+            found.setdefault(bucket, {})[key] = value[:most]
+        return [found[bucket] for bucket in sorted(found, key=lambda name: int(name or 0))]
 
     def batches(
-        self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
+        self,
+        batch_size: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        bucket: int | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields what `Dataset.batches` does, encoded (see `encoded.encode_once`)."""
         if batch_size < 1 or batch_size % process_count:
             raise InputError(
                 f"train.batch_size={batch_size} does not divide over {process_count} processes: make it a multiple"
             )
-        own = batch_size // process_count
-        return (self._batch(step * batch_size + process_index * own, own) for step in itertools.count(start_step))
+        streams = [order.repeat(grain.MapDataset.range(len(own))).map(self._reads(own)) for own in self._buckets]
+        shares = self.shares
+        if bucket is not None:
+            streams, shares = streams[bucket : bucket + 1], [1.0]
+        return order.read(order.batch_streams(streams, shares, batch_size, start_step, process_index, process_count))
 
-    def _batch(self, first: int, count: int) -> dict[str, np.ndarray]:
-        examples = [self._example(n % self._size) for n in range(first, first + count)]
-        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    def _reads(self, own: range) -> Callable[[int], dict[str, np.ndarray]]:
+        """Makes what reads the n-th example of a bucket, or the next one there that can be read, which is then marked
+        as substituted."""
 
-    def _example(self, index: int) -> dict[str, np.ndarray]:
-        """Reads an example, or the next one that can be read, which is then marked as substituted."""
-        used, example = next_readable(index, self._size, self._read, self.broken, self._warn)
-        return example if used == index else {**example, "substituted": np.array(True)}
+        def read(n: int) -> dict[str, np.ndarray]:
+            candidates = itertools.chain(own[n:], own[:n])
+            used, example = first_readable(candidates, self._read, self.broken, self._warn)
+            return example if used == own[n] else {**example, "substituted": np.array(True)}
+
+        return read
 
     def _read(self, index: int) -> dict[str, np.ndarray]:
         try:

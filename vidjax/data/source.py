@@ -1,8 +1,10 @@
 """A data set is a Source: a sequence of named, captioned, labelled clips that are opened when they are needed."""
 
+import bisect
+import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,31 +25,53 @@ VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 class Item:
     """A clip before it is opened. label -1: none. `open` raises BrokenClip if it cannot be read.
 
-    The caption is cut at `MAX_TEXT` characters; half a character of UTF-16 in it becomes "?".
+    The caption is cut at `MAX_TEXT` characters; half a character of UTF-16 in it becomes "?". `others` are further
+    captions of the same clip.
     """
 
     name: str
     text: str
     label: int
     open: Callable[[], OpenClip]
+    others: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "text", self.text[:MAX_TEXT].encode("utf-8", "replace").decode())
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions, `text` first."""
+        return (self.text, *self.others)
+
 
 @dataclass(frozen=True)
 class Source:
-    """A sequence of `size` items, looked up by number in any order; num_classes 0: without classes."""
+    """A sequence of `size` items, looked up by number in any order; num_classes 0: without classes. `parts` are the
+    sizes of the data sets that it joins, if it does."""
 
     size: int
     item: Callable[[int], Item]
     num_classes: int = 0
+    parts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Item:
         return self.item(int(index))
+
+
+def join(sources: Sequence[Source]) -> Source:
+    """Makes one Source of several, one after the other; each has classes of its own."""
+    starts = [0, *itertools.accumulate(map(len, sources))]
+    classes = [0, *itertools.accumulate(source.num_classes for source in sources)]
+
+    def item(i: int) -> Item:
+        part = bisect.bisect_right(starts, i) - 1
+        found = sources[part][i - starts[part]]
+        return found if found.label < 0 else dataclasses.replace(found, label=found.label + classes[part])
+
+    return Source(starts[-1], item, classes[-1], tuple(map(len, sources)))
 
 
 def broken_item(name: str, why: str) -> Item:
@@ -59,16 +83,17 @@ def broken_item(name: str, why: str) -> Item:
     return Item(name, "", -1, refuse)
 
 
-def next_readable(
-    index: int, size: int, read: Callable[[int], T], broken: dict[int, str], warn: Callable[[int, str], None]
+def first_readable(
+    clips: Iterable[int], read: Callable[[int], T], broken: dict[int, str], warn: Callable[[int, str], None]
 ) -> tuple[int, T]:
-    """Reads clip `index`, or the next one that can be read; after the last comes the first: (its number, what was
-    read).
+    """Reads the first of some clips that can be read: (its number, what was read).
 
     A clip that raises BrokenClip is passed to `warn`, added to `broken` and not tried again. Raises InputError if all
     do.
     """
-    for candidate in itertools.chain(range(index, size), range(index)):
+    tried = 0
+    for candidate in clips:
+        tried += 1
         if candidate in broken:
             continue
         try:
@@ -76,7 +101,7 @@ def next_readable(
         except BrokenClip as why:
             warn(candidate, str(why))
             broken[candidate] = str(why)
-    raise InputError(f"none of the {size} clips can be read: check config.data")
+    raise InputError(f"none of the {tried} clips can be read: check config.data")
 
 
 def open_clip(file: str | Path | bytes) -> OpenClip:

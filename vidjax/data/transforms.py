@@ -31,6 +31,12 @@ def window_span(frames: int, step: float) -> int:
     return int((frames - 1) * step) + 1
 
 
+def longest_window(available: int, step: float) -> int:
+    """Returns how many frames the longest window in `available` source frames has."""
+    frames = math.ceil(available / step)
+    return frames if window_span(frames, step) <= available else frames - 1  # rounding
+
+
 def window_starts(available: int, frames: int, step: float) -> int:
     """Returns the number of places where a window fits in `available` frames."""
     return max(available - window_span(frames, step) + 1, 0)

@@ -150,7 +150,7 @@ FRAME_MASKS: dict[str, Callable[[Key[Array, ""], int], Array]] = {
 
 def sample_frame_masks(keys: Key[Array, " b"], frames: int, weights: Mapping[str, float]) -> Float[Array, "b t"]:
     """Draws a mask per example, of a random kind with these weights: one network learns all (He et al. 2022, section
-    3.3)."""
+    3.3). Where all frames of a clip would be known, as in one of a single frame, none is: every clip has a loss."""
     kinds = [choose(name, FRAME_MASKS, "frame mask") for name in weights]
     logits = jnp.log(jnp.asarray(list(weights.values()), jnp.float32))
 
@@ -159,4 +159,5 @@ def sample_frame_masks(keys: Key[Array, " b"], frames: int, weights: Mapping[str
         options = jnp.stack([kind(shape, frames) for kind in kinds])
         return options[jax.random.categorical(which, logits)]
 
-    return jax.vmap(one)(keys).astype(jnp.float32)
+    masks = jax.vmap(one)(keys)
+    return jnp.where(masks.all(1, keepdims=True), False, masks).astype(jnp.float32)

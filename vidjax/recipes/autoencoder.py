@@ -1,6 +1,7 @@
 """Stages that train an autoencoder, alone or against discriminators, and measure its latents."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ def autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> 
     """Makes an autoencoder's stage; `common` are the fields of Stage that every stage has. Raises InputError."""
     common["data"] = dataclasses.replace(common["data"], latents="")  # they are its own, of the stage after it
     config = settings.construct(AutoencoderConfig, section["autoencoder"], "autoencoder")
+    strides = config.strides
+    common["data"] = common["data"].in_multiples(strides[0], math.lcm(*strides[1:]))
     weights = section.get("perceptual", "")
     rivals = {
         kind: settings.construct(DiscriminatorConfig, options, f"discriminator.{kind}")

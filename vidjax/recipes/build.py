@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from vidjax import settings
-from vidjax.data.pipeline import DataConfig
+from vidjax.data.config import DataConfig
+from vidjax.data.pipeline import Dataset
 from vidjax.errors import InputError, check_range
 from vidjax.generation import cascade
 from vidjax.generation.generator import SampleConfig
@@ -29,7 +30,7 @@ from vidjax.training import objectives, provenance
 from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import encode_once
 from vidjax.training.optimizer import make_optimizer
-from vidjax.training.stage import Stage, TrainConfig, abstract_batch, abstract_loss, encoded_shapes, fit
+from vidjax.training.stage import Stage, TrainConfig, abstract_batches, abstract_loss, encoded_shapes, fit
 
 
 def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int | None = None) -> Stage:
@@ -85,16 +86,18 @@ def check(stage: Stage, allow_changes: bool = False) -> None:
     stage = fit(stage, dataset)
     for note in stage.notes:
         say(f"{stage.name}: {note}")
+    if isinstance(dataset, Dataset) and dataset.table:
+        say(f"{stage.name}: trains on these shapes, each batch on one\n{dataset.table}")
     if stage.train.validate_every and stage.validate is None:
         raise InputError(
             f"train.validate_every={stage.train.validate_every}: stage {stage.name} is not validated, only diffusion "
             "stages that train all their data are; leave it out"
         )
     sharding.check_batch(mesh, stage.train.batch_size, stage.train.accumulate)
-    batch = abstract_batch(stage, dataset)
     loss, state = abstract_loss(stage)
     with jax.set_mesh(mesh):
-        jax.eval_shape(loss, state, batch)
+        for batch in abstract_batches(stage, dataset):
+            jax.eval_shape(loss, state, batch)
     params, _ = split(abstract_parameters(state), stage.trainable)
     jax.eval_shape(stage.optimizer.init, params)
     if (stage.folder / "checkpoints").is_dir():
@@ -108,6 +111,15 @@ def check_unchanged(config: Mapping[str, Any], workdir: AnyPath, allow_changes: 
     for name in stage_names(config):
         made = provenance.settings_of(settings.stage_settings(config, name))
         provenance.check_settings(workdir / name, made, allow_changes, default_settings())
+
+
+def largest(stage: Stage) -> Stage:
+    """Returns a stage of several buckets as one of the largest shape that they may have, and says so."""
+    if not stage.data.buckets:
+        return stage
+    frames, (height, width) = stage.data.frames, stage.data.hw
+    say(f"{stage.name}: figures are of the largest shape, {frames} frames of {height}x{width}")
+    return dataclasses.replace(stage, data=dataclasses.replace(stage.data, buckets=0))
 
 
 def example_batch(config: Mapping[str, Any], stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:

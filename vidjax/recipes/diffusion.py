@@ -1,5 +1,6 @@
 """Stages that train a diffusion model from a random start, on pixels or on the latents of a frozen autoencoder."""
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError
 from vidjax.generation import cascade
 from vidjax.generation.generator import Generator, SampleConfig, what_to_ask
+from vidjax.models.keys import OneKey
 from vidjax.models.parameters import Params
 from vidjax.models.stored import StoredMoments
 from vidjax.models.unet import UNetConfig
@@ -33,6 +35,9 @@ def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> St
     """Makes a diffusion stage; `common` are the fields of Stage that every stage has. Raises InputError."""
     schedule, prediction = process(section)
     frozen = frozen_parts(section, workdir)
+    if common["data"].buckets:
+        model = nnx.eval_shape(lambda: video_model(section, frozen, rngs=OneKey()))
+        common["data"] = common["data"].in_multiples(*multiples(model, frozen.codec(OneKey())))
 
     @cache
     def sampler(graphdef: nnx.GraphDef) -> Generator:
@@ -66,6 +71,15 @@ def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> St
         encoder=frozen.encoder if frozen.in_latents else None,
         **common,
     )
+
+
+def multiples(model: VideoModel, codec: Any) -> tuple[int, int]:
+    """Returns what a model needs the frames, and the rows and columns, of its videos to be multiples of, so that every
+    map of its U-Net halves evenly. `codec` makes its latents, if anything does."""
+    unet, strides = model.unet.config, codec.autoencoder.strides if codec else (1, 1, 1)
+    time, space = strides[0], math.lcm(*strides[1:]) * unet.patch * 2 ** (len(unet.channels) - 1)
+    low = model.embedders.get("lowres")
+    return (math.lcm(time, low.time_factor), math.lcm(space, low.space_factor)) if low else (time, space)
 
 
 def process(section: Mapping[str, Any]) -> tuple[Schedule, str]:

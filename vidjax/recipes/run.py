@@ -140,5 +140,5 @@ class Run:
         encode = lambda batch: jax.tree.map(np.asarray, run(state, batch))
         heldout = dataset.held_out(VALIDATION_CLIPS)
         null = encode({"tokens": np.asarray(made.tokenize(""))[None]}) if reads and made.tokenize else {}
-        beside = {"heldout": heldout and encode(heldout), "null": {key: value[0] for key, value in null.items()}}
+        beside = {"heldout": list(map(encode, heldout)), "null": {key: value[0] for key, value in null.items()}}
         return dataset, encode, {**about, "texts": list(dataset.texts), "num_classes": dataset.num_classes}, beside

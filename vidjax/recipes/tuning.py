@@ -23,6 +23,7 @@ from vidjax.models.keys import Keys
 from vidjax.models.layers import Over
 from vidjax.models.parameters import Params, abstract_parameters, parameters, split
 from vidjax.models.video_model import VideoModel
+from vidjax.recipes.diffusion import multiples
 from vidjax.runtime import sharding
 from vidjax.runtime.storage import AnyPath
 from vidjax.training import objectives
@@ -122,7 +123,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
 
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
-    common["data"], note = fitted(common["data"])
+    common["data"], note = fitted(common["data"].in_multiples(*multiples(known.model, known.model.codec)))
     common |= dict(notes=(note,) if note else (), listed=True)
     check_samples(section, common["data"], known.model, once)
     if section.get("objective") == "autoencoder":

@@ -4,7 +4,6 @@
 reads these, with the U-Net of the one that reads pixels; `Encoded` hands them out in batches, as a data set does.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from vidjax.data import order
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_unit
 from vidjax.errors import InputError
@@ -59,10 +59,18 @@ def moments(codec: Codec, video: UInt8[Array, "b t h w c"]) -> Float[Array, "b s
 
 
 class Encoded:
-    """Encoded examples in batches: each epoch in its own order, a function of (seed, step) alone."""
+    """Encoded examples in batches, each of examples of one shape: every epoch in its own order, a function of (seed,
+    step) alone. `captions` [k, ...] of an example are what its `tokens` are drawn from, anew every epoch. `groups` are
+    lists of the numbers of examples of one shape, and how often each list is drawn from; by default one of all."""
 
-    def __init__(self, examples: Sequence[Mapping[str, np.ndarray]], seed: int):
+    def __init__(
+        self,
+        examples: Sequence[Mapping[str, np.ndarray]],
+        seed: int,
+        groups: Sequence[tuple[Sequence[Sequence[int]], Sequence[float]]] | None = None,
+    ):
         self._examples, self._seed = examples, seed
+        self._groups = groups or [((range(len(examples)),), (1.0,))]
 
     def batches(
         self, batch_size: int, start_step: int = 0, process_index: int = 0, process_count: int = 1
@@ -73,18 +81,15 @@ class Encoded:
         """
         if batch_size % process_count:
             raise InputError(f"batch size {batch_size} does not divide over {process_count} processes")
-        return (self._batch(step, batch_size, process_index, process_count) for step in itertools.count(start_step))
+        streams = [s.random_map(self._example) for s in order.stream_groups(self._groups, self._seed)]
+        shares = [sum(weights) for _, weights in self._groups]
+        return order.read(order.batch_streams(streams, shares, batch_size, start_step, process_index, process_count))
 
-    def _batch(self, step: int, batch_size: int, process: int, processes: int) -> dict[str, np.ndarray]:
-        own = batch_size // processes
-        first = step * batch_size + process * own
-        chosen = [self._examples[self._number(n)] for n in range(first, first + own)]
-        batch = {key: np.stack([example[key] for example in chosen]) for key in chosen[0]}
-        return {**batch, "substituted": np.zeros(own, bool)}
-
-    def _number(self, n: int) -> int:
-        epoch, place = divmod(n, len(self._examples))
-        return int(np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))[place])
+    def _example(self, number: int, rng: np.random.Generator) -> dict[str, Any]:
+        example = {**self._examples[number], "substituted": np.bool_(False)}
+        if (captions := example.pop("captions", None)) is not None:
+            example["tokens"] = captions[int(rng.integers(len(captions)))]
+        return example
 
 
 class Beside:
@@ -103,21 +108,44 @@ def encode_clips(
     encode: Callable[[Any, Any], Any],
     model: Any,
     videos: Iterable[UInt8[np.ndarray, "t h w c"]],
-    ids: Iterable[Int[np.ndarray, " n"]],
+    ids: Iterable[Int[np.ndarray, " n"] | Int[np.ndarray, "k n"]],
     seed: int,
+    groups: Sequence[tuple[Sequence[Sequence[int]], Sequence[float]]] | None = None,
 ) -> Encoded:
-    """Clips of one size with their captions' ids, by `encode(model, batch)` (see `encode_once`)."""
+    """Clips with the ids of their caption, or of several, by `encode(model, batch)` (see `encode_once`); without
+    `groups` all are of one size."""
     graphdef, state = nnx.split(model)
     run = jit(lambda state, batch: encode(nnx.merge(graphdef, state), batch))
     examples = []
-    for video, one in zip(videos, ids, strict=True):
-        made = run(state, {"video": video[None], "tokens": np.asarray(one, np.int32)[None]})
-        examples.append({key: np.asarray(value[0]) for key, value in made.items()})
-    return Encoded(examples, seed)
+    for video, own in zip(videos, ids, strict=True):
+        made = run(state, {"video": video[None], "tokens": np.atleast_2d(np.asarray(own, np.int32))})
+        example = {key: np.asarray(value[0]) for key, value in made.items() if key != "tokens"}
+        examples.append({**example, "captions": np.asarray(made["tokens"])})
+    return Encoded(examples, seed, groups)
+
+
+def encode_dataset(
+    encode: Callable[[Any, Any], Any],
+    model: Any,
+    dataset: Dataset,
+    tokenize: Callable[[str], np.ndarray],
+    seed: int,
+) -> Encoded:
+    """The first training window of every clip that can be read, in the shape of its bucket, with all its captions."""
+    cut = enumerate(dataset.windows("train", per_clip=1, as_trained=True))
+    videos = {index: windows[0] for index, windows in cut if len(windows)}
+    places = {index: place for place, index in enumerate(videos)}
+    ids = (np.stack([tokenize(text) for text in dataset.item(index).captions]) for index in videos)
+    groups = []
+    for group in dataset.groups:
+        lists = [[places[i] for i in own if i in places] for own in group.members]
+        kept = [(own, weight) for own, weight in zip(lists, group.weights) if own]
+        groups += [tuple(zip(*kept))] if kept else []
+    return encode_clips(encode, model, videos.values(), ids, seed, groups)
 
 
 def first_windows(dataset: Dataset) -> tuple[list[np.ndarray], list[str]]:
-    """The first training window of every clip that can be read, and its caption."""
+    """The first evaluation window of every clip that has one, and its caption."""
     pairs = zip(dataset.windows("train", per_clip=1), dataset.texts, strict=True)
     videos, texts = zip(*((windows[0], text) for windows, text in pairs if len(windows)))
     return list(videos), list(texts)

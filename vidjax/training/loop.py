@@ -24,8 +24,8 @@ from vidjax.runtime.processes import batch_over, lead, on_first_process, say, sc
 from vidjax.runtime.storage import write_json
 from vidjax.training import provenance
 from vidjax.training.checkpoint import Checkpoints
-from vidjax.training.encoded import Beside, Encoded, encode_clips, first_windows
-from vidjax.training.stage import Stage, abstract_batch, fit, on_device, step_flops
+from vidjax.training.encoded import Beside, Encoded, encode_dataset
+from vidjax.training.stage import Stage, abstract_batches, fit, on_device, step_flops
 from vidjax.training.state import TrainState
 from vidjax.training.step import make_train_step
 from vidjax.training.strategies import describe
@@ -40,21 +40,27 @@ def prepare(
     encoder, model = stage.start(True)
     source = dataset
     if stage.encode is not None:
-        videos, texts = first_windows(dataset)
-        source = encode_clips(stage.encode, encoder, videos, map(stage.tokenize, texts), stage.seed)
+        source = encode_dataset(stage.encode, encoder, dataset, stage.tokenize, stage.seed)
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
     return create_state(stage, mesh, dataset, model), source
 
 
-def held_out(stage: Stage, dataset: Dataset | Latents) -> dict[str, Any]:
-    """Returns the batch to validate on; {} if the stage does not validate, or no clip has a held-out window."""
+def held_out(stage: Stage, dataset: Dataset | Latents) -> list[dict[str, Any]]:
+    """Returns the batches to validate on, one for each bucket; none if the stage does not validate, or no clip has a
+    held-out window."""
     if not (stage.train.validate_every and stage.validate):
-        return {}
-    batch = dataset.held_out(VALIDATION_CLIPS)
-    if not batch:
+        return []
+    batches = dataset.held_out(VALIDATION_CLIPS)
+    if not batches:
         say(f"{stage.name}: not validated, no clip has a window in its last data.heldout={stage.data.heldout} frames")
-    return batch
+    return batches
+
+
+def mean_flops(stage: Stage, dataset: Dataset | Latents) -> float:
+    """Returns the FLOPs of a training step, of several buckets the mean over the steps."""
+    each = [step_flops(stage, batch) for batch in abstract_batches(stage, dataset)]
+    return float(np.average(each, weights=dataset.shares))
 
 
 def abstract_state(stage: Stage) -> TrainState:
@@ -135,11 +141,10 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
             say(f"{stage.name}: continues from step {start}")
         step_fn = step_of(stage, mesh, state)
         overview(stage, state)
-        flops = step_flops(stage, abstract_batch(stage, dataset))
-        telemetry = Telemetry(stage.folder, stage.name, options.steps, start, flops)
+        telemetry = Telemetry(stage.folder, stage.name, options.steps, start, mean_flops(stage, dataset))
         ending.callback(telemetry.close)
         heldout = held_out(stage, dataset)
-        heldout = heldout and batch_over(mesh, on_device(heldout), len(heldout["label"]))
+        heldout = [batch_over(mesh, on_device(batch), len(batch["label"])) for batch in heldout]
         batches = source.batches(options.batch_size, start, jax.process_index(), jax.process_count())
         every = log_every or options.log_every
         unproven = start  # the step of the newest checkpoint until the next step's loss, the first of its parameters
@@ -147,7 +152,9 @@ def train(stage: Stage, log_every: int | None = None, allow_changes: bool = Fals
         def validate(state: TrainState) -> dict[str, float]:
             assert stage.validate is not None
             with jax.set_mesh(mesh):
-                return {key: float(value) for key, value in stage.validate(state, heldout).items()}
+                found = [{key: float(value) for key, value in stage.validate(state, each).items()} for each in heldout]
+            clips = [len(each["label"]) for each in heldout]
+            return {key: float(np.average([each[key] for each in found], weights=clips)) for key in found[0]}
 
         def show(step: int, state: TrainState) -> None:
             assert stage.preview is not None

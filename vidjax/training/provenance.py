@@ -73,7 +73,9 @@ def digest_of_data(dataset: Dataset | Latents) -> dict[str, Any]:
     if isinstance(dataset, Dataset):
         for item in map(dataset.item, dataset.sample_of(CLIPS_SAMPLED)):
             size = os.path.getsize(item.name) if os.path.isfile(item.name) else None
-            listed.append((os.path.basename(item.name), item.text, item.label, size))
+            listed.append((os.path.basename(item.name), item.text, item.label, size, *item.others))
+        if dataset.buckets:
+            listed.append(dataset.buckets)
     first = listed[0] if isinstance(listed[0], str) else listed[0][0]
     return {"clips": len(dataset), "first": first, "sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
 

@@ -172,12 +172,15 @@ def fit(stage: Stage, dataset: Dataset | Latents) -> Stage:
     return dataclasses.replace(stage, train=fitted, notes=(*stage.notes, note))
 
 
-def abstract_batch(stage: Stage, dataset: Dataset | Latents) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what the training step sees of a batch, read off the first one."""
-    size = stage.train.batch_size
-    batch = on_device(next(dataset.batches(1)))  # a data set that is encoded once may be smaller than a batch
-    shapes = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
-    return encoded_shapes(stage, shapes)
+def abstract_batches(stage: Stage, dataset: Dataset | Latents) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of what the training step sees of a batch of each bucket, read off the first one."""
+    size, found = stage.train.batch_size, []
+    for bucket in range(len(dataset.shares)):
+        # one example: a data set that is encoded once may be smaller than a batch
+        batch = on_device(next(dataset.batches(1, bucket=bucket)))
+        shapes = {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+        found.append(encoded_shapes(stage, shapes))
+    return found
 
 
 def encoded_shapes(stage: Stage, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
