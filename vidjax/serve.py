@@ -39,6 +39,7 @@ BATCH = flags.DEFINE_integer("batch", 1, "Videos of one kind that are made at on
 FRAMES = flags.DEFINE_integer("frames", None, "Frames of a folder's usual video; default: 1.", lower_bound=1)
 INFLATE = flags.DEFINE_string("inflate", None, "What frames of an image folder see: tuned, zero_shot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
+WARM_UP = flags.DEFINE_bool("warm_up", True, "Compile what a model's usual video needs before the first request.")
 MAX_FRAMES = flags.DEFINE_integer("max_frames", 64, "Most frames of a video.", lower_bound=1)
 MAX_PIXELS = flags.DEFINE_integer("max_pixels", 2**20, "Most pixels of a frame.", lower_bound=1)
 MAX_STEPS = flags.DEFINE_integer("max_steps", 100, "Most steps of the sampler.", lower_bound=1)
@@ -101,7 +102,7 @@ class Supervisor:
         ours, theirs = self.context.Pipe(duplex=False)
         process = self.context.Process(
             target=work,
-            args=(self.jobs, self.models, name, device, BATCH.value, options_of_folders(), theirs),
+            args=(self.jobs, self.models, name, device, BATCH.value, options_of_folders(), WARM_UP.value, theirs),
         )
         process.start()
         theirs.close()
@@ -131,6 +132,7 @@ def work(
     device: str | None,
     batch: int,
     options: dict[str, Any],
+    warm_up: bool,
     pipe: Connection,
 ) -> None:
     """Loads the models, tells what they are, and makes videos until the process ends."""
@@ -145,7 +147,8 @@ def work(
     try:
         generators = {name: worker.open_model(path, **options) for name, path in models.items()}
         made = worker.Worker(jobs, generators, name, batch)
-        made.warm_up()
+        if warm_up:
+            made.warm_up()
     except InputError as error:
         pipe.send(str(error))
         sys.exit(1)

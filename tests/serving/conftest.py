@@ -5,7 +5,7 @@ import threading
 import time
 from types import SimpleNamespace
 
-import httpx
+import httpx2 as httpx
 import pytest
 import uvicorn
 from tiny_folder import write_folder
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generator(folder):
     how = SampleConfig(sampler="ddim", num_steps=3, guidance_scale=2.0, fps=4.0)
-    return load_generator(folder, frames=2, defaults=how, inflate="tuned")
+    return load_generator(folder, frames=2, defaults=how)
 
 
 @pytest.fixture(scope="module")
