@@ -16,7 +16,7 @@ FLOORS = (
     ("weights", "profiling"),
     ("metrics", "generation", "training"),
     ("recipes",),
-    ("evaluation",),
+    ("evaluation", "serving"),
     ("cli",),
 )
 

@@ -125,6 +125,35 @@ def test_padding_and_progress():
     assert sorted(seen) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_look_sees_the_clean_data_that_each_step_predicts():
+    """Along the exact path of one sample they are its clean end, at every time."""
+    seen, x0, times = {}, jnp.linspace(-1, 1, 24).reshape(2, 3, 4), VP.timesteps(4)
+    x = VP.q_sample(x0, jax.random.normal(KEY, x0.shape), times[0])
+    exact = lambda xt, t: VP.x0_eps(jnp.broadcast_to(x0, xt.shape), xt, t, "x0")
+    look = lambda i, clean: seen.update({int(i): np.asarray(clean)})
+    for name in ("heun", "unipc"):
+        seen.clear()
+        sample(exact, VP, x, times, 4, SAMPLERS[name](), KEY, look=look)
+        jax.effects_barrier()
+        assert sorted(seen) == [1, 2, 3, 4]
+        for clean in seen.values():
+            np.testing.assert_allclose(clean, x0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_error_in_the_progress_ends_the_sampler_there():
+    seen, x, times = [], jnp.ones((2, 3, 4)), VP.timesteps(6)
+
+    def stop(done):
+        seen.append(int(done))
+        if done == 2:
+            raise KeyError("stop")
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        jax.block_until_ready(sample(gaussian(VP), VP, x, times, 6, SAMPLERS["ddim"](), KEY, progress=stop))
+    assert seen == [1, 2]
+
+
 def test_denoiser_is_asked_per_frame():
     def denoise(xt, t):
         assert t.shape == xt.shape[:2]

@@ -54,21 +54,30 @@ def sample(
     key: Array,
     progress: Callable | None = None,
     frames: bool = True,
+    look: Callable | None = None,
 ) -> Float[Array, " b *rest"]:
     """Carry x from times[0] to times[num_steps]; entries of `times` after that are padding.
 
     Starts from x of standard deviation std(times[0]), pure noise. `denoise` gets the time as `[b, t]`, without
     `frames`, for data of any other kind, as `[b]`. Under jit with a traced `num_steps` one compilation serves any
-    number of steps. `progress(steps_done)` is called on the host.
+    number of steps. `progress(steps_done)` and `look(steps_done, x0)`, with what the step predicted first, are called
+    on the host; an error that they raise ends the sampler there (as JaxRuntimeError).
     """
     times = jnp.asarray(times)
-    denoise_at = lambda x, t: denoise(x, jnp.broadcast_to(t, x.shape[: 1 + frames]))
 
     def body(i, state):
         x, carry = state
+        predicted = []
+
+        def denoise_at(x, t):
+            predicted.append(denoise(x, jnp.broadcast_to(t, x.shape[: 1 + frames])))
+            return predicted[-1]
+
         x, carry = sampler.step(denoise_at, schedule, x, times[i], times[i + 1], carry, jax.random.fold_in(key, i))
         if progress is not None:
             jax.debug.callback(progress, i + 1)
+        if look is not None:
+            jax.debug.callback(look, i + 1, predicted[0][0])
         return x, carry
 
     x = x.astype(jnp.float32)

@@ -23,6 +23,7 @@ from vidjax.generation.options import (
     CAPACITY,
     SMALLER,
     Latents,
+    Look,
     Masked,
     Prompts,
     Report,
@@ -79,7 +80,9 @@ class Generator:
         self.params = params
         self.tokenize, self.size, self.channels, self.defaults = tokenize, size, channels, defaults
         self._progress: Report | None = None
-        self._sample = jit(partial(sampling.sample, network, report=self._report), static_argnames="options")
+        self._look: Look | None = None
+        seen = dict(report=self._report, look=self._show)
+        self._sample = jit(partial(sampling.sample, network, **seen), static_argnames="options")
         self._invert = jit(partial(sampling.invert, network, report=self._report), static_argnames="options")
         self._null_text = jit(partial(sampling.null_text, network), static_argnames=("options", "updates"))
         self._move = jit(partial(sampling.move, network), static_argnames=("options", "motion"))
@@ -163,6 +166,7 @@ class Generator:
         lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
         subjects: Sequence[Subject] = (),
         progress: Report | None = None,
+        look: Look | None = None,
         **options: Any,
     ) -> Float[Array, "b t h w c"]:
         """Samples latents in fp32, or pixels in [-1, 1] of a model of pixels, per prompt.
@@ -174,7 +178,8 @@ class Generator:
         `reconstruction`. begin: latents that get the noise of the first of the last `strength` share of the steps, all
         that is then done (Meng et al. 2022, SDEdit). nulls: null captions per step, from `null_text`. lowres: the
         videos that a stage of a cascade makes larger. subjects: each acts in its mask, the prompt outside of all; where
-        masks meet, the mean of them. progress: is called with the number of steps done. Raises InputError.
+        masks meet, the mean of them. progress: is called with the number of steps done, look: with that and the clean
+        latents that are predicted there. Raises InputError.
         """
         how, shape = with_options(self.defaults, options), self.latent_shape(frames, size)
         self._check_memory(how, len(prompts), shape, self._video_size(frames, size))
@@ -204,10 +209,9 @@ class Generator:
             strength=how.frame_guidance if self.model.masked else how.reconstruction,
             subjects=[self._region(subject, mesh, len(prompts), filled, shape) for subject in subjects],
         )
-        static = Options(
-            how.sampler, how.eta, guidance, how.rescale, how.chunks, how.frame_guidance != 1.0, progress is not None
-        )
-        self._progress = progress
+        seen = dict(report=progress is not None, look=look is not None)
+        static = Options(how.sampler, how.eta, guidance, how.rescale, how.chunks, how.frame_guidance != 1.0, **seen)
+        self._progress, self._look = progress, look
         return self._run(self._sample, mesh, request, count=len(prompts), options=static)
 
     def _check_memory(self, how: SampleConfig, count: int, shape: Shape, video: Shape) -> None:
@@ -248,6 +252,11 @@ class Generator:
         """Passes the number of steps on to whoever asked last."""
         if self._progress is not None:
             self._progress(done)
+
+    def _show(self, done: ArrayLike, latents: ArrayLike) -> None:
+        """Passes the clean latents that are predicted on to whoever asked last."""
+        if self._look is not None:
+            self._look(done, latents)
 
     def _region(self, subject: Subject, mesh: Mesh, count: int, filled: int, shape: Shape) -> Region:
         """A subject of `count` videos as arrays, over the mesh. Raises InputError for a mask of another size."""

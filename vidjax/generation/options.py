@@ -19,6 +19,7 @@ SMALLER = "take fewer frames, a smaller height and width, or fewer prompts at a 
 
 Prompts = Sequence[str | int]  # captions, or for a class model numbers, -1 for none
 Report = Callable[[ArrayLike], None]  # is called with the number of steps done
+Look = Callable[[ArrayLike, ArrayLike], None]  # is called with that and the clean latents that are predicted there
 Shape = tuple[int, ...]
 Latents = Array | np.ndarray  # [b, t, h, w, c]
 Masked = tuple[Latents, Array | np.ndarray]  # latents and a mask of them

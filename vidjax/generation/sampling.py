@@ -29,7 +29,7 @@ from vidjax.diffusion.latent_motion import zero_shot
 from vidjax.diffusion.samplers import Denoiser, ddim_inverse
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
-from vidjax.generation.options import CAPACITY, Masked, Report, SampleConfig, make_sampler
+from vidjax.generation.options import CAPACITY, Look, Masked, Report, SampleConfig, make_sampler
 from vidjax.models.conditioning import Conditioning, embed, nulls
 from vidjax.models.lowres import LowresEmbedder
 from vidjax.models.parameters import Params, cast, merge
@@ -123,6 +123,7 @@ class Options:
     chunks: tuple[int, int] | None = None
     with_frame_guidance: bool = False
     report: bool = False  # JAX caches no program that calls back
+    look: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +161,10 @@ def sample(
     request: Request,
     options: Options,
     report: Report | None = None,
+    look: Look | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """Samples latents from the request's noise. `report` is called with the number of steps done, if options say so."""
+    """Samples latents from the request's noise. `report` is called with the number of steps done, and `look` with it
+    and the clean latents that are predicted there, if options say so."""
     assert request.noise is not None and request.times is not None
     schedule, times = network.schedule, request.times
     denoise = all_subjects(network, params, request, options)
@@ -173,8 +176,9 @@ def sample(
     if request.kept is not None:
         latents, mask = request.kept
         denoise = keep(schedule, denoise, jnp.asarray(latents), jnp.asarray(mask))
-    sampler, progress = make_sampler(options.sampler, options.eta), report if options.report else None
-    x = samplers.sample(denoise, schedule, start, times, request.num_steps, sampler, random_key(request), progress)
+    sampler, key = make_sampler(options.sampler, options.eta), random_key(request)
+    seen = dict(progress=report if options.report else None, look=look if options.look else None)
+    x = samplers.sample(denoise, schedule, start, times, request.num_steps, sampler, key, **seen)
     return put_back(x, request)
 
 

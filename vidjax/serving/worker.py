@@ -1,0 +1,237 @@
+"""A worker: the process that holds the models and makes one video, or one batch of videos, at a time."""
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from vidjax.data.video_writing import write_mp4
+from vidjax.errors import InputError
+from vidjax.generation import watermark
+from vidjax.generation.cascade import AnyGenerator, Cascade
+from vidjax.generation.generator import Generator
+from vidjax.generation.pretrained import load_generator
+from vidjax.models.video_model import Codec
+from vidjax.recipes.run import Run
+from vidjax.runtime.storage import parse_path, whole_file
+from vidjax.serving.files import PREVIEW, SHEET, THUMBNAIL, VIDEO
+from vidjax.serving.jobs import Job, Jobs
+from vidjax.serving.previews import Previews
+from vidjax.serving.requests import Card, together
+from vidjax.serving.uploads import read_input
+
+PREVIEW_SECONDS = 0.5  # between two of a video
+IDLE_SECONDS = 0.1  # between two looks for jobs
+MAX_PROGRAMS = 16  # compiled ones that are kept: one for each size of a video
+ROW = 8  # frames side by side in a sheet
+FOLDER_FILES = ("model_index.json", "unet")
+
+
+class Stopped(Exception):
+    """Nobody wants the videos in hand any more."""
+
+
+def open_model(path: str, frames: int | None = None, **options: str | None) -> AnyGenerator:
+    """Loads a run, or a folder in the layout of diffusers. Raises InputError."""
+    place = Path(path)
+    if place.is_file() or any((place / name).exists() for name in FOLDER_FILES):
+        return load_generator(place, frames or 1, **options)
+    return Run(parse_path(path, "--model")).generator()
+
+
+def make_card(name: str, generator: AnyGenerator) -> Card:
+    """Describes a model."""
+    how, names = generator.defaults, generator.embedder_names
+    last = generator.last if isinstance(generator, Cascade) else generator
+    return Card(
+        name=name,
+        size=generator.size,
+        fps=how.fps,
+        strides=last.codec.autoencoder.strides if isinstance(last.codec, Codec) else (1, 1, 1),
+        conditions=names,
+        classes=generator.model.embedders["label"].classes if "label" in names else 0,
+        sampler=how.sampler,
+        num_steps=how.num_steps,
+        guidance_scale=how.guidance_scale,
+        stages=len(generator.generators) if isinstance(generator, Cascade) else 1,
+        moves=isinstance(generator, Generator) and how.chunk is None and generator.channels == 3,
+        created=int(time.time()),
+    )
+
+
+class Worker:
+    """Takes jobs in turn and makes their videos with `generators`.
+
+    A batch always has `batch` places, filled up with copies: so a video does not depend on what else was asked for.
+    """
+
+    def __init__(self, jobs: Jobs, generators: Mapping[str, AnyGenerator], name: str, batch: int = 1):
+        self.jobs, self.generators, self.name, self.batch = jobs, generators, name, batch
+        self.previews = {name: Previews(each.codec is not None) for name, each in generators.items()}
+        self._programs: set[tuple] = set()
+
+    def run(self) -> None:
+        """Makes videos for ever."""
+        while True:
+            if not self.run_next():
+                time.sleep(IDLE_SECONDS)
+
+    def run_next(self) -> bool:
+        """Makes the videos of the next jobs; False if none waits."""
+        if not (batch := self.jobs.claim(self.name, self.batch)):
+            return False
+        hand = Hand(self.jobs, self.name, batch, self.previews[batch[0].settings["model"]])
+        try:
+            self._make(hand)
+        except Stopped:
+            pass
+        except InputError as error:
+            hand.fail("invalid_request", str(error))
+        except Exception:
+            if hand.wanted:
+                traceback.print_exc()
+                hand.fail("internal_error", "the server could not make this video; its log says why")
+        self.jobs.clear([job.id for job in batch])
+        return True
+
+    def _make(self, hand: "Hand") -> None:
+        batch, how = hand.batch, hand.batch[0].settings
+        generator = self.generators[how["model"]]
+        latents = self._sample(generator, hand)
+        if not hand.wanted:
+            raise Stopped
+        videos = generator.decode(latents)
+        for job, each, video in zip(batch, np.asarray(latents), videos):
+            if job.id in hand.wanted:
+                hand.previews.fit(each, video)
+                write_results(self.jobs.folder(job.id), watermark.embed(video), how["fps"])
+                self.jobs.complete(self.name, job.id)
+
+    def _sample(self, generator: AnyGenerator, hand: "Hand") -> Float[Array, "b t h w c"]:
+        """Samples the latents of the jobs in hand, in a batch that is filled up."""
+        how = hand.batch[0].settings
+        fill = self.batch - len(hand.batch) if together(how) else 0
+        jobs = [*hand.batch, *[hand.batch[-1]] * fill]
+        frames, size = how["frames"], (how["height"], how["width"])
+        options = dict(
+            frames=frames,
+            size=size,
+            seed=how["seed"],
+            num_steps=how["steps"],
+            guidance_scale=how["guidance"],
+            negative_prompt=how["negative_prompt"],
+            sampler=how["sampler"],
+        )
+        if isinstance(generator, Generator):
+            if len(jobs) > 1:
+                noise = [generator.noise(1, frames, size, job.settings["seed"]) for job in jobs]
+                options["noise"] = np.concatenate(noise)
+            options |= start_from(generator, [self.jobs.folder(job.id) for job in jobs], how)
+        self._forget(tuple(str(how[key]) for key in ("model", "frames", "height", "width", "sampler", "reference")))
+        prompts = [job.settings["prompt"] if job.settings["label"] is None else job.settings["label"] for job in jobs]
+        return generator.latents(prompts, progress=hand.report, look=hand.look, **options)[: len(hand.batch)]
+
+    def _forget(self, program: tuple) -> None:
+        """Drops compiled programs once there are too many sizes."""
+        if program not in self._programs and len(self._programs) >= MAX_PROGRAMS:
+            jax.clear_caches()
+            self._programs.clear()
+        self._programs.add(program)
+
+    def warm_up(self) -> None:
+        """Compiles what each model's usual video needs, and learns the colours of its latents."""
+        for name, generator in self.generators.items():
+            nothing = -1 if "label" in generator.embedder_names else ""
+            look = lambda done, latents: None
+            steps = dict(num_steps=min(4, generator.defaults.num_steps), progress=look_away, look=look)
+            latents = generator.latents([nothing] * self.batch, **steps)
+            self.previews[name].fit(np.asarray(latents)[0], generator.decode(latents)[0])
+
+
+def look_away(done: object) -> None:
+    """Reports nothing."""
+
+
+class Hand:
+    """The jobs that a worker makes now: notes how far they are, and stops when nobody wants them."""
+
+    def __init__(self, jobs: Jobs, worker: str, batch: Sequence[Job], previews: Previews):
+        self.jobs, self.worker, self.batch, self.previews = jobs, worker, batch, previews
+        self.wanted = {job.id for job in batch}
+        self._preview, self._shown = 0, 0.0
+
+    def report(self, done: object) -> None:
+        """Notes the number of steps done. Raises Stopped if no job is wanted any more."""
+        self.wanted &= self.jobs.advance(self.worker, sorted(self.wanted), int(done), self._preview)
+        if not self.wanted:
+            raise Stopped
+
+    def look(self, done: object, latents: object) -> None:
+        """Writes what the videos look like by now, not too often."""
+        if time.monotonic() - self._shown < PREVIEW_SECONDS:
+            return
+        how = self.batch[0].settings
+        seconds = how["frames"] / how["fps"]
+        for job, each in zip(self.batch, np.asarray(latents)):
+            if job.id in self.wanted and (content := self.previews.encode(each, seconds)):
+                with whole_file(self.jobs.folder(job.id) / PREVIEW) as part:
+                    part.write_bytes(content)
+                self._preview = int(done)
+        self._shown = time.monotonic()
+
+    def fail(self, code: str, message: str) -> None:
+        """Ends the jobs in hand that are still wanted."""
+        for id in self.wanted:
+            self.jobs.fail(self.worker, id, code, message)
+
+
+def start_from(generator: Generator, folders: Sequence[Path], how: Mapping) -> dict:
+    """What `Generator.latents` takes so that a picture is the first frame, or a clip what the video begins as."""
+    if not how["reference"]:
+        return {}
+    inputs = np.stack([read_input(folder) for folder in folders])
+    if how["reference"] == "clip":
+        return dict(begin=generator.encode(inputs), strength=how["strength"])
+    stride = generator.codec.autoencoder.strides[0] if isinstance(generator.codec, Codec) else 1
+    t, h, w, c = generator.latent_shape(how["frames"], (how["height"], how["width"]))
+    latents = np.zeros((len(inputs), t, h, w, c), np.float32)
+    latents[:, :1] = generator.encode(inputs.repeat(stride, 1))
+    return dict(known=(latents, (np.arange(t) == 0).astype(np.float32)))
+
+
+def write_results(folder: Path, video: UInt8[np.ndarray, "t h w c"], fps: float) -> None:
+    """Writes a video, a picture of its middle, and a sheet with all its frames."""
+    from PIL import Image
+
+    write_mp4(folder / VIDEO, video, fps)
+    colours = np.broadcast_to(video, (*video.shape[:3], 3))
+    rows = [colours[i : i + ROW] for i in range(0, len(colours), ROW)]
+    full = [np.concatenate([*row, *[np.zeros_like(row[0])] * (min(ROW, len(video)) - len(row))], 1) for row in rows]
+    pictures = {THUMBNAIL: colours[len(colours) // 2], SHEET: np.concatenate(full)}
+    for name, picture in pictures.items():
+        with whole_file(folder / name) as part:
+            Image.fromarray(np.ascontiguousarray(picture)).save(part, quality=90)
+
+
+def watch_parent() -> None:
+    """Ends this process as soon as the one that started it is gone, also in the middle of a step."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.25)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def quiet_stops() -> None:
+    """Keeps JAX from printing a traceback for each video that is cancelled."""
+    logging.getLogger("jax._src.debugging").setLevel(logging.CRITICAL)
