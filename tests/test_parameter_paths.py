@@ -20,6 +20,7 @@ from vidjax.recipes.config import stage_names
 FILE = Path(__file__).with_name("parameter_paths.txt")
 TUNING = ["tune_a_video:default", "tune_a_video:released", "tune_a_video:dreamix", "dreambooth:full", "dreambooth:text"]
 TUNING += ["dreambooth:lora", "dreambooth:video", "align_latents:default", "motion_director:default"]
+TUNING += ["animate_diff:default"]
 TINY = ["tiny:pixels", "tiny:latent"]
 NAMES = [*TINY, *RECIPES, *TUNING]
 

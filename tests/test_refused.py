@@ -156,7 +156,7 @@ def test_betas_that_are_none(copy, betas):
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("UNetMotionModel", "a pipeline of AnimateDiff, which is not read yet; Stable Diffusion 1 and 2, Tune-A-Video"),
+        ("SparseControlNetModel", "SparseCtrl, which is not read yet; Stable Diffusion 1 and 2, Tune-A-Video"),
         ("UNetSpatioTemporalConditionModel", "Stable Video Diffusion, which is not read yet"),
     ],
 )

@@ -15,6 +15,7 @@ from tiny_folder import write_folder
 from vidjax import settings
 from vidjax.data.video_reading import read_frames
 from vidjax.errors import InputError
+from vidjax.generation.pretrained import load_generator
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import stage_names
 from vidjax.recipes.run import Run
@@ -22,6 +23,7 @@ from vidjax.runtime.sharding import make_mesh
 from vidjax.runtime.storage import write_json
 from vidjax.training.loop import at_step_0, train
 from vidjax.training.lowering import lower_step
+from vidjax.weights import pretrained
 
 CLIP = Path(__file__).parents[1] / "vidjax" / "clips" / "real" / "path.mp4"
 PRIOR = dict(prompt="a fox", count=2, num_steps=2)
@@ -31,6 +33,7 @@ RECIPES = {
     "dreambooth:text": dict(finetune=dict(prior=None)),
     "dreambooth:video": dict(finetune=dict(prior=PRIOR)),
     "align_latents:default": dict(data=dict(source="folder")),
+    "animate_diff:default": dict(data=dict(source="folder")),
 }
 
 
@@ -86,6 +89,21 @@ def test_a_small_copy_trains_two_steps_and_samples(name, folder, clips, tmp_path
         assert not after.per_frame("decoder") and before.shape == (1, 3, 16, 16, 3)
         temporal = {path for path in generator.params if "temporal_resnet" in path or "attn_temp" in path}
         assert temporal
+    if name == "animate_diff:default":
+        check_motion_modules(generator, tmp_path, folder)
+
+
+def check_motion_modules(generator, workdir, folder):
+    """They alone have moved, and what `export` writes of them alone makes the same model of the base again."""
+    base = load_generator(folder, frames=2)
+    own = {path for path in generator.params if "temporal_attention" in path}
+    assert generator.params.keys() == base.params.keys() | own
+    assert all(np.array_equal(generator.params[path], value) for path, value in base.params.items())
+    assert any(np.any(generator.params[path]) for path in own if path.endswith("proj_out.kernel"))
+    pretrained.save_motion_adapter(generator.model, folder, workdir / "adapter", "v1")
+    again = load_generator(folder, motion_adapter=workdir / "adapter")
+    assert again.model.unet.config == generator.model.unet.config
+    assert all(np.array_equal(again.params[path], value) for path, value in generator.params.items())
 
 
 def test_a_class_to_preserve_and_clips_encoded_at_every_step_do_not_go_together(folder, clips, tmp_path):

@@ -3,7 +3,8 @@
 orbax: the averaged parameters by path, and the config. diffusers: for runs that tune a folder in that layout, the whole
 folder again with the tuned weights; with LoRA, the adapters of the stage alone (pytorch_lora_weights.safetensors). No
 class of diffusers has the layers over time of Tune-A-Video: they are left out, which leaves a tuned image model.
-tune_a_video: the whole folder with them, for Tune-A-Video's own code, and for `--pretrained` here.
+tune_a_video: the whole folder with them, for Tune-A-Video's own code, and for `--pretrained` here. motion_adapter:
+AnimateDiff's motion modules alone, for any Stable Diffusion 1.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vidjax.recipes.run import Run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
-FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers or tune_a_video.")
+FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers, tune_a_video or motion_adapter.")
 STAGE = flags.DEFINE_string("stage", None, "The stage whose model it is; default: the last one.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")
 
@@ -63,10 +64,10 @@ def diffusers(run: "Run", out: Path) -> None:
     if tensors := lora_tensors(model):
         trains = run.stage(STAGE.value).trainable
         own = {path: value for path, value in tensors.items() if trains(f"{path.rpartition('.')[0]}.lora_down")}
-        pretrained.save_adapters(model, own, source, out)
+        pretrained.save_adapters(model, own, source, out, motion_adapter_of(run))
     else:
-        pretrained.save(model, source, out, image=True)
-        if pretrained.is_tune_a_video(config_of(model, source)):
+        pretrained.save(model, source, out, image=True, motion_adapter=motion_adapter_of(run))
+        if pretrained.is_tune_a_video(config_of(run, model, source)):
             print(
                 "no class of diffusers has Tune-A-Video's layers over time: they are left out, this is the tuned image "
                 "model; --format=tune_a_video writes them"
@@ -82,7 +83,7 @@ def tune_a_video(run: "Run", out: Path) -> None:
     model, source = load_tuned(run)
     if lora_tensors(model):
         raise InputError(f"--format=tune_a_video: {run.workdir} tuned adapters; take --format=diffusers")
-    config = config_of(model, source)
+    config = config_of(run, model, source)
     if not pretrained.is_tune_a_video(config):
         raise InputError(f"--format=tune_a_video: {run.workdir} has no layers of Tune-A-Video; take --format=diffusers")
     pretrained.save(model, source, out)
@@ -90,6 +91,24 @@ def tune_a_video(run: "Run", out: Path) -> None:
         print(
             "warning: Tune-A-Video's code would compute something else with these weights, as its norms of residual "
             f"blocks go over the clip, here over the {config[NORM_OVER]}: tune with --config.model.norm_over=clip"
+        )
+
+
+def motion_adapter(run: "Run", out: Path) -> None:
+    """Writes AnimateDiff's motion modules alone, as a MotionAdapter of diffusers. Raises InputError if there are
+    none."""
+    from vidjax.models.lora import lora_tensors
+    from vidjax.weights import pretrained
+    from vidjax.weights.animatediff import NORM_OVER
+
+    model, source = load_tuned(run)
+    if lora_tensors(model):
+        raise InputError(f"--format=motion_adapter: {run.workdir} tuned adapters; take --format=diffusers")
+    pretrained.save_motion_adapter(model, source, out, motion_adapter_of(run))
+    if NORM_OVER in config_of(run, model, source):
+        print(
+            "warning: diffusers takes the norm of motion modules over the clip, AnimateDiff's code, as this run did, "
+            "over each frame: its videos differ slightly there"
         )
 
 
@@ -104,18 +123,24 @@ def load_tuned(run: "Run") -> "tuple[VideoModel, str]":
     return run.generator(STAGE.value).model, source
 
 
-def config_of(model: "VideoModel", source: str) -> dict[str, Any]:
+def config_of(run: "Run", model: "VideoModel", source: str) -> dict[str, Any]:
     """Makes the config.json of the model's U-Net, which came from the folder `source`. Raises InputError."""
     from vidjax.weights import pretrained
-    from vidjax.weights.single_file import open_source
 
-    return pretrained.config_for(model.unet.config, open_source(source).config("unet"))
+    folder = pretrained.open_model(source, motion_adapter_of(run))
+    return pretrained.config_for(model.unet.config, folder.config("unet"))
+
+
+def motion_adapter_of(run: "Run") -> str | None:
+    """Returns the motion adapter that the run was given, if any."""
+    return run.config.get("motion_adapter")
 
 
 FORMATS: dict[str, Callable[["Run", Path], None]] = {
     "orbax": orbax,
     "diffusers": diffusers,
     "tune_a_video": tune_a_video,
+    "motion_adapter": motion_adapter,
 }
 
 if __name__ == "__main__":

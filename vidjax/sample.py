@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
 PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
+MOTION_ADAPTER = flags.DEFINE_string(
+    "motion_adapter",
+    None,
+    "AnimateDiff's motion modules for --pretrained, a Stable Diffusion 1: a MotionAdapter folder, or a file of theirs.",
+)
 INFLATE = flags.DEFINE_string("inflate", None, "What frames of an image folder see: tuned, zero_shot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
 NORM_OVER = flags.DEFINE_enum(
@@ -44,7 +49,7 @@ SUBJECT = flags.DEFINE_multi_string(
 )
 LABEL = flags.DEFINE_multi_integer("label", [], "A class number, for class-conditional models.")
 FRAMES = flags.DEFINE_integer(
-    "frames", None, "Frames of the video; default: as trained, 1 for a folder.", lower_bound=1
+    "frames", None, "Frames of the video; default: as trained, 1 for a folder of images.", lower_bound=1
 )
 HEIGHT = flags.DEFINE_integer("height", None, "Height in pixels; default: as trained.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "Width in pixels; default: as trained.", lower_bound=1)
@@ -123,7 +128,7 @@ def check_flags() -> None:
     """Raises InputError for flags that do not go together."""
     if bool(WORKDIR.value) == bool(PRETRAINED.value):
         raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
-    for flag in (INFLATE, NORM_OVER):
+    for flag in (INFLATE, NORM_OVER, MOTION_ADAPTER):
         if WORKDIR.value and flag.value:
             raise InputError(f"--{flag.name} is for --pretrained; a run has layers of its own")
     if KARRAS.value and SPACING.value not in (None, "karras"):
@@ -281,6 +286,8 @@ def about_of(generator: "AnyGenerator", options: dict) -> dict[str, Any]:
 
     how = dataclasses.asdict(dataclasses.replace(generator.defaults, **options))
     flags = {"model": WORKDIR.value or PRETRAINED.value, "lora": LORA.value, "subject": SUBJECT.value}
+    if MOTION_ADAPTER.value:
+        flags["motion_adapter"] = MOTION_ADAPTER.value
     return {**flags, "motion": MOTION.value, "init_noise": INIT_NOISE.value, "watermark": WATERMARK.value, **how}
 
 
@@ -293,6 +300,7 @@ def make_generator() -> "AnyGenerator":
     from vidjax.generation.pretrained import load_generator
 
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)
+    given["motion_adapter"] = MOTION_ADAPTER.value
     return load_generator(Path(PRETRAINED.value), **given)
 
 

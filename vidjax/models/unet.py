@@ -60,6 +60,7 @@ class Temporal:
     mid: bool = True
     positions: bool = False  # sinusoidal, added after each norm (AnimateDiff)
     norm_over: Over = "clip"  # AnimateDiff's own code: "frame"; diffusers' port of it: "clip"
+    longest: int | None = None  # frames that its positions were trained on; None: any number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +331,12 @@ class UNet(nnx.Module):
                 raise InputError(f"{name} have {value.shape[-1]} features, the U-Net was built with {name}_dim={dim}")
         if not 0 <= images <= x.shape[1]:
             raise InputError(f"images={images} stills cannot be among {x.shape[1]} frames")
+        longest = config.after_attention.longest if isinstance(config.after_attention, Temporal) else None
+        if longest and x.shape[1] - images > longest:
+            raise InputError(
+                f"{x.shape[1] - images} frames are more than the {longest} whose places the layers over time have "
+                "learned: take fewer, or sample in chunks (sample.chunk)"
+            )
         if any(size % config.patch for size in x.shape[2:4]):
             raise InputError(
                 f"maps of {x.shape[2]}x{x.shape[3]} do not divide into the U-Net's patches of {config.patch}"

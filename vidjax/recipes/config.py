@@ -29,7 +29,7 @@ from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import TrainConfig
 from vidjax.training.strategies import STRATEGIES
 
-SECTIONS = (*settings.SECTIONS, "seed", "perceptual", "pretrained", "prompt")
+SECTIONS = (*settings.SECTIONS, "seed", "perceptual", "pretrained", "motion_adapter", "prompt")
 OF_A_STAGE = (*SECTIONS, "objective", "source")
 
 
@@ -62,6 +62,7 @@ OPTIONS: dict[str, Any] = dict(
     seed=int,
     perceptual=str,
     pretrained=str,
+    motion_adapter=str,
     prompt=str,
 )
 OWNERS: dict[str, Callable[..., Any]] = {
@@ -169,6 +170,10 @@ def check_names(section: Mapping[str, Any]) -> None:
             raise InputError(f"config.{key} does not exist{settings.near_match(key, OF_A_STAGE)}")
     if section.get("pretrained") == "":
         raise InputError("config.pretrained is empty: set --config.pretrained to a folder in the layout of diffusers")
+    if section.get("motion_adapter") and not tunes(section):
+        raise InputError(
+            "config.motion_adapter goes onto config.pretrained, which this stage does not tune: leave it out"
+        )
 
 
 def tunes(section: Mapping[str, Any]) -> bool:

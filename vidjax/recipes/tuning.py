@@ -107,6 +107,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         inflate=model.inflation,
         norm_over=model.norm_over,
         remat=section["train"].get("remat", "none"),
+        motion_adapter=section.get("motion_adapter"),
     )
     known = load(weights=False)
 
@@ -225,7 +226,7 @@ def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | No
     """Makes the generator of the tuned model. What a `source` stage has adapted counts `config.finetune.source_weight`
     as much, 1 by default: MotionDirector leaves the appearance out, so that other appearances move alike."""
     full = tuned_model(stage)
-    known = pretrained.load(section["pretrained"], weights=False)
+    known = pretrained.load(section["pretrained"], weights=False, motion_adapter=section.get("motion_adapter"))
     params = {path: jnp.asarray(value) for path, value in parameters(full).items()}
     return _generator(section, known, stage.data, nnx.graphdef(full), weighed(section, source, params))
 

@@ -42,7 +42,8 @@ class Folder:
             kind = path / "config.json"
             name = read_json(kind, f"name a folder with {LAYOUT}").get("_class_name") if kind.is_file() else None
             of = f" of a {name}" if isinstance(name, str) else ""
-            raise InputError(f"{path} has no unet/ but {there}{of}; name a folder with {LAYOUT}")
+            also = ", and this one as --motion_adapter" if name == "MotionAdapter" else ""
+            raise InputError(f"{path} has no unet/ but {there}{of}; name a folder with {LAYOUT}{also}")
 
     def config(self, part: str) -> dict[str, Any]:
         """Reads the part's JSON: config.json, for a scheduler scheduler_config.json."""

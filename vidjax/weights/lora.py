@@ -23,12 +23,15 @@ FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # a JSON of peft's LoraConfig, its keys with the model's name in front
 # How the ends of a pair have been called, all to peft's present names.
 ENDS: Rules = [
+    (r"^(module\.)?(?=(down_blocks|mid_block|up_blocks)\.)", "unet."),  # AnimateDiff's own layout
+    (r"\.temporal_transformer\.", "."),
+    (r"\.attention_blocks\.([01])\.", lambda m: f".attn{int(m[1]) + 1}."),
     (r"\.processor\.to_out_lora\.", ".to_out.0.lora."),
     (r"\.processor\.(to_\w+)_lora\.", r".\1.lora."),
     (r"\.lora(\.|_linear_layer\.)down\.weight$", ".lora_A.weight"),
     (r"\.lora(\.|_linear_layer\.)up\.weight$", ".lora_B.weight"),
 ]
-LAYOUTS = {"kohya": r"lora_(unet|te\d?)_", "AnimateDiff's motion LoRA": r"(?!unet\.).*\.motion_modules\."}
+LAYOUTS = {"kohya": r"lora_(unet|te\d?)_"}
 NAMES = {"lora_A.weight": "lora_down", "lora_B.weight": "lora_up", "alpha": "lora_alpha"}
 
 

@@ -23,7 +23,8 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.storage import write_json
-from vidjax.weights import clip, convert, diffusers, lora
+from vidjax.weights import animatediff, clip, convert, diffusers, lora
+from vidjax.weights.animatediff import WithMotion
 from vidjax.weights.components import Components
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
@@ -33,13 +34,15 @@ from vidjax.weights.single_file import SingleFile, open_source
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
+Source = Folder | SingleFile | WithMotion
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A folder's model, the schedule of its diffusion, its prediction and tokenizer, and its size in pixels (h, w).
 
-    `sampler` is the one that its scheduler names, `caveat` what of that scheduler is done otherwise here.
+    `sampler` is the one that its scheduler names, `caveat` what of that scheduler is done otherwise here. `frames`: of
+    the clips that it was trained on, 1 for a model of images.
     """
 
     model: VideoModel
@@ -49,6 +52,7 @@ class Pretrained:
     size: tuple[int, int]
     sampler: str
     caveat: str
+    frames: int = 1
 
 
 def load(
@@ -60,6 +64,7 @@ def load(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     weights: bool = True,
+    motion_adapter: str | Path | None = None,
 ) -> Pretrained:
     """Loads a folder, or one file, with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one
     frame.
@@ -69,13 +74,16 @@ def load(
     parameters whose paths match the regular expression `fresh`, with `inflate` by default all over time ("temp"). Every
     other parameter without weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype:
     of all parameters; memory stays near one copy of them. weights: false for a model of shapes, which reads no weights.
+    motion_adapter: AnimateDiff's motion modules for a Stable Diffusion 1, see `animatediff.read_adapter`.
     Raises InputError.
     """
-    folder = open_source(path)
+    folder = open_model(path, motion_adapter)
     unet, rules = unet_config(folder.config("unet"), norm_over)
     if inflate is not None:
         more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
         unet = dataclasses.replace(unet, **more)
+        fresh = fresh or "temp"
+    if isinstance(folder, WithMotion) and folder.fresh:
         fresh = fresh or "temp"
     components = Components.of(path)
     if components.text.dim != unet.tokens_dim:
@@ -97,20 +105,30 @@ def load(
         fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
     name, caveat = sampler(scheduler)
     size = pixel_size(folder, model.codec)
-    return Pretrained(model, noise, prediction, components.tokenize, size, name, folder.caveat or caveat)
+    frames = animatediff.LENGTH if rules is diffusers.ANIMATEDIFF else 1
+    return Pretrained(model, noise, prediction, components.tokenize, size, name, folder.caveat or caveat, frames)
+
+
+def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> Source:
+    """The model at `path`, with the motion modules of an adapter if there is one. Raises InputError."""
+    source = open_source(path)
+    if not motion_adapter:
+        return source
+    unet_config(source.config("unet"))  # raises for one that is not read
+    return WithMotion(source, animatediff.read_adapter(motion_adapter))
 
 
 def fill(
     model: VideoModel,
     make: Callable[[], VideoModel],
-    folder: Folder | SingleFile,
+    folder: Source,
     rules: convert.Rules,
     fresh: str | None,
     dtype: DTypeLike,
 ) -> None:
     """Gives an abstract model its weights: those of the folder, and what is `fresh` as in `make()`."""
     parts = {
-        "unet": (model.unet, rules, {"fresh": fresh} if fresh else {}),
+        "unet": (model.unet, rules, {"ignore": animatediff.BUFFERS, **({"fresh": fresh} if fresh else {})}),
         "vae": (model.codec.autoencoder, DIFFUSERS_AUTOENCODER, {}),
         "text_encoder": (model.text.encoder, clip.TEXT, {"ignore": clip.BUFFERS}),
     }
@@ -122,14 +140,22 @@ def fill(
     convert.start(model, make, dtype)
 
 
-def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = False) -> None:
+def save(
+    model: VideoModel,
+    source: str | Path,
+    out: str | Path,
+    image: bool = False,
+    motion_adapter: str | Path | None = None,
+) -> None:
     """Writes the folder `out` for `diffusers`: the weights of `model`, all else as in `source`, where it came from.
 
     A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video's code, whose network no class of
-    `diffusers` is; with `image` one of the image model that is left without the layers over time. Raises InputError if
-    `out` has something in it already, or if the U-Net has layers that neither the source nor Tune-A-Video has.
+    `diffusers` is; with `image` one of the image model that is left without the layers over time. A model that was made
+    with a `motion_adapter` becomes an AnimateDiffPipeline, whose motion modules also stand alone in motion_adapter/.
+    Raises InputError if `out` has something in it already, or if the U-Net has layers that neither the source nor
+    Tune-A-Video has.
     """
-    folder, out = open_source(source), Path(out)
+    folder, out = open_model(source, motion_adapter), Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
     config = config_for(model.unet.config, folder.config("unet"))
@@ -147,8 +173,9 @@ def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = F
         index = read_json(out / INDEX, "it is model_index.json of diffusers")
         write_json(out / INDEX, {**index, **(RELEASED if is_tune_a_video(config) else IMAGE if image else {})})
     n = model.unet.config.blocks_per_level
+    motion = config["_class_name"] == animatediff.CLASS
     parts = {
-        "unet": (model.unet, [*diffusers.unet_keys(n), *FAMILIES]),
+        "unet": (model.unet, [*diffusers.unet_keys(n), *(diffusers.ANIMATEDIFF_KEYS if motion else FAMILIES)]),
         "vae": (model.codec.autoencoder, AUTOENCODER_KEYS),
         "text_encoder": (model.text.encoder, clip.TEXT_KEYS),
     }
@@ -157,19 +184,64 @@ def save(model: VideoModel, source: str | Path, out: str | Path, image: bool = F
         tensors = convert.unfit(parameters(module), keys, rf"(conv_shortcut|quant_conv{projections})\.weight$")
         leave = r"\.(attn|norm)_temp\." if image else r"$^"
         tensors = {key: np.ascontiguousarray(v) for key, v in tensors.items() if not re.search(leave, key)}
+        if motion and part == "unet":
+            tensors = animatediff.add_buffers(tensors, config, buffers_of(folder))
+            if (alone := out / "motion_adapter").is_dir():
+                write_motion_modules(tensors, alone)
         save_file(tensors, out / part / f"{weights[part]}.safetensors", metadata={"format": "pt"})
 
 
-def save_adapters(model: VideoModel, tensors: Tensors, source: str | Path, out: str | Path) -> None:
+def buffers_of(folder: Source) -> Mapping[str, np.ndarray]:
+    """Tensors of a source that may have the positions of motion modules; none if these are new."""
+    return {} if isinstance(folder, WithMotion) and folder.fresh else folder.tensors("unet")
+
+
+def write_motion_modules(tensors: Mapping[str, np.ndarray], out: Path) -> None:
+    """Writes the motion modules among a U-Net's tensors in place of the weights of a MotionAdapter's folder."""
+    for old in (*out.glob("*.safetensors*"), *out.glob("*.bin")):
+        old.unlink()
+    own = {key: value for key, value in tensors.items() if ".motion_modules." in key}
+    save_file(own, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
+def save_motion_adapter(
+    model: VideoModel, source: str | Path, out: str | Path, motion_adapter: str | Path | None = None
+) -> None:
+    """Writes the motion modules of a model that came from `source` alone, as a MotionAdapter of diffusers.
+
+    Raises InputError if it has none, or `out` has something in it already.
+    """
+    folder, out = open_model(source, motion_adapter), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; name a new folder")
+    config = config_for(model.unet.config, folder.config("unet"))
+    if config["_class_name"] != animatediff.CLASS:
+        raise InputError(f"{source} has no motion modules of AnimateDiff; take --format=diffusers")
+    keys = [*diffusers.unet_keys(model.unet.config.blocks_per_level), *diffusers.ANIMATEDIFF_KEYS]
+    own = {path: value for path, value in parameters(model.unet).items() if "temporal_attention" in path}
+    tensors = {key: np.ascontiguousarray(value) for key, value in convert.unfit(own, keys).items()}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "config.json", animatediff.adapter_config(config))
+    write_motion_modules(animatediff.add_buffers(tensors, config, buffers_of(folder)), out)
+
+
+def save_adapters(
+    model: VideoModel,
+    tensors: Tensors,
+    source: str | Path,
+    out: str | Path,
+    motion_adapter: str | Path | None = None,
+) -> None:
     """Writes adapters of `model`, which came from the folder `source`, into the folder `out`, for `diffusers`.
 
     Raises InputError if they are on layers that the source has not: what they adapt would be in no file.
     """
-    config = open_source(source).config("unet")
+    config = open_model(source, motion_adapter).config("unet")
     if config_for(model.unet.config, config) != config and any("temp" in path for path in tensors):
         raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
     linear = linear_projection(config, model.unet.config)
-    lora.save(out, tensors, model.unet.config.blocks_per_level, FAMILIES, linear_projection=linear)
+    family = diffusers.ANIMATEDIFF_KEYS if config["_class_name"] == animatediff.CLASS else FAMILIES
+    lora.save(out, tensors, model.unet.config.blocks_per_level, family, linear_projection=linear)
 
 
 def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
@@ -182,7 +254,8 @@ def config_for(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
 
     It names what the norms go over where the class of that name computes otherwise. Raises InputError."""
     own, _ = unet_config(source, unet.norm_over)
-    if unet not in (own, dataclasses.replace(own, block="tuned")):
+    tuned = own if own.after_attention else dataclasses.replace(own, block="tuned")
+    if unet not in (own, tuned):
         raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
     config = {
         key: value for key, value in (source if unet == own else inflate_config(source)).items() if key != NORM_OVER
@@ -217,7 +290,7 @@ def deflate_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**config, **kinds, **named}.items() if key != NORM_OVER}
 
 
-def pixel_size(folder: Folder | SingleFile, codec: Codec) -> tuple[int, int]:
+def pixel_size(folder: Source, codec: Codec) -> tuple[int, int]:
     """Reads the (height, width) in pixels that the U-Net was trained with."""
     size = folder.config("unet").get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size
