@@ -13,9 +13,10 @@ from vidjax.weights import pretrained
 
 
 def load_generator(
-    path: str | Path, frames: int = 1, defaults: SampleConfig | None = None, **options: Any
+    path: str | Path, frames: int | None = None, defaults: SampleConfig | None = None, **options: Any
 ) -> Generator:
-    """Loads a folder's model to sample `frames` frames, by default with the sampler that its scheduler names.
+    """Loads a folder's model to sample `frames` frames, by default as many as it was trained on, 1 for a model of
+    images, with the sampler that its scheduler names.
 
     `options` are those of `weights.pretrained.load`. Prints a warning if the scheduler asks for what is not offered.
     Raises InputError.
@@ -29,7 +30,7 @@ def load_generator(
         loaded.schedule,
         loaded.prediction,
         loaded.tokenize,
-        (frames, *loaded.size),
+        (frames or loaded.frames, *loaded.size),
         loaded.model.codec.autoencoder.config.in_channels,
-        defaults or SampleConfig(sampler=loaded.sampler, guidance_scale=7.5),
+        defaults or SampleConfig(sampler=loaded.sampler, **loaded.defaults),
     )
