@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vidjax.weights import pretrained
+from vidjax.weights import folder, pretrained
 
 LETTERS = [a + end for a in "!" + string.ascii_lowercase for end in ("", "</w>")]
 ENDS = ["<|startoftext|>", "<|endoftext|>"]
@@ -87,6 +87,53 @@ VIDEO = dict(
     attention_head_dim=8,
 )
 
+# A Stable Video Diffusion. It has 32 groups: of 32 features they would take out all that the time adds.
+STABLE_VIDEO = {
+    "unet": dict(
+        _class_name="UNetSpatioTemporalConditionModel",
+        block_out_channels=[64],
+        down_block_types=["CrossAttnDownBlockSpatioTemporal"],
+        up_block_types=["CrossAttnUpBlockSpatioTemporal"],
+        layers_per_block=1,
+        num_attention_heads=[2],
+        cross_attention_dim=12,
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+        num_frames=3,
+    ),
+    "vae": dict(
+        _class_name="AutoencoderKLTemporalDecoder",
+        block_out_channels=[32, 32],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        layers_per_block=2,
+    ),
+    "image_encoder": dict(
+        architectures=["CLIPVisionModelWithProjection"],
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        patch_size=112,
+        image_size=224,
+        projection_dim=12,
+        hidden_act="gelu",
+    ),
+    "feature_extractor": dict(crop_size=224, size=224),
+    "scheduler": dict(
+        _class_name="EulerDiscreteScheduler",
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        num_train_timesteps=1000,
+        prediction_type="v_prediction",
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    ),
+}
+
 
 def write_configs(
     path: Path, configs: dict = CONFIGS, vocabulary: Sequence[str] = VOCABULARY, merges: Sequence[str] = MERGES
@@ -94,8 +141,9 @@ def write_configs(
     """All of a folder but its weights."""
     for part, config in configs.items():
         (path / part).mkdir(parents=True)
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        (path / part / name).write_text(json.dumps(config))
+        (path / part / folder.CONFIGS.get(part, "config.json")).write_text(json.dumps(config))
+    if "text_encoder" not in configs:
+        return path
     (path / "tokenizer").mkdir()
     (path / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (path / "tokenizer" / "merges.txt").write_text("\n".join(("#version: 0.2", *merges, "")))
@@ -105,13 +153,13 @@ def write_configs(
     return path
 
 
-def write_folder(path: Path, seed: int = 0, unet: dict | None = None) -> Path:
+def write_folder(path: Path, seed: int = 0, unet: dict | None = None, configs: dict = CONFIGS) -> Path:
     """The folder `path`, made; its U-Net has 8x8 latents of 16x16 pixels."""
-    configs = write_configs(path.with_name(path.name + "-configs"), {**CONFIGS, "unet": unet or CONFIGS["unet"]})
+    configs = write_configs(path.with_name(path.name + "-configs"), {**configs, "unet": unet or configs["unet"]})
     model, random = pretrained.load(configs, weights=False).model, np.random.default_rng(seed)
     for place, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         noise = random.standard_normal(leaf.shape).astype("f")
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 100
-        leaf.set_value(1 + 0.1 * noise if place[-1] == "scale" else noise * fan_in**-0.5)
+        leaf.set_value(1 + 0.1 * noise if place[-1] == "scale" else noise * np.float32(fan_in**-0.5))
     pretrained.save(model, configs, path)
     return path

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vidjax.generation.cascade import AnyGenerator, Cascade
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
-PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion 1, 2, kin.")
+PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion, video kin.")
 MOTION_ADAPTER = flags.DEFINE_string(
     "motion_adapter",
     None,
@@ -47,6 +47,19 @@ SUBJECT = flags.DEFINE_multi_string(
     [],
     "PROMPT|MASK.png|LORA[:WEIGHT], the last part optional: what is where the mask is white; --prompt is elsewhere.",
 )
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "A picture that the video begins with; give the flag several times for several videos."
+)
+MOTION_BUCKET = flags.DEFINE_float("motion_bucket", None, "With --image, how much moves: 0 to 255; default: 127.")
+IMAGE_NOISE = flags.DEFINE_float("image_noise", None, "With --image, noise on it, which makes it move; default: 0.02.")
+FPS = flags.DEFINE_float("fps", None, "Frames per second of the video; some models are told; default: the recipe's.")
+DECODE_FRAMES = flags.DEFINE_integer(
+    "decode_frames",
+    None,
+    "Decode so many frames at once: less memory, but where the decoder looks over time it sees no further; default: "
+    "all.",
+    lower_bound=1,
+)
 LABEL = flags.DEFINE_multi_integer("label", [], "A class number, for class-conditional models.")
 FRAMES = flags.DEFINE_integer(
     "frames", None, "Frames of the video; default: as trained, 1 for a folder of images.", lower_bound=1
@@ -62,6 +75,9 @@ SPACING = flags.DEFINE_string(
 KARRAS = flags.DEFINE_bool("karras", False, "Short for --spacing=karras (Karras et al. 2022).")
 NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the sampler.")
 GUIDANCE_SCALE = flags.DEFINE_float("guidance_scale", None, "1: none.")
+FIRST_GUIDANCE = flags.DEFINE_float(
+    "first_guidance", None, "That of the first frame, from which it rises to --guidance_scale at the last one."
+)
 RESCALE = flags.DEFINE_float("rescale", None, "Share by which guidance keeps the contrast (Lin et al. 2024): 0 to 1.")
 ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
 SEED = flags.DEFINE_integer(
@@ -94,19 +110,26 @@ def main() -> None:
     check_flags()
     from vidjax.generation.adapters import merge_lora_files
     from vidjax.generation.cascade import Cascade
+    from vidjax.generation.pictures import default_size, fit_pictures, read_pictures
 
     out = open_folder(OUT.value or (f"{WORKDIR.value}/more" if WORKDIR.value else "more"))
     saved = open_file(SAVE_LATENTS.value, "--save_latents") if SAVE_LATENTS.value else None
+    pictures = read_pictures(IMAGE.value)
     generator = make_generator()
     if LORA.value:
         generator.params = merge_lora_files(generator, LORA.value)
-    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""]
-    options, size = given_options(), (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
+    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""] * max(len(IMAGE.value), 1)
+    options = given_options()
+    size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
+    if pictures:
+        size = default_size(pictures[0], (generator.size[1], generator.size[2]), HEIGHT.value, WIDTH.value)
     if ALL_STAGES.value and not isinstance(generator, Cascade):
         raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
     if is_long(generator):
         return write_long(generator, prompts, size, options, parse_local(os.fspath(out)))
     arrays = given_arrays(generator, size)
+    if pictures:
+        arrays["pictures"] = fit_pictures(pictures, size)
     trained, chunk = generator.size[0], generator.defaults.chunk
     if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
         print(
@@ -120,7 +143,8 @@ def main() -> None:
     latents = sample_latents(generator, prompts, size, options, arrays)
     if saved:
         save_latents(latents, saved)
-    write_videos(generator, prompts, generator.decode(latents), generator.defaults.fps, options, out)
+    videos, fps = generator.decode(latents, DECODE_FRAMES.value), options.get("fps", generator.defaults.fps)
+    write_videos(generator, prompts, videos, fps, options, out)
     print(f"{len(prompts)} in {time.perf_counter() - began:.1f} s")
 
 
@@ -137,6 +161,14 @@ def check_flags() -> None:
         raise InputError("--motion makes its own noise (leave --init_noise out) and wants --frames=2 or more")
     if MOTION.value and SUBJECT.value:
         raise InputError("--motion moves the whole picture; leave --subject out")
+    told = [flag for flag in (MOTION_BUCKET, IMAGE_NOISE) if flag.value is not None]
+    if told and not IMAGE.value:
+        raise InputError(f"--{told[0].name} says how a picture moves; name the picture, --image")
+    if IMAGE.value and (others := [flag for flag in (MOTION, SUBJECT, KNOWN) if flag.value]):
+        raise InputError(f"--image moves one picture; leave --{others[0].name} out")
+    asked = len(PROMPT.value) + len(LABEL.value)
+    if IMAGE.value and asked not in (0, len(IMAGE.value)):
+        raise InputError(f"there are {len(IMAGE.value)} --image and {asked} --prompt or --label; give one each")
 
 
 def given_options() -> dict[str, Any]:
@@ -149,6 +181,10 @@ def given_options() -> dict[str, Any]:
         "eta": ETA.value,
         "rescale": RESCALE.value,
         "spacing": "karras" if KARRAS.value else SPACING.value,
+        "first_guidance": FIRST_GUIDANCE.value,
+        "motion_bucket": MOTION_BUCKET.value,
+        "picture_noise": IMAGE_NOISE.value,
+        "fps": FPS.value,
     }
     return {name: value for name, value in options.items() if value is not None}
 
@@ -216,6 +252,8 @@ def write_videos(
     from vidjax.generation import output, watermark
 
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
+    if IMAGE.value:
+        names = [name or Path(file).stem for name, file in zip(names, IMAGE.value)]
     marked = np.stack([watermark.embed(video) for video in videos]) if WATERMARK.value else videos
     how = dict(seeds=[SEED.value], about=about_of(generator, options), kind=FORMAT.value)
     for entry in output.write_samples(out, names, list(marked[:, None]), fps, **how):
@@ -286,8 +324,8 @@ def about_of(generator: "AnyGenerator", options: dict) -> dict[str, Any]:
 
     how = dataclasses.asdict(dataclasses.replace(generator.defaults, **options))
     flags = {"model": WORKDIR.value or PRETRAINED.value, "lora": LORA.value, "subject": SUBJECT.value}
-    if MOTION_ADAPTER.value:
-        flags["motion_adapter"] = MOTION_ADAPTER.value
+    flags |= {"motion_adapter": MOTION_ADAPTER.value} if MOTION_ADAPTER.value else {}
+    flags |= {"image": IMAGE.value} if IMAGE.value else {}
     return {**flags, "motion": MOTION.value, "init_noise": INIT_NOISE.value, "watermark": WATERMARK.value, **how}
 
 

@@ -95,9 +95,11 @@ class Cascade:
         more = dict(frames=frames, size=size, seed=seed, lowres=lowres, progress=report)
         return self.last.latents(prompts, **more, **options)
 
-    def decode(self, latents: Float[Array | np.ndarray, "b s i j z"]) -> UInt8[np.ndarray, "b t h w c"]:
-        """Decodes latents of the last generator to videos."""
-        return self.last.decode(latents)
+    def decode(
+        self, latents: Float[Array | np.ndarray, "b s i j z"], at_once: int | None = None
+    ) -> UInt8[np.ndarray, "b t h w c"]:
+        """Decodes latents of the last generator to videos, as `Generator.decode`."""
+        return self.last.decode(latents, at_once)
 
     def reconstruct(self, videos: Sequence[UInt8[np.ndarray, "t h w c"]]) -> tuple[np.ndarray, np.ndarray]:
         """As `Generator.reconstruct`."""

@@ -86,6 +86,7 @@ class Generator:
         self._invert = jit(partial(sampling.invert, network, report=self._report), static_argnames="options")
         self._null_text = jit(partial(sampling.null_text, network), static_argnames=("options", "updates"))
         self._move = jit(partial(sampling.move, network), static_argnames=("options", "motion"))
+        self._see_pictures = jit(partial(sampling.see_pictures, network))
         self._encode = jit(partial(sampling.encode, network))
         self._decode = jit(partial(sampling.decode, network))
         self._reconstruct = jit(partial(sampling.reconstruct, network))
@@ -164,6 +165,7 @@ class Generator:
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
         lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
+        pictures: UInt8[np.ndarray, "n p q 3"] | None = None,
         subjects: Sequence[Subject] = (),
         progress: Report | None = None,
         look: Look | None = None,
@@ -177,9 +179,9 @@ class Generator:
         the others go: a model trained with frame masks sees them under the noise of `known_level`, another is guided by
         `reconstruction`. begin: latents that get the noise of the first of the last `strength` share of the steps, all
         that is then done (Meng et al. 2022, SDEdit). nulls: null captions per step, from `null_text`. lowres: the
-        videos that a stage of a cascade makes larger. subjects: each acts in its mask, the prompt outside of all; where
-        masks meet, the mean of them. progress: is called with the number of steps done, look: with that and the clean
-        latents that are predicted there. Raises InputError.
+        videos that a stage of a cascade makes larger. pictures: what the videos begin with, of their size. subjects:
+        each acts in its mask, the prompt outside of all; where masks meet, the mean of them. progress: is called with
+        the number of steps done, look: with that and the clean latents that are predicted there. Raises InputError.
         """
         how, shape = with_options(self.defaults, options), self.latent_shape(frames, size)
         self._check_memory(how, len(prompts), shape, self._video_size(frames, size))
@@ -187,7 +189,11 @@ class Generator:
         noise = own if noise is None else noise
         check_noise(noise, own.shape)
         check_known(known, own.shape, how.chunk)
-        conditions = {**self.conditions(prompts), **self._lowres_conditions(lowres, shape, keys, how.lowres_level)}
+        conditions = {
+            **self.conditions(prompts),
+            **self._lowres_conditions(lowres, shape, keys, how.lowres_level),
+            **self._picture_conditions(pictures, self._video_size(frames, size)[1:], keys, how),
+        }
         mesh = self._mesh(shape[0], how.chunk)
         guidance, filled = sampling.guidance_mode(how, mesh, len(prompts), shape)
         over = partial(batch_over, mesh, size=filled)
@@ -201,7 +207,7 @@ class Generator:
             key=np.asarray(jax.random.key_data(keys[0])),
             times=np.pad(times[-1 - steps :], (0, CAPACITY - steps), "edge"),
             num_steps=steps,
-            guidance_scale=how.guidance_scale,
+            guidance_scale=how.guidance(shape[0]),
             nulls=None if nulls is None else (over(nulls, axis=1), times),
             kept=None if kept is None else (over(kept[0]), np.asarray(kept[1])),
             known=None if known is None else (over(known[0]), np.asarray(known[1])),
@@ -370,13 +376,16 @@ class Generator:
         """Encodes videos to latents, without noise."""
         return self._in_parts("encoder", self._encode, video)
 
-    def decode(self, latents: Float[Array | np.ndarray, "b s i j z"]) -> UInt8[np.ndarray, "b t h w c"]:
-        """Decodes latents to videos. Raises InputError if they are not finite."""
-        return self._in_parts("decoder", self._decode, latents)
+    def decode(
+        self, latents: Float[Array | np.ndarray, "b s i j z"], at_once: int | None = None
+    ) -> UInt8[np.ndarray, "b t h w c"]:
+        """Decodes latents to videos, `at_once` frames at a time, by default those of `defaults`: of a decoder that
+        looks over time each such part ends without its neighbours. Raises InputError if they are not finite."""
+        return self._in_parts("decoder", self._decode, latents, at_once or self.defaults.decode_frames)
 
-    def _in_parts(self, part: str, run: Callable[..., Any], x: Latents) -> np.ndarray:
-        """Runs a part of the codec on some frames at a time, if it takes each by itself, so that memory does not grow
-        with the clip; or in tiles, where the recipe says so."""
+    def _in_parts(self, part: str, run: Callable[..., Any], x: Latents, at_once: int | None = None) -> np.ndarray:
+        """Runs a part of the codec on `at_once` frames at a time, or some if it takes each by itself, so that memory
+        does not grow with the clip; or in tiles, where the recipe says so."""
         codec, how = self.codec, self.defaults
         stride = codec.autoencoder.strides[0] if isinstance(codec, Codec) and part == "encoder" else 1
 
@@ -391,8 +400,8 @@ class Generator:
         if isinstance(codec, Codec) and how.tile:
             pixels = {"encoder": "strides", "decoder": "into"}[part]
             return in_tiles(whole, x, how.tile, how.tile_overlap, **{pixels: codec.autoencoder.strides})
-        count = x.shape[1]
-        if isinstance(codec, Codec) and codec.per_frame(part):
+        count = at_once or x.shape[1]
+        if not at_once and isinstance(codec, Codec) and codec.per_frame(part):
             count = FRAMES_AT_ONCE * self.mesh.shape["context"]
         return np.concatenate([whole(x[:, i : i + count]) for i in range(0, x.shape[1], count)], 1)
 
@@ -438,6 +447,32 @@ class Generator:
             raise InputError("this model makes a video larger and has none: give it one, or the stage that makes it")
         embedder = self.model.embedders["lowres"]
         return sampling.lowres_conditions(self.schedule, embedder, lowres, shape, keys, level)
+
+    def _picture_conditions(
+        self,
+        pictures: UInt8[np.ndarray, "n p q 3"] | None,
+        size: tuple[int, ...],
+        keys: Key[Array, " b"],
+        how: SampleConfig,
+    ) -> Conditions:
+        """The batch entry of a model that moves pictures; none for other models. Raises InputError for pictures that
+        are missing, too many or too few, of another size, or that the model cannot see."""
+        names, count = self.embedder_names, len(keys)
+        if "picture" not in names:
+            if pictures is not None:
+                raise InputError(f"this model sees no picture; it knows {', '.join(names) or 'no conditions'}")
+            return {}
+        if pictures is None:
+            raise InputError("this model moves a picture and has none: give it one, --image")
+        if pictures.shape != (count, *size, 3):
+            raise InputError(f"the pictures are {pictures.shape}, these videos begin with {(count, *size, 3)}")
+        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, sampling.APART), (*size, 3)))(keys)
+        each = lambda value: np.full(count, value, np.float32)
+        seen = {"frame": pictures, "eps": eps, "level": each(how.picture_noise)}
+        seen |= {"fps": each(how.fps), "motion": each(how.motion_bucket)}
+        mesh = self._mesh(1)
+        entry = run_over(mesh, self._see_pictures, self._on(mesh, self.params), seen)
+        return {"picture": jax.tree.map(jnp.asarray, entry)}
 
     def tokens(self, prompts: Prompts) -> dict[str, Array]:
         """Makes ids of the prompts; nothing for a model that reads no text. Raises InputError if it is asked to."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from vidjax.diffusion.samplers import SAMPLERS, Sampler
 from vidjax.diffusion.schedule import SPACINGS
@@ -54,11 +54,26 @@ class SampleConfig:
     frame_guidance: float = 1.0  # away from the prediction without known frames
     lowres_level: float = 0.3  # quantile of the training times at whose noise a cascade's stage sees the one before
     reconstruction: float = 2.0  # for models without frame masks: how strongly known frames pull at the others
+    first_guidance: float | None = None  # of the first frame, from which it rises evenly to guidance_scale
+    motion_bucket: float = 127.0  # what a model that moves a picture is told of the motion, 0 to 255
+    picture_noise: float = 0.02  # standard deviation of the noise on the picture, in pixels from -1 to 1
+    decode_frames: int | None = None  # decoded at once by a decoder that looks over time; default: all
 
     @property
     def chunks(self) -> tuple[int, int] | None:
         """(frames, overlap) of chunks, if there are any."""
         return (self.chunk, self.overlap) if self.chunk else None
+
+    @property
+    def guides(self) -> bool:
+        """Whether any frame is guided."""
+        return self.guidance_scale != 1.0 or self.first_guidance not in (None, 1.0)
+
+    def guidance(self, frames: int) -> float | Float[np.ndarray, " t"]:
+        """The guidance scale: a number, or one per frame where it rises."""
+        if self.first_guidance is None:
+            return self.guidance_scale
+        return np.linspace(self.first_guidance, self.guidance_scale, frames, dtype=np.float32)
 
     def __post_init__(self):
         choose(self.sampler, SAMPLERS, "sampler")
@@ -67,8 +82,12 @@ class SampleConfig:
         check_range(
             "sample.", 1, num_steps=self.num_steps, per_caption=self.per_caption, chunk=self.chunk, tile=self.tile
         )
+        check_range("sample.", 1, decode_frames=self.decode_frames)
         check_range("sample.", -100, 1000, guidance_scale=self.guidance_scale, frame_guidance=self.frame_guidance)
+        check_range("sample.", -100, 1000, first_guidance=self.first_guidance)
         check_range("sample.", 0, 1000, reconstruction=self.reconstruction)
+        check_range("sample.", 0, 255, motion_bucket=self.motion_bucket)
+        check_range("sample.", 0, 10, picture_noise=self.picture_noise)
         check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, known_level=self.known_level)
         if not 0.1 <= self.fps <= 1000:
             raise InputError(f"sample.fps={self.fps} is not between 0.1 and 1000 frames per second")
@@ -77,6 +96,8 @@ class SampleConfig:
         for other, on in (("null_text", self.null_text), ("blend", self.blend)):
             if on and (not self.invert or self.strength < 1):
                 raise InputError(f"sample.{other} works on inversions: set sample.invert=True and sample.strength=1")
+        if self.chunk and self.first_guidance is not None:
+            raise InputError("sample.first_guidance is of videos sampled at once: leave it or sample.chunk out")
         if self.null_text and self.blend:
             raise InputError("sample.null_text and sample.blend cannot be used at once; leave one out")
         if self.chunk is not None and not 0 <= self.overlap < self.chunk:
@@ -101,7 +122,7 @@ def with_options(defaults: SampleConfig, options: Mapping[str, Any]) -> SampleCo
     make_sampler(how.sampler, how.eta)
     if not 1 <= how.num_steps <= CAPACITY:
         raise InputError(f"num_steps {how.num_steps} is not between 1 and {CAPACITY}")
-    if how.negative_prompt and how.guidance_scale == 1.0:
+    if how.negative_prompt and not how.guides:
         raise InputError(
             f"negative_prompt {how.negative_prompt!r} does nothing at guidance_scale 1; raise guidance_scale"
         )

@@ -15,8 +15,8 @@ from vidjax.weights import pretrained
 def load_generator(
     path: str | Path, frames: int | None = None, defaults: SampleConfig | None = None, **options: Any
 ) -> Generator:
-    """Loads a folder's model to sample `frames` frames, by default as many as it was trained on, with the sampler that
-    its scheduler names.
+    """Loads a folder's model to sample `frames` frames, by default as many as it was trained on, 1 for a model of
+    images, with the sampler that its scheduler names.
 
     `options` are those of `weights.pretrained.load`. Prints a warning if the scheduler asks for what is not offered.
     Raises InputError.
@@ -32,5 +32,5 @@ def load_generator(
         loaded.tokenize,
         (frames or loaded.frames, *loaded.size),
         loaded.model.codec.autoencoder.config.in_channels,
-        defaults or SampleConfig(sampler=loaded.sampler, guidance_scale=7.5),
+        defaults or SampleConfig(sampler=loaded.sampler, **loaded.defaults),
     )

@@ -145,7 +145,7 @@ def guidance_mode(how: SampleConfig, mesh: Mesh, count: int, shape: tuple[int, .
     """
     ways = sharding.batch_ways(mesh)
     filled = -(-count // ways) * ways
-    if how.guidance_scale == 1.0:
+    if not how.guides:
         return "", filled
     t, h, w = min(how.chunk or shape[0], shape[0]), *shape[1:3]
     pairs = max(ways // 2, 1)
@@ -312,6 +312,12 @@ def null_text(
         conditional, unconditional, schedule, path, times, away.tokens, request.guidance_scale, steps=updates
     )
     return path[0], found
+
+
+def see_pictures(network: Network, params: Params, seen: Mapping[str, Array]) -> dict[str, Array]:
+    """Makes the batch entry of pictures from the arguments of `PictureEmbedder.entry`, one per picture each."""
+    model = network.model(params)
+    return model.embedders["picture"].entry(model.codec, **seen)
 
 
 def encode(network: Network, params: Params, video: UInt8[Array, "b t h w c"]) -> Float[Array, "b s i j z"]:

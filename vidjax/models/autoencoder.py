@@ -16,6 +16,7 @@ from vidjax.models.autoencoder_layers import Halve, Kernel, ResBlock, Shrink, St
 from vidjax.models.convolution import Conv
 from vidjax.models.layers import Context, GroupNorm, Over, Sequential, Upsample, linear, silu_norm
 from vidjax.models.patch_pca import PatchPCA, Strides, from_patches, to_patches
+from vidjax.models.temporal import Blend
 
 
 def strides(steps: Sequence[Strides]) -> Strides:
@@ -33,6 +34,8 @@ class AutoencoderConfig:
     beside encoder and decoder and the network starts at zero: the whole is its linear path at first (see `start_at`).
     resample: "nearest" halves and doubles (h, w) as Stable Diffusion does; "transposed" is LVDM's, whose decoder has
     neither a first convolution nor a last norm, and whose `decoder_channels` end with the latents' own number.
+    decoder_blend: Stable Video Diffusion's decoder, in which every residual block is blended with one over time, a
+    convolution over time comes last, and latents go in as they are, without `post_quant_conv`.
     """
 
     latent_channels: int = 16
@@ -50,6 +53,7 @@ class AutoencoderConfig:
     groups: int = 32
     norm_over: Over = "frame"
     mode: Literal["zeros", "edge"] = "zeros"
+    decoder_blend: bool = False
     in_channels: int = 3
 
     def __post_init__(self):
@@ -153,7 +157,8 @@ class Autoencoder(nnx.Module):
             self.linear_out = linear(z, features, rngs=rngs)
         else:
             self.quant_conv = linear(2 * z, 2 * z, rngs=rngs)
-            self.post_quant_conv = linear(z, z, rngs=rngs)
+            if not config.decoder_blend:
+                self.post_quant_conv = linear(z, z, rngs=rngs)
 
     @property
     def strides(self) -> Strides:
@@ -189,7 +194,8 @@ class Autoencoder(nnx.Module):
     def decode_features(self, z: Float[Array, "b s i j z"]) -> tuple[Float[Array, "b t h w c"], Array]:
         """The video, and what the decoder's last convolution saw of it."""
         z = z.astype(self.dtype)
-        h = self.decoder.features(z if self.config.linear else self.post_quant_conv(z))
+        direct = self.config.linear or self.config.decoder_blend
+        h = self.decoder.features(z if direct else self.post_quant_conv(z))
         x = self.decoder.last(h)
         return (x + from_patches(self.linear_out(z), self.strides) if self.config.linear else x), h
 
@@ -247,11 +253,11 @@ class Decoder(nnx.Module):
         self.patch = config.patch
         conv_in = None if transposed else Conv(config.latent_channels, channels[0], kernel, mode=config.mode, rngs=rngs)
         self.conv_in = nnx.data(conv_in)
-        self.mid = middle(config, channels[0], rngs)
+        self.mid = middle(config, channels[0], rngs, config.decoder_blend)
         self.up = nnx.List([])
         width = channels[0]
         for level, (dim, blocks) in enumerate(zip(channels, config.decoder_blocks[::-1])):
-            layers = residuals(config, width, dim, blocks, rngs)
+            layers = residuals(config, width, dim, blocks, rngs, config.decoder_blend)
             width = dim if blocks else width
             if level < len(channels) - 1:
                 if transposed:
@@ -264,6 +270,7 @@ class Decoder(nnx.Module):
         self.norm_out = nnx.data(norm_out)
         pixels = config.in_channels * prod(config.patch)
         self.conv_out = Conv(width, pixels, config.outer_kernel, mode=config.mode, zero=config.linear, rngs=rngs)
+        self.time_conv_out = nnx.data(Conv(pixels, pixels, (3, 1, 1), rngs=rngs) if config.decoder_blend else None)
 
     def __call__(self, z: Float[Array, "b s i j z"]) -> Float[Array, "b t h w c"]:
         return self.last(self.features(z))
@@ -277,26 +284,39 @@ class Decoder(nnx.Module):
         return h if self.norm_out is None else silu_norm(self.norm_out, h, ctx)
 
     def last(self, h: Float[Array, "b f p q d"]) -> Float[Array, "b t h w c"]:
-        """Applies the last convolution, to pixels."""
-        return from_patches(self.conv_out(h), self.patch)
+        """Applies the last convolution, to pixels, and one over time where there is one."""
+        x = self.conv_out(h)
+        return from_patches(x if self.time_conv_out is None else self.time_conv_out(x), self.patch)
 
 
-def residuals(config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs) -> dict[str, Any]:
-    """Makes the residual blocks of one level by name; the first of them changes the number of features."""
+def residuals(
+    config: AutoencoderConfig, cin: int, cout: int, blocks: int, rngs: nnx.Rngs, blend: bool = False
+) -> dict[str, Any]:
+    """Makes the residual blocks of one level by name; the first of them changes the number of features. `blend`: each
+    is followed by one over time, which it is blended with."""
     options: dict[str, Any] = dict(
         kernels=config.kernels, groups=config.groups, norm_over=config.norm_over, mode=config.mode
     )
-    return {f"resnet_{i}": ResBlock(cout if i else cin, cout, **options, rngs=rngs) for i in range(blocks)}
+    layers: dict[str, Any] = {}
+    for i in range(blocks):
+        layers[f"resnet_{i}"] = ResBlock(cout if i else cin, cout, **options, rngs=rngs)
+        if blend:
+            kernels = ((3, 1, 1), (3, 1, 1))
+            over_time = ResBlock(cout, cout, kernels, config.groups, "clip", eps=1e-5, rngs=rngs)
+            layers[f"temporal_{i}"] = Blend(over_time, 0.0, switched=True)
+    return layers
 
 
-def middle(config: AutoencoderConfig, dim: int, rngs: nnx.Rngs) -> Sequential:
+def middle(config: AutoencoderConfig, dim: int, rngs: nnx.Rngs, blend: bool = False) -> Sequential:
     """Block, one-headed attention within frames, block; or nothing."""
     if not config.attention:
         return Sequential()
-    first, last = residuals(config, dim, dim, 2, rngs).values()
+    layers = residuals(config, dim, dim, 2, rngs, blend)
     norm = GroupNorm(dim, config.groups, 1e-6, rngs=rngs)
     attention = OnTokens(Attention(dim, 1, norm=norm, bias=True, rngs=rngs))
-    return Sequential(resnet_0=first, attention=attention, resnet_1=last)
+    before = [name for name in layers if name.endswith("_0")]
+    first = {name: layers.pop(name) for name in before}
+    return Sequential(**first, attention=attention, **layers)
 
 
 def timeless(x: Array) -> Context:

@@ -24,12 +24,13 @@ class ResBlock(nnx.Module):
         groups: int = 32,
         norm_over: Over = "frame",
         mode: str = "zeros",
+        eps: float = 1e-6,
         *,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = GroupNorm(cin, groups, 1e-6, norm_over, rngs=rngs)
+        self.norm1 = GroupNorm(cin, groups, eps, norm_over, rngs=rngs)
         self.conv1 = Conv(cin, cout, kernels[0], mode=mode, rngs=rngs)
-        self.norm2 = GroupNorm(cout, groups, 1e-6, norm_over, rngs=rngs)
+        self.norm2 = GroupNorm(cout, groups, eps, norm_over, rngs=rngs)
         self.conv2 = Conv(cout, cout, kernels[1], mode=mode, rngs=rngs)
         self.conv_shortcut = nnx.data(linear(cin, cout, rngs=rngs) if cin != cout else None)
 

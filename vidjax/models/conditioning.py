@@ -20,13 +20,14 @@ from vidjax.settings import choose
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
     """Each part may be absent. `mask` is 1 where a frame of the noisy input is known: clean or nearly so; `concat` are
-    further channels beside those of the noisy input; `start` is what the network adds its output to."""
+    further channels beside those of the noisy input, with s = 1 the same for all frames; `start` is what the network
+    adds its output to."""
 
     vector: Float[Array, "b v"] | None = None
     tokens: Float[Array, "b m d"] | None = None
     token_mask: Bool[Array, "b m"] | None = None
     mask: Float[Array, "b t"] | None = None
-    concat: Float[Array, "b t h w e"] | None = None
+    concat: Float[Array, "b s h w e"] | None = None
     start: Float[Array, "b t h w c"] | None = None
 
 

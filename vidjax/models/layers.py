@@ -194,13 +194,14 @@ class ResBlock(nnx.Module):
         norm_over: Over = "frame",
         scale_shift: bool = False,
         groups: int = 32,
+        eps: float = 1e-5,
         *,
         rngs: nnx.Rngs,
     ):
-        self.norm1 = GroupNorm(cin, groups, over=norm_over, rngs=rngs)
+        self.norm1 = GroupNorm(cin, groups, eps, norm_over, rngs=rngs)
         self.conv1 = Conv(cin, cout, kernel, rngs=rngs)
         self.time_emb_proj = linear(emb_dim, (1 + scale_shift) * cout, rngs=rngs)
-        self.norm2 = GroupNorm(cout, groups, over=norm_over, rngs=rngs)
+        self.norm2 = GroupNorm(cout, groups, eps, norm_over, rngs=rngs)
         self.conv2 = Conv(cout, cout, kernel, zero=True, rngs=rngs)
         self.conv_shortcut = nnx.data(linear(cin, cout, rngs=rngs) if cin != cout else None)
         self.scale_shift, self.over_time = scale_shift, len(kernel) == 3

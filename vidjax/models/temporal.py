@@ -113,11 +113,15 @@ class FramePositions(nnx.Module):
 
 
 class Blend(nnx.Module):
-    """`a x + (1 - a) layer(x)`, a = sigmoid(mix_factor): a spatial and a temporal branch (Stable Video Diffusion)."""
+    """`a x + (1 - a) layer(x)`, a = sigmoid(mix_factor): a spatial and a temporal branch (Stable Video Diffusion).
 
-    def __init__(self, layer: Callable, mix: float = 0.5):
-        self.layer, self.mix_factor = layer, nnx.Param(jnp.array([mix]))
+    `switched`: sigmoid(mix_factor) is the temporal branch's share instead, as in that model's decoder.
+    """
+
+    def __init__(self, layer: Callable, mix: float = 0.5, switched: bool = False):
+        self.layer, self.mix_factor, self.switched = layer, nnx.Param(jnp.array([mix])), switched
 
     def __call__(self, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
-        a = jax.nn.sigmoid(self.mix_factor[...]).astype(x.dtype)
+        mix = self.mix_factor[...]
+        a = jax.nn.sigmoid(-mix if self.switched else mix).astype(x.dtype)
         return a * x + (1 - a) * self.layer(x, ctx)

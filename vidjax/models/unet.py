@@ -97,6 +97,7 @@ class UNetConfig:
     stem_heads: Sequence[int] | None = None  # (heads, head_dim) of a temporal transformer before the first stage
     reach: int = 16  # of relative positions
     transposed: bool = False  # the slip of LVDM's released unconditional checkpoints, see RelativeAttention
+    uneven_eps: bool = False  # norms of ResBlocks have eps 1e-6 going up, and going down at levels that attend (SVD)
 
     def __post_init__(self):
         for name, value in resolve(self).items():
@@ -191,18 +192,26 @@ def temporal(dim, heads, head_dim, config: UNetConfig, positions=False, norm_ove
 
 
 def stage(
-    cin: int, cout: int, level: int, config: UNetConfig, attend: bool, over_time: bool, *, rngs, **more
+    cin: int,
+    cout: int,
+    level: int,
+    config: UNetConfig,
+    attend: bool,
+    over_time: bool,
+    eps: float = 1e-5,
+    *,
+    rngs,
+    **more,
 ) -> Sequential:
     """ResBlock and attention of one level, each followed by its temporal layer, and a sampler in `more`."""
     emb, groups = 4 * config.channels[0], config.groups
-    resnet = ResBlock(
-        cin, cout, emb, norm_over=config.norm_over, scale_shift=config.scale_shift, groups=groups, rngs=rngs
-    )
+    common = dict(groups=groups, eps=eps, rngs=rngs)
+    resnet = ResBlock(cin, cout, emb, norm_over=config.norm_over, scale_shift=config.scale_shift, **common)
     layers: dict[str, Callable] = {"resnet": resnet}
     if config.after_resnet == "convs":
         layers["temporal_resnet"] = TemporalConvs(cout, groups, rngs=rngs)
     elif config.after_resnet == "blend":
-        layers["temporal_resnet"] = Blend(ResBlock(cout, cout, emb, (3, 1, 1), "clip", groups=groups, rngs=rngs))
+        layers["temporal_resnet"] = Blend(ResBlock(cout, cout, emb, (3, 1, 1), "clip", **common))
     if attend and config.block:
         layers["attention"] = attention(cout, config.heads[level], config, rngs=rngs)
     if over_time:
@@ -252,9 +261,10 @@ class UNet(nnx.Module):
             stem["temporal_in"] = temporal(channels[0], *config.stem_heads, config, rngs=rngs)
         self.stem = Sequential(**stem)
 
-        def at(level, cin, cout, **more):
-            over_time = after is not None and after.levels[level]
-            return stage(cin, cout, level, config, config.attention_levels[level], over_time, rngs=rngs, **more)
+        def at(level, cin, cout, up=False, **more):
+            over_time, attend = after is not None and after.levels[level], config.attention_levels[level]
+            eps = 1e-6 if config.uneven_eps and (up or attend) else 1e-5
+            return stage(cin, cout, level, config, attend, over_time, eps, rngs=rngs, **more)
 
         self.down, skips, cin = nnx.List([]), [channels[0]], channels[0]
         for level, cout in enumerate(channels):
@@ -276,7 +286,7 @@ class UNet(nnx.Module):
         for level in reversed(range(len(channels))):
             for i in range(n + 1):
                 more = {"upsample": Upsample(channels[level], rngs=rngs)} if level and i == n else {}
-                self.up.append(at(level, cin + skips.pop(), channels[level], **more))
+                self.up.append(at(level, cin + skips.pop(), channels[level], up=True, **more))
                 cin = channels[level]
         self.conv_norm_out = GroupNorm(cin, config.groups, over=config.norm_over, rngs=rngs)
         self.conv_out = Conv(cin, config.out_channels * config.patch**2, zero=True, rngs=rngs)

@@ -119,7 +119,8 @@ class VideoModel(nnx.Module):
             mask = jnp.zeros(x.shape[:2]) if cond.mask is None else cond.mask
             x = jnp.concatenate([x, jnp.broadcast_to(mask[..., None, None, None], (*x.shape[:-1], 1))], -1)
         if cond.concat is not None:
-            x = jnp.concatenate([x, cond.concat], -1)
+            beside = jnp.broadcast_to(cond.concat, (*x.shape[:-1], cond.concat.shape[-1]))
+            x = jnp.concatenate([x, beside], -1)
         own = lambda a: None if a is None else a.astype(self.dtype)
         tokens, vector, mask = own(cond.tokens), own(cond.vector), cond.token_mask
         out = self.unet(x.astype(self.dtype), t, tokens, vector, token_mask=mask, images=images, remat=self.remat)

@@ -1,4 +1,4 @@
-"""Keys of transformers' CLIP models as parameter paths of `models.clip`, and back for texts."""
+"""Keys of transformers' CLIP models as parameter paths of `models.clip`, and back."""
 
 from vidjax.weights.convert import Rules
 
@@ -19,4 +19,10 @@ TEXT_KEYS: Rules = [
     (r"^(token_embedding|position_embedding)\.", r"text_model.embeddings.\1."),
     (r"^layers\.", "text_model.encoder.layers."),
     (r"^final_layer_norm\.", "text_model.final_layer_norm."),
+]
+IMAGE_KEYS: Rules = [
+    (r"^(class_embedding|patch_embedding|position_embedding)\b", r"vision_model.embeddings.\1"),
+    (r"^layers\.", "vision_model.encoder.layers."),
+    (r"^pre_layernorm\.", "vision_model.pre_layrnorm."),
+    (r"^post_layernorm\.", "vision_model.post_layernorm."),
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +15,27 @@ from vidjax.models.clip import ClipTextConfig
 from vidjax.models.conditioning import ClipEmbedder
 from vidjax.models.parameters import Params
 from vidjax.models.stored import StoredText
-from vidjax.models.video_model import Codec
+from vidjax.models.unet import UNetConfig
+from vidjax.models.video_model import Codec, VideoModel
 from vidjax.weights import clip, convert
 from vidjax.weights.configs import autoencoder_config, clip_text_config
-from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
+from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
 from vidjax.weights.single_file import SingleFile, open_source
 
 AUTOENCODER, TEXT, EMPTY = "codec.autoencoder.", "text.encoder.", "text.empty"  # where a VideoModel has them
+
+
+class Part(NamedTuple):
+    """A part of a folder and the module that it fills: rules from its keys to parameter paths and back, keys that no
+    parameter has, and the name of the file of weights that is written."""
+
+    name: str
+    module: nnx.Module
+    rules: convert.Rules
+    keys: convert.Rules
+    ignore: str = r"$^"
+    file: str = "diffusion_pytorch_model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Components:
     scaling: Mapping[str, float]
     text: ClipTextConfig
     tokenize: Callable[[str], np.ndarray]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"guidance_scale": 7.5})  # of sampling
 
     @classmethod
     def of(cls, path: str | Path) -> "Components":
@@ -49,6 +63,22 @@ class Components:
     def embedder(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> ClipEmbedder:
         """Makes the embedder of captions, with random parameters; training hides the share `drop` of them."""
         return ClipEmbedder(self.text, self.tokenize("").tolist(), drop, rngs=rngs)
+
+    @property
+    def tokens_dim(self) -> int | None:
+        """Features of the tokens that the U-Net reads."""
+        return self.text.dim
+
+    def embedders(self, unet: UNetConfig, rngs: nnx.Rngs) -> dict[str, Any]:
+        """Makes the embedders of the U-Net's conditions by name, with random parameters."""
+        return {"text": self.embedder(rngs=rngs)}
+
+    def parts(self, model: VideoModel) -> list[Part]:
+        """The parts of the folder beside its U-Net, as the modules of `model` that they fill."""
+        return [
+            Part("vae", model.codec.autoencoder, DIFFUSERS_AUTOENCODER, AUTOENCODER_KEYS),
+            Part("text_encoder", model.text.encoder, clip.TEXT, clip.TEXT_KEYS, clip.BUFFERS, "model"),
+        ]
 
     def stored(self, *, drop: float = 0.1, rngs: nnx.Rngs) -> StoredText:
         """Makes the embedder for captions that the text encoder has read beforehand; takes no random numbers."""

@@ -20,14 +20,12 @@ Config = Mapping[str, Any]
 
 CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel", animatediff.CLASS)}
 NOT_YET = {
-    "UNetSpatioTemporalConditionModel": "Stable Video Diffusion",
-    "AutoencoderKLTemporalDecoder": "of Stable Video Diffusion",
     "I2VGenXLUNet": "I2VGen-XL",
     "ControlNetModel": "a ControlNet",
     "SparseControlNetModel": "AnimateDiff's SparseCtrl",
     "T2IAdapter": "a T2I-Adapter",
 }
-READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope, ZeroScope and AnimateDiff"
+READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope, ZeroScope, AnimateDiff and Stable Video Diffusion"
 NORM_OVER = "vidjax_norm_over"  # in a folder of Tune-A-Video that was written here, if not as its code computes
 SILU = ("silu", "swish")
 UNET = {  # key: the values that the U-Net here stands for
@@ -288,6 +286,8 @@ def schedule(config: Config) -> tuple[Schedule, str]:
     """
     where = SCHEDULER_FILE
     expect(config, SCHEDULER, where)
+    if config.get("timestep_type") == "continuous":
+        return continuous_schedule(config)
     steps = config.get("num_train_timesteps", 1000)
     ends = dict(
         zero_snr=config.get("rescale_betas_zero_snr", False),
@@ -315,6 +315,22 @@ def schedule(config: Config) -> tuple[Schedule, str]:
         offset=config.get("steps_offset", 0),
         sigma_end=last,
     ), prediction
+
+
+def continuous_schedule(config: Config) -> tuple[Schedule, str]:
+    """Converts an EulerDiscreteScheduler's config whose network is told log(sigma) / 4: EDM's (Karras et al. 2022), as
+    Stable Video Diffusion has it. Training draws the noise levels of SVD_Xtend. Raises InputError."""
+    known = {
+        "prediction_type": ("v_prediction",),
+        "use_karras_sigmas": (True,),
+        "timestep_spacing": ("leading", "trailing", "linspace"),  # of no consequence beside the sigmas of Karras
+        "final_sigmas_type": ("zero",),
+    }
+    expect({"prediction_type": None, "use_karras_sigmas": None, **config}, known, SCHEDULER_FILE)
+    ends = {name: config.get(name) for name in ("sigma_min", "sigma_max")}
+    if not all(isinstance(value, int | float) and value > 0 for value in ends.values()):
+        raise InputError(f"{SCHEDULER_FILE}: sigma_min or sigma_max is missing; Stable Video Diffusion has 0.002, 700")
+    return schedules.edm(**ends, mean=0.7, std=1.6), "v"
 
 
 def sampler(config: Config) -> tuple[str, str]:

@@ -19,6 +19,8 @@ INDEX = "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformers' files
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LAYOUT = "unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
+PICTURE_LAYOUT = "unet/, vae/, image_encoder/, feature_extractor/ and scheduler/"  # of Stable Video Diffusion
+CONFIGS = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Folder:
             raise InputError(f"{path} has no unet/ but {there}{of}; name a folder with {LAYOUT}{also}")
 
     def config(self, part: str) -> dict[str, Any]:
-        """Reads the part's JSON: config.json, for a scheduler scheduler_config.json."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self.path / part / name, f"a folder needs {LAYOUT}")
+        """Reads the part's JSON: config.json, or what `CONFIGS` says."""
+        layout = PICTURE_LAYOUT if part in ("image_encoder", "feature_extractor") else LAYOUT
+        return read_json(self.path / part / CONFIGS.get(part, "config.json"), f"a folder needs {layout}")
 
     def tensors(self, part: str) -> Tensors:
         """Reads the part's weights, see `read_weights`."""
@@ -56,7 +58,7 @@ class Folder:
 
     def copy_configs(self, out: Path) -> None:
         """Copies all but weights; `out` may be there."""
-        parts = ("unet", "vae", "text_encoder")
+        parts = ("unet", "vae", "text_encoder", "image_encoder")
         leave = lambda within, names: [n for n in names if Path(within).name in parts and n != "config.json"]
         shutil.copytree(self.path, out, ignore=leave, dirs_exist_ok=True)
 

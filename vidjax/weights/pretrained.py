@@ -23,36 +23,39 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.storage import write_json
-from vidjax.weights import animatediff, clip, convert, diffusers, lora
+from vidjax.weights import animatediff, convert, diffusers, lora, stable_video
 from vidjax.weights.animatediff import WithMotion
-from vidjax.weights.components import Components
+from vidjax.weights.components import Components, Part
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
-from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import INDEX, Folder, read_json
 from vidjax.weights.single_file import SingleFile, open_source
 
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
+FAMILY_KEYS = {animatediff.CLASS: diffusers.ANIMATEDIFF_KEYS, stable_video.CLASS: stable_video.UNET_KEYS}
 Source = Folder | SingleFile | WithMotion
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A folder's model, the schedule of its diffusion, its prediction and tokenizer, and its size in pixels (h, w).
+    """A folder's model, the schedule of its diffusion, its prediction and tokenizer (None if it reads no text), and its
+    size in pixels (h, w) and frames.
 
     `sampler` is the one that its scheduler names, `caveat` what of that scheduler is done otherwise here. `frames`: of
-    the clips that it was trained on, 1 for a model of images.
+    the clips that it was trained on, 1 for a model of images. `defaults`: the other fields of SampleConfig in which its
+    own pipeline differs from ours.
     """
 
     model: VideoModel
     schedule: Schedule
     prediction: str
-    tokenize: Callable[[str], np.ndarray]
+    tokenize: Callable[[str], np.ndarray] | None
     size: tuple[int, int]
     sampler: str
     caveat: str
     frames: int = 1
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(
@@ -66,8 +69,7 @@ def load(
     weights: bool = True,
     motion_adapter: str | Path | None = None,
 ) -> Pretrained:
-    """Loads a folder, or one file, with a U-Net, an AutoencoderKL and CLIP's text encoder; images are videos of one
-    frame.
+    """Loads a folder, or one file, with a U-Net, an autoencoder and a CLIP; images are videos of one frame.
 
     inflate: a name in `models.unet.BLOCKS`, or sublayers: the image U-Net with these in its transformer blocks; or any
     fields of UNetConfig. What the folder has no weights for stays at its start, which leaves images as they are: the
@@ -78,35 +80,45 @@ def load(
     Raises InputError.
     """
     folder = open_model(path, motion_adapter)
-    unet, rules = unet_config(folder.config("unet"), norm_over)
+    config = folder.config("unet")
+    unet, rules = read_unet(config, norm_over)
     if inflate is not None:
         more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
         unet = dataclasses.replace(unet, **more)
         fresh = fresh or "temp"
     if isinstance(folder, WithMotion) and folder.fresh:
         fresh = fresh or "temp"
-    components = Components.of(path)
-    if components.text.dim != unet.tokens_dim:
+    components = read_components(config, path)
+    if components.tokens_dim != unet.tokens_dim:
         raise InputError(
-            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, the text encoder has {components.text.dim}"
+            f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, its CLIP has {components.tokens_dim}"
         )
     scheduler = folder.config("scheduler")
     noise, prediction = schedule(scheduler)
 
     def make(rngs: nnx.Rngs) -> VideoModel:
         codec = components.codec(rngs)
-        return VideoModel(unet, {"text": components.embedder(rngs=rngs)}, codec, remat=remat, rngs=rngs)
+        return VideoModel(unet, components.embedders(unet, rngs), codec, remat=remat, rngs=rngs)
 
     model = nnx.eval_shape(lambda: make(OneKey()))
     if weights:
         count = sum(math.prod(leaf.shape) for leaf in convert.parameters(model).values())
         change = f"is {path} the folder of another model?"
         check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
-        fill(model, lambda: make(Keys(0)), folder, [*rules, *diffusers.unet(unet.blocks_per_level)], fresh, dtype)
+        own = Part("unet", model.unet, [*rules, *diffusers.unet(unet.blocks_per_level)], [], animatediff.BUFFERS)
+        fill(model, lambda: make(Keys(0)), folder, [own, *components.parts(model)], fresh, dtype)
     name, caveat = sampler(scheduler)
-    size = pixel_size(folder, model.codec)
-    frames = animatediff.LENGTH if rules is diffusers.ANIMATEDIFF else 1
-    return Pretrained(model, noise, prediction, components.tokenize, size, name, folder.caveat or caveat, frames)
+    return Pretrained(
+        model,
+        noise,
+        prediction,
+        components.tokenize,
+        pixel_size(folder, model.codec),
+        name,
+        folder.caveat or caveat,
+        trained_frames(config),
+        components.defaults,
+    )
 
 
 def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> Source:
@@ -118,25 +130,50 @@ def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> So
     return WithMotion(source, animatediff.read_adapter(motion_adapter))
 
 
+def is_stable_video(config: Mapping[str, Any]) -> bool:
+    """Whether the config.json of a U-Net is Stable Video Diffusion's."""
+    return config.get("_class_name") == stable_video.CLASS
+
+
+def trained_frames(config: Mapping[str, Any]) -> int:
+    """The frames that the U-Net with this config.json was trained on, 1 of a model of images."""
+    if is_stable_video(config):
+        return config.get("num_frames", 25)
+    return animatediff.LENGTH if config.get("_class_name") == animatediff.CLASS else 1
+
+
+def read_unet(config: Mapping[str, Any], norm_over: Over | None = None) -> tuple[UNetConfig, convert.Rules]:
+    """Converts the config.json of any U-Net that is read; also returns its family's own rules on keys, which go before
+    `diffusers.unet`. norm_over: see `unet_config`. Raises InputError."""
+    if not is_stable_video(config):
+        return unet_config(config, norm_over)
+    if norm_over not in (None, "frame"):
+        raise InputError(f"norm_over={norm_over!r} is of Tune-A-Video; Stable Video Diffusion's is the frame")
+    return stable_video.unet_config(config), stable_video.UNET
+
+
+def read_components(config: Mapping[str, Any], path: str | Path) -> Components | stable_video.VideoComponents:
+    """Reads the configs of what a folder has beside the U-Net with this config.json. Raises InputError."""
+    kind = stable_video.VideoComponents if is_stable_video(config) else Components
+    return kind.of(path)
+
+
 def fill(
     model: VideoModel,
     make: Callable[[], VideoModel],
     folder: Source,
-    rules: convert.Rules,
+    parts: Sequence[Part],
     fresh: str | None,
     dtype: DTypeLike,
 ) -> None:
-    """Gives an abstract model its weights: those of the folder, and what is `fresh` as in `make()`."""
-    parts = {
-        "unet": (model.unet, rules, {"ignore": animatediff.BUFFERS, **({"fresh": fresh} if fresh else {})}),
-        "vae": (model.codec.autoencoder, DIFFUSERS_AUTOENCODER, {}),
-        "text_encoder": (model.text.encoder, clip.TEXT, {"ignore": clip.BUFFERS}),
-    }
-    for part, (module, names, options) in parts.items():
+    """Gives an abstract model its weights: those of the folder's parts, and what of the U-Net is `fresh` as in
+    `make()`."""
+    for part in parts:
+        more = {"fresh": fresh} if fresh and part.name == "unet" else {}
         try:
-            convert.load(module, folder.tensors(part), names, dtype=dtype, **options)
+            convert.load(part.module, folder.tensors(part.name), part.rules, part.ignore, dtype=dtype, **more)
         except InputError as error:
-            raise InputError(f"{folder.path / part}: {error}") from None
+            raise InputError(f"{folder.path / part.name}: {error}") from None
     convert.start(model, make, dtype)
 
 
@@ -162,33 +199,38 @@ def save(
     image = image and is_tune_a_video(config)
     if image:
         config = deflate_config(config)
-    if not model.codec.per_frame("decoder"):
+    if not model.codec.per_frame("decoder") and not model.codec.autoencoder.config.decoder_blend:
         raise InputError(
             "the decoder looks at several frames at once, which no class of diffusers does: export as orbax"
         )
-    weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     folder.copy_configs(out)
     write_json(out / "unet" / "config.json", config)
     if (out / INDEX).is_file():
         index = read_json(out / INDEX, "it is model_index.json of diffusers")
         write_json(out / INDEX, {**index, **(RELEASED if is_tune_a_video(config) else IMAGE if image else {})})
-    n = model.unet.config.blocks_per_level
     motion = config["_class_name"] == animatediff.CLASS
-    parts = {
-        "unet": (model.unet, [*diffusers.unet_keys(n), *(diffusers.ANIMATEDIFF_KEYS if motion else FAMILIES)]),
-        "vae": (model.codec.autoencoder, AUTOENCODER_KEYS),
-        "text_encoder": (model.text.encoder, clip.TEXT_KEYS),
-    }
+    own = Part("unet", model.unet, [], unet_keys(config, model.unet.config.blocks_per_level))
     projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
-    for part, (module, keys) in parts.items():
-        tensors = convert.unfit(parameters(module), keys, rf"(conv_shortcut|quant_conv{projections})\.weight$")
+    for part in (own, *read_components(config, source).parts(model)):
+        pointwise = rf"(conv_shortcut|quant_conv{projections})\.weight$"
+        tensors = convert.unfit(parameters(part.module), part.keys, pointwise)
         leave = r"\.(attn|norm)_temp\." if image else r"$^"
         tensors = {key: np.ascontiguousarray(v) for key, v in tensors.items() if not re.search(leave, key)}
-        if motion and part == "unet":
+        if motion and part.name == "unet":
             tensors = animatediff.add_buffers(tensors, config, buffers_of(folder))
             if (alone := out / "motion_adapter").is_dir():
                 write_motion_modules(tensors, alone)
-        save_file(tensors, out / part / f"{weights[part]}.safetensors", metadata={"format": "pt"})
+        save_file(tensors, out / part.name / f"{part.file}.safetensors", metadata={"format": "pt"})
+
+
+def family_keys(config: Mapping[str, Any]) -> convert.Rules:
+    """The rules from parameter paths to keys that the family of the U-Net with this config.json has for itself."""
+    return FAMILY_KEYS.get(config.get("_class_name", ""), FAMILIES)
+
+
+def unet_keys(config: Mapping[str, Any], blocks_per_level: int) -> convert.Rules:
+    """The rules from parameter paths to the keys of the U-Net with this config.json."""
+    return [*diffusers.unet_keys(blocks_per_level), *family_keys(config)]
 
 
 def buffers_of(folder: Source) -> Mapping[str, np.ndarray]:
@@ -240,32 +282,33 @@ def save_adapters(
     if config_for(model.unet.config, config) != config and any("temp" in path for path in tensors):
         raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
     linear = linear_projection(config, model.unet.config)
-    family = diffusers.ANIMATEDIFF_KEYS if config["_class_name"] == animatediff.CLASS else FAMILIES
+    family = family_keys(config)
     lora.save(out, tensors, model.unet.config.blocks_per_level, family, linear_projection=linear)
 
 
 def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
-    """Whether projections of transformers are linear layers there; ModelScope's always are, its config is silent."""
-    return config.get("use_linear_projection", unet.after_resnet == "convs")
+    """Whether projections of transformers are linear layers there; those of ModelScope and Stable Video Diffusion
+    always are, their configs are silent."""
+    return config.get("use_linear_projection", unet.after_resnet != "none")
 
 
 def config_for(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
     """Makes the config.json of a U-Net that came from one with the config.json `source`.
 
     It names what the norms go over where the class of that name computes otherwise. Raises InputError."""
-    own, _ = unet_config(source, unet.norm_over)
+    own, _ = read_unet(source, unet.norm_over)
     tuned = own if own.after_attention else dataclasses.replace(own, block="tuned")
     if unet not in (own, tuned):
         raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
     config = {
         key: value for key, value in (source if unet == own else inflate_config(source)).items() if key != NORM_OVER
     }
-    return config if unet_config(config)[0].norm_over == unet.norm_over else {**config, NORM_OVER: unet.norm_over}
+    return config if read_unet(config)[0].norm_over == unet.norm_over else {**config, NORM_OVER: unet.norm_over}
 
 
 def is_tune_a_video(config: dict[str, Any]) -> bool:
     """Whether the config.json is of showlab's video U-Net."""
-    return unet_config(config)[1] is diffusers.TUNE_A_VIDEO
+    return read_unet(config)[1] is diffusers.TUNE_A_VIDEO
 
 
 def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +335,9 @@ def deflate_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def pixel_size(folder: Source, codec: Codec) -> tuple[int, int]:
     """Reads the (height, width) in pixels that the U-Net was trained with."""
-    size = folder.config("unet").get("sample_size") or 64
+    config = folder.config("unet")
+    if is_stable_video(config):
+        return stable_video.PIXELS
+    size = config.get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size
     return height * codec.autoencoder.strides[1], width * codec.autoencoder.strides[2]

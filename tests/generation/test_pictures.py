@@ -1,0 +1,118 @@
+"""Pictures that videos begin with: reading, fitting, and a model of random weights that moves them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from tiny_folder import STABLE_VIDEO, write_folder
+
+from vidjax.errors import InputError
+from vidjax.generation.pictures import default_size, fit_pictures, read_pictures
+from vidjax.generation.pretrained import load_generator
+from vidjax.weights import pretrained
+
+SIZE = (16, 24)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("svd") / "folder", configs=STABLE_VIDEO)
+
+
+def test_pictures_are_turned_put_on_white_and_cut_to_size(tmp_path):
+    """A red left half that EXIF turns upright is the upper one; what is transparent is white, half of it half."""
+    halves = np.zeros((20, 40, 3), np.uint8)
+    halves[:, :20, 0] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(halves).save(tmp_path / "a.png", exif=turned)
+    Image.fromarray(np.tile(np.uint8([[[0, 0, 0, 0], [0, 0, 0, 255]]]), (2, 1, 1))).save(tmp_path / "b.png")
+    upright, clear = read_pictures([tmp_path / "a.png", tmp_path / "b.png"])
+    assert upright.shape == (40, 20, 3)
+    assert (upright[:20] == [255, 0, 0]).all() and not upright[20:].any()
+    assert (clear[:, 0] == 255).all() and not clear[:, 1].any()
+    fitted = fit_pictures([upright, clear], SIZE)
+    assert fitted.shape == (2, *SIZE, 3)
+    assert (fitted[0, 0] == [255, 0, 0]).all() and not fitted[0, -1].any()  # the middle of the tall one, not squeezed
+    with pytest.raises(InputError, match=r"--image=.*c\.png does not exist; name a picture"):
+        read_pictures([tmp_path / "c.png"])
+    (tmp_path / "c.png").write_text("no picture")
+    with pytest.raises(InputError, match="is not a readable picture; name a PNG"):
+        read_pictures([tmp_path / "c.png"])
+
+
+def test_a_tall_picture_turns_the_video_unless_its_size_is_given():
+    tall, wide = np.zeros((4, 3, 3), np.uint8), np.zeros((3, 4, 3), np.uint8)
+    assert default_size(tall, (576, 1024), None, None) == (1024, 576)
+    assert default_size(wide, (576, 1024), None, None) == (576, 1024)
+    assert default_size(tall, (576, 1024), 64, None) == (64, 1024)
+
+
+def test_what_a_video_is_told_and_shown(folder):
+    """Guidance of 1 at the first frame alone leaves it what the picture says; each of the numbers and the picture
+    matter, in no other example than its own."""
+    generator = load_generator(folder)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3), np.uint8)
+    how = dict(size=SIZE, num_steps=2, picture_noise=0.0)
+    sample = lambda pictures=pictures, **more: np.asarray(generator.latents(["", ""], pictures=pictures, **how | more))
+    base = sample()
+    assert base.shape == (2, 3, 8, 12, 4)
+    for change in (dict(fps=20.0), dict(motion_bucket=10.0), dict(picture_noise=0.5), dict(guidance_scale=1.0)):
+        assert np.abs(sample(**change) - base).max() > 1e-4
+    other = sample(np.stack([pictures[0], 255 - pictures[1]]))
+    np.testing.assert_allclose(other[0], base[0], atol=1e-4 * np.abs(base).max())
+    assert np.abs(other[1] - base[1]).max() > 1e-4
+    whole, parts = generator.decode(base), generator.decode(base, 1)
+    assert (whole != parts).any()  # one frame at a time sees no neighbours
+
+
+@pytest.mark.parametrize(
+    "prompts, pictures, said",
+    [
+        (["a cat"], np.zeros((1, *SIZE, 3), np.uint8), "does not read text; it knows picture"),
+        ([""], None, "moves a picture and has none: give it one, --image"),
+        ([""], np.zeros((2, *SIZE, 3), np.uint8), "the pictures are"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(folder, prompts, pictures, said):
+    with pytest.raises(InputError, match=said):
+        load_generator(folder).latents(prompts, pictures=pictures, size=SIZE)
+
+
+def test_models_of_text_see_no_picture(tmp_path):
+    generator = load_generator(write_folder(tmp_path / "folder"))
+    with pytest.raises(InputError, match="sees no picture; it knows text"):
+        generator.latents([""], pictures=np.zeros((1, *SIZE, 3), np.uint8), size=SIZE)
+
+
+def test_a_folder_goes_out_bit_equal(folder, tmp_path):
+    pretrained.save(pretrained.load(folder).model, folder, tmp_path / "out")
+    there = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    assert there == sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*"))
+    for name in there:
+        before, after = ((root / name).read_bytes() for root in (folder, tmp_path / "out"))
+        assert before == after if name.suffix == ".safetensors" else json.loads(before) == json.loads(after)
+
+
+def test_a_broken_folder_is_refused_in_one_line(folder, tmp_path):
+    for part, damage, said in (
+        ("image_encoder/config.json", None, r"image_encoder/config.json does not exist; a folder needs unet/, vae/, i"),
+        ("vae/diffusion_pytorch_model.safetensors", None, "vae has no weights"),
+        ("unet/diffusion_pytorch_model.safetensors", "rename", r"unet: .*no key for parameter conv_in.bias; no para"),
+        ("image_encoder/model.safetensors", "reshape", r"image_encoder: .*class_embedding has shape \(9,\), parameter"),
+    ):
+        broken = shutil.copytree(folder, tmp_path / part.replace("/", "-"))
+        tensors = load_file(folder / part) if damage else {}
+        (broken / part).unlink()
+        if damage == "rename":
+            tensors["conv_in.bios"] = tensors.pop("conv_in.bias")
+        elif damage:
+            tensors["vision_model.embeddings.class_embedding"] = np.zeros(9, "f")
+        if damage:
+            save_file(tensors, broken / part)
+        with pytest.raises(InputError, match=said) as caught:
+            pretrained.load(broken)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,45 @@
+"""Pictures that videos begin with, read from files and brought to the size of the video."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vidjax.data.pictures import read_picture
+from vidjax.data.transforms import cover_size, crop_at
+from vidjax.data.video_reading import BrokenClip, resize
+from vidjax.errors import InputError
+
+
+def read_pictures(files: Sequence[str | Path]) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Reads pictures turned as EXIF says, on white where they are transparent. Raises InputError for one that cannot be
+    read."""
+    return [_read(file) for file in files]
+
+
+def _read(file: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    if not Path(file).is_file():
+        raise InputError(f"--image={file} does not exist; name a picture")
+    try:
+        rgba = read_picture(file, "RGBA").astype(np.uint32)
+    except BrokenClip as error:
+        raise InputError(f"--image={file}: {error}; name a PNG, JPEG, WebP, BMP or PPM") from None
+    color, alpha = rgba[..., :3], rgba[..., 3:]
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def default_size(
+    picture: UInt8[np.ndarray, "h w 3"], trained: tuple[int, int], height: int | None, width: int | None
+) -> tuple[int, int]:
+    """Chooses (height, width) of a video of this picture: what is given, else as trained, turned if the picture is."""
+    high, wide = trained
+    if height is None and width is None and (picture.shape[0] > picture.shape[1]) != (high > wide):
+        return wide, high
+    return height or high, width or wide
+
+
+def fit_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Scales pictures to cover `size` (height, width), bicubic with antialiasing, and crops them around the middle."""
+    scaled = (resize(each[None], cover_size(*each.shape[:2], size)) for each in pictures)
+    return np.concatenate([crop_at(each, size, (0.5, 0.5)) for each in scaled])
