@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -32,7 +33,7 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 def make_app(jobs: Jobs, keys: Keys, cards: Mapping[str, Card], *, require_keys: bool = True) -> FastAPI:
     """Makes the server of these models. Without `require_keys` it serves one machine: whoever gives no key is the user
-    `local`, and pages of other sites are refused."""
+    `local`, and pages of other sites are refused. With Gradio, the extra `page`, it has a page."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,6 +58,10 @@ def make_app(jobs: Jobs, keys: Keys, cards: Mapping[str, Card], *, require_keys:
         """Shows counts and times as Prometheus reads them."""
         return Response(metrics.text(), media_type=metrics.media_type)
 
+    if find_spec("gradio"):
+        from vidjax.serving import page
+
+        page.mount(app, jobs, app.state.orders, app.state.guard)
     return app
 
 
@@ -115,7 +120,7 @@ def add_notes(app: FastAPI, metrics: Metrics, audit: logging.Logger, require_key
         metrics.count(request.method, route, response.status_code, time.perf_counter() - began)
         response.headers["x-content-type-options"] = "nosniff"
         response.headers.setdefault("cache-control", "private, no-store")
-        if route not in QUIET:
+        if route not in QUIET and not (request.method == "GET" and request.url.path.startswith("/page/")):
             user, client = getattr(request.state, "user", None), request.client and request.client.host
             who = dict(at=round(time.time(), 3), client=client, user=user and user.name)
             what = dict(method=request.method, path=request.url.path[:200], status=response.status_code)

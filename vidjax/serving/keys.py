@@ -85,9 +85,18 @@ class Keys:
         """Returns whose key this is."""
         with self.database.read() as connection:
             row = connection.execute("select * from keys where hash = ?", (digest(token),)).fetchone()
-        if row is None:
-            return None
-        return User(row["name"], tuple(Allowance.parse(text) for text in (row["rate"], row["quota"]) if text))
+        return row and user_of(row)
+
+    def named(self, name: str) -> User | None:
+        """Returns the user of that name, if there is a key."""
+        with self.database.read() as connection:
+            row = connection.execute("select * from keys where name = ?", (name,)).fetchone()
+        return row and user_of(row)
+
+
+def user_of(row: sqlite3.Row) -> User:
+    """Reads a row of the table of keys."""
+    return User(row["name"], tuple(Allowance.parse(text) for text in (row["rate"], row["quota"]) if text))
 
 
 def check_allowances(connection: sqlite3.Connection, user: User, now: float) -> None:

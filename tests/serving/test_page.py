@@ -1,0 +1,76 @@
+"""The page: who may open it, and what its buttons do. Wants the extra `page`."""
+
+import asyncio
+import threading
+
+import pytest
+
+gr = pytest.importorskip("gradio")
+
+from vidjax.serving.guard import Guard  # noqa: E402
+from vidjax.serving.orders import Orders  # noqa: E402
+from vidjax.serving.page import Page  # noqa: E402
+from vidjax.serving.worker import make_card  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def page(serving, generator):
+    orders = Orders(serving.jobs, {"fox": make_card("fox", generator)})
+    return Page(serving.jobs, orders, Guard(serving.keys, require_keys=True))
+
+
+def make(page, user, **fields):
+    """Everything that the page shows while it makes a video."""
+    form = dict(prompt="a fox", model="fox", label=None, frames=2, size="16x16", steps=3, guidance=2.0, negative="")
+    form = {**form, "seed": 5, "strength": 0.7, "content": None, **fields}
+
+    async def run():
+        return [shown async for shown in page.make(**form, request=gr.Request(username=user))]
+
+    return asyncio.run(run())
+
+
+def test_a_video_of_the_page_is_its_users_alone(serving, page):
+    names = ["ann", "bob"]
+    for name in names:
+        serving.keys.add(name)
+    ann, bob = (gr.Request(username=name) for name in names)
+    worker = threading.Thread(target=lambda: [serving.worker.run_next() for _ in range(200) if not stop.wait(0.05)])
+    stop = threading.Event()
+    worker.start()
+    shown = make(page, "ann", prompt='a "fox" <script>')
+    stop.set()
+    worker.join()
+    id, line, player, done = shown[-1]
+    assert line == "completed, seed 5" and done == id
+    assert "data:video/mp4;base64," in player and "<script" not in player and 'a "fox' not in player
+
+    assert [choice[1] for choice in page.list_videos(ann)["choices"]] == [id]
+    assert page.list_videos(bob)["choices"] == []
+    assert page.show(id, ann)[1]["seed"] == 5 and page.again(id, ann)[1] == 'a "fox" <script>'
+    for function in (page.show, page.again, page.remove):
+        with pytest.raises(gr.Error, match="no such video"):
+            function(id, bob)
+    assert "no such video" in page.stop(id, bob)
+    assert page.remove(id, ann)["choices"] == []
+    with pytest.raises(gr.Error, match="more than the 4"):
+        make(page, "ann", frames=6)
+    serving.keys.remove("ann")
+    with pytest.raises(gr.Error, match="log in again"):
+        page.list_videos(ann)
+
+
+def test_the_page_wants_a_name_and_its_key(serving, client):
+    one = client()
+    name, token = serving.keys.find(one.token).name, one.token
+    one.headers.pop("authorization")
+    serving.keys.add("other")
+    assert one.get("/page/config").status_code == 401
+    assert one.post("/page/gradio_api/queue/join", json={}).status_code == 401
+    for wrong in ((name, "vj-wrong"), ("other", token), ("", "")):
+        assert one.post("/page/login", data=dict(zip(("username", "password"), wrong))).status_code in (400, 422)
+    assert one.get("/page/config").status_code == 401
+    assert one.post("/page/login", data=dict(username=name, password=token)).status_code == 200
+    assert one.get("/page/config").status_code == 200
+    assert one.get("/v1/videos").status_code == 401  # the page's cookie opens the page alone
+    one.headers["authorization"] = f"Bearer {token}"
