@@ -9,6 +9,7 @@ from vidjax.settings import near_match
 PROGRAMS = {
     "train": ("main", "Trains a recipe, or goes on with its run."),
     "sample": ("sample", "Samples, edits and extends videos, of a run or a folder of Stable Diffusion's kin."),
+    "serve": ("serve", "Makes videos for others, over HTTP and in the browser."),
     "evaluate": ("evaluate", "Measures videos, or those that a run's model makes."),
     "report": ("report", "Writes a page about a run."),
     "export": ("export", "Writes a run's model for other programs, such as diffusers."),

@@ -28,6 +28,7 @@ from vidjax.metrics import retrieval
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.video_model import Codec
+from vidjax.recipes import moving
 from vidjax.recipes.run import Run
 from vidjax.runtime.processes import lead
 from vidjax.runtime.progress import count_off, watch
@@ -55,7 +56,8 @@ def show(run: Run) -> dict[str, Any]:
     else:
         assert isinstance(generator, Generator)
         clips, texts = first_windows(dataset)
-        summary |= editing.show(workdir, generator, clips, texts)
+        show_run = moving.show if "picture" in generator.embedder_names else editing.show
+        summary |= show_run(workdir, generator, clips, texts)
     if not lead():
         return {}
     summary["seconds"]["sampling"] = round(time.perf_counter() - began, 1)
@@ -239,6 +241,7 @@ def next_lines(workdir: AnyPath, conditions: Sequence[str], prompt: str) -> list
     """Returns commands that a shell takes as they are, whatever the caption or the folder's name has in it."""
     words = ["python", "-m", "vidjax.sample", "--workdir", str(workdir)]
     words += [f"--prompt={prompt}"] if "text" in conditions else ["--label=0"] if "label" in conditions else []
+    words += ["--image=PICTURE"] if "picture" in conditions else []
     commands = [[*words, "--num_steps=50", "--seed=1"]]
     if importlib.util.find_spec("tensorboard"):
         commands.append(["tensorboard", "--logdir", str(workdir)])

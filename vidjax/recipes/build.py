@@ -22,6 +22,7 @@ from vidjax.recipes.autoencoder import autoencoder
 from vidjax.recipes.config import check_names, default_settings, stage_names, tunes
 from vidjax.recipes.diffusion import diffusion
 from vidjax.recipes.frozen import frozen_parts
+from vidjax.recipes.moving import moving
 from vidjax.recipes.tuning import tuning
 from vidjax.runtime import sharding
 from vidjax.runtime.processes import say
@@ -31,6 +32,7 @@ from vidjax.training.checkpoint import Checkpoints
 from vidjax.training.encoded import encode_once
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import Stage, TrainConfig, abstract_batches, abstract_loss, encoded_shapes, fit
+from vidjax.weights import pretrained
 
 
 def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int | None = None) -> Stage:
@@ -46,7 +48,8 @@ def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int
     kinds = {**dict.fromkeys(objectives.OBJECTIVES, diffusion), "autoencoder": autoencoder}
     make = settings.choose(section.get("objective", name), kinds, "objective")
     if tunes(section):
-        make = partial(tuning, source=source_of(section, config, workdir))
+        tune = moving if pretrained.moves_pictures(section["pretrained"]) else tuning
+        make = partial(tune, source=source_of(section, config, workdir))
     seed = section.get("seed", 0)
     check_range("config.", 0, 2**63 - 1, seed=seed)
     return make(

@@ -21,6 +21,7 @@ from vidjax.generation.generator import SampleConfig
 from vidjax.models.autoencoder import AutoencoderConfig
 from vidjax.models.conditioning import EMBEDDERS, FRAME_MASKS
 from vidjax.models.discriminator import DiscriminatorConfig
+from vidjax.models.picture import PictureTraining
 from vidjax.models.unet import UNetConfig
 from vidjax.recipes.tuning import Prior, TunedConfig
 from vidjax.runtime.sharding import make_mesh
@@ -45,7 +46,10 @@ OPTIONS: dict[str, Any] = dict(
     autoencoder=_options(AutoencoderConfig),
     discriminator={kind: _options(DiscriminatorConfig) for kind in ("frame", "clip")},
     model=_options(UNetConfig, TunedConfig, without=("out_channels", "tokens_dim", "vector_dim")),
-    conditioning={name: _options(kind, without=("rngs",)) for name, kind in EMBEDDERS.items()},
+    conditioning={
+        **{name: _options(kind, without=("rngs",)) for name, kind in EMBEDDERS.items()},
+        "picture": _options(PictureTraining, without=("fps",)),
+    },
     diffusion=_options(*SCHEDULES.values(), schedule=str, prediction=str),
     loss=_options(
         objectives.diffusion,

@@ -140,8 +140,9 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     encode = partial(encode_once, text=not tune.text)
 
     def class_examples(encoder: VideoModel) -> Encoded:
-        generator = _generator(section, known, data, nnx.graphdef(encoder), parameters(encoder))
+        generator = generator_of(section, known, data, nnx.graphdef(encoder), parameters(encoder))
         videos = class_videos(generator, prior, common["folder"] / "class.npz")
+        assert known.tokenize is not None
         return encode_clips(encode, encoder, videos, [known.tokenize(prior.prompt)] * len(videos), seed)
 
     @cache
@@ -150,7 +151,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         full, model = models(True)
         trains = parameters(model)
         rest = {path: value for path, value in parameters(full).items() if path not in trains}
-        generator = _generator(section, known, data, nnx.graphdef(full), {})
+        generator = generator_of(section, known, data, nnx.graphdef(full), {})
         return generator, generator.lay_out(rest)
 
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
@@ -211,7 +212,8 @@ def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:
 def tuned_model(stage: Stage, weights: bool = True) -> VideoModel:
     """Loads what a stage has tuned, text encoder and autoencoder included, with its averaged parameters if
     `weights`."""
-    full, model = stage.start(weights)
+    encoder, model = stage.start(weights)
+    full = model if encoder is None else encoder
     if weights:
         trained, _ = split(abstract_parameters(nnx.state(model)), stage.trainable)
         with Checkpoints(stage.folder / "checkpoints", read_only=True) as checkpoints:
@@ -228,7 +230,7 @@ def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | No
     full = tuned_model(stage)
     known = pretrained.load(section["pretrained"], weights=False, motion_adapter=section.get("motion_adapter"))
     params = {path: jnp.asarray(value) for path, value in parameters(full).items()}
-    return _generator(section, known, stage.data, nnx.graphdef(full), weighed(section, source, params))
+    return generator_of(section, known, stage.data, nnx.graphdef(full), weighed(section, source, params))
 
 
 def weighed(section: Mapping[str, Any], source: Stage | None, params: Params) -> Params:
@@ -238,9 +240,10 @@ def weighed(section: Mapping[str, Any], source: Stage | None, params: Params) ->
     return {**params, **({path: weight * params[path] for path in own} if weight != 1 else {})}
 
 
-def _generator(
+def generator_of(
     section: Mapping[str, Any], known: pretrained.Pretrained, data: DataConfig, graphdef: nnx.GraphDef, params: Params
 ) -> Generator:
+    """Makes the generator of a tuned model with these parameters, for videos of the size of its clips."""
     size = (data.frames, *data.hw)
     sample = settings.construct(SampleConfig, section.get("sample"), "sample")
     mesh, dtype = sharding.fitting_mesh(**section.get("mesh", {})), section["train"].get("dtype")

@@ -31,13 +31,13 @@ def _leave(model: nnx.Module, rngs: nnx.Rngs) -> None:
     """The surgery of a strategy that adds nothing."""
 
 
-def _paths(pattern: str, outside: str = r"^(codec|text)\.") -> Strategy:
+def _paths(pattern: str, outside: str = r"^(codec|text|picture)\.") -> Strategy:
     """Train what `pattern` finds, but nothing that `outside` finds."""
     return Strategy(_leave, lambda path: bool(re.search(pattern, path)) and not re.search(outside, path))
 
 
 def full(*, text: bool = True) -> Strategy:
-    """Everything but the codec."""
+    """Everything but the codec, and CLIP where it sees pictures."""
     return _with_text(_paths(""), text)
 
 
@@ -69,7 +69,7 @@ def temporal_decoder(*, wide: bool = True) -> Strategy:
 
 def autoencoder() -> Strategy:
     """The whole autoencoder."""
-    return _paths("", outside=r"^(text|unet)\.")
+    return _paths("", outside=r"^(text|picture|unet)\.")
 
 
 def lora(*, rank: int = 32, alpha: float | int | None = None, targets: str = ATTENTION, text: bool = False) -> Strategy:
@@ -77,7 +77,7 @@ def lora(*, rank: int = 32, alpha: float | int | None = None, targets: str = ATT
 
     With `text` also on the attention of CLIP's text encoder, whose own weights stay.
     """
-    patterns = [rf"^(?!codec\.|text\.).*(?:{targets})", *([TEXT] if text else [])]
+    patterns = [rf"^(?!codec\.|text\.|picture\.).*(?:{targets})", *([TEXT] if text else [])]
 
     def trainable(path: str) -> bool:
         layer, _, name = path.rpartition(".")

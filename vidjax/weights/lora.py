@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from vidjax.errors import InputError
 from vidjax.models.lora import Tensors, layers_of
 from vidjax.runtime.limits import from_json
-from vidjax.weights import convert
+from vidjax.weights import convert, stable_video
 from vidjax.weights.clip import TEXT, TEXT_KEYS
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import ANIMATEDIFF, MODELSCOPE, TUNE_A_VIDEO, unet, unet_keys
@@ -87,7 +87,7 @@ def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | floa
     path = Path(path)
     tensors, metadata = _read(path / FILE if path.is_dir() else path)
     parts = {
-        "unet": ("unet.", [*TUNE_A_VIDEO, *ANIMATEDIFF, *MODELSCOPE, *unet(blocks_per_level)]),
+        "unet": ("unet.", [*TUNE_A_VIDEO, *ANIMATEDIFF, *MODELSCOPE, *stable_video.UNET, *unet(blocks_per_level)]),
         "text_encoder": ("text.encoder.", TEXT),
     }
     out: dict[str, np.ndarray | float] = {}

@@ -130,6 +130,11 @@ def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> So
     return WithMotion(source, animatediff.read_adapter(motion_adapter))
 
 
+def moves_pictures(path: str | Path) -> bool:
+    """Whether the model at `path` makes videos of pictures. Raises InputError if there is none."""
+    return is_stable_video(open_source(path).config("unet"))
+
+
 def is_stable_video(config: Mapping[str, Any]) -> bool:
     """Whether the config.json of a U-Net is Stable Video Diffusion's."""
     return config.get("_class_name") == stable_video.CLASS

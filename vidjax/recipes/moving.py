@@ -1,0 +1,101 @@
+"""Stages that tune a model that moves a picture (Stable Video Diffusion): its weights from a folder, and clips whose
+first frames are the pictures."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from vidjax import settings
+from vidjax.data.pipeline import DataConfig, Dataset
+from vidjax.diffusion import schedule as schedules
+from vidjax.errors import InputError
+from vidjax.generation.generator import Generator
+from vidjax.generation.output import write_index, write_samples
+from vidjax.models.keys import Keys
+from vidjax.models.picture import PictureTraining
+from vidjax.models.video_model import VideoModel
+from vidjax.recipes.tuning import fitted, generator_of, tuned_model
+from vidjax.runtime.storage import AnyPath
+from vidjax.training import objectives
+from vidjax.training.encoded import first_windows
+from vidjax.training.stage import PREVIEWED, Stage
+from vidjax.training.state import TrainState
+from vidjax.training.strategies import strategy
+from vidjax.weights import pretrained
+
+
+def moving(section: Mapping[str, Any], workdir: AnyPath, *, source: Stage | None = None, **common: Any) -> Stage:
+    """Makes a stage that tunes `config.pretrained`, or goes on from the stage `source`, whose parameters it adds to.
+
+    Videos and pictures are encoded at every step, as the pictures are under new noise each time. Raises InputError for
+    what in the folder or the config does not fit.
+    """
+    check(section, common["data"])
+    options = {key: value for key, value in section.get("finetune", {}).items() if key != "encode_once"}
+    tune = strategy(options.pop("strategy", "temporal"), **options)
+    how = section.get("conditioning", {}).get("picture")
+    training = settings.construct(PictureTraining, how, "conditioning.picture", fps=float(common["data"].fps))
+    load = partial(pretrained.load, section["pretrained"], remat=section["train"].get("remat", "none"))
+    known = load(weights=False)
+    schedule = known.schedule
+    if levels := section.get("diffusion"):
+        ends = dict(sigma_min=float(np.exp(-schedule.span[1] / 2)), sigma_max=schedule.noisiest)
+        schedule = settings.construct(schedules.edm, {**ends, **levels}, "diffusion")
+
+    def start(weights: bool) -> tuple[None, VideoModel]:
+        model = tuned_model(source, weights) if source is not None else load(weights=weights).model
+        model.embedders["picture"].training = training
+        tune.surgery(model, Keys(common["seed"]))
+        return None, model
+
+    common["data"], note = fitted(common["data"])
+    common |= dict(notes=(note,) if note else (), listed=True)
+    loss = objectives.OBJECTIVES[section.get("objective", common["name"])]
+    objective = settings.bind(loss, section.get("loss"), "loss", schedule=schedule, prediction=known.prediction)
+
+    @cache
+    def sampler(graphdef: nnx.GraphDef) -> Generator:
+        return generator_of(section, known, common["data"], graphdef, {})
+
+    def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
+        """Videos of the first frames of the first clips."""
+        generator = sampler(state.graphdef)
+        generator.params = {**state.ema, **state.frozen}
+        pictures = np.stack([clip[0] for clip in first_windows(dataset)[0][:PREVIEWED]])
+        return generator([""] * len(pictures), pictures=pictures)
+
+    return Stage(start=start, preview=preview, objective=objective, trainable=tune.trainable, **common)
+
+
+def check(section: Mapping[str, Any], data: DataConfig) -> None:
+    """Raises InputError for settings that such a model does not know."""
+    tune = section.get("finetune", {})
+    if data.fps is None:
+        raise InputError("config.data.fps is missing: the model is told the frames per second of its clips, such as 7")
+    if data.images or section.get("loss", {}).get("own_images"):
+        raise InputError("config.data.images and config.loss.own_images are of models of text: set them to 0")
+    if tune.get("encode_once"):
+        raise InputError("config.finetune.encode_once: pictures are under new noise at every step; leave it out")
+    for name, there in (("finetune.prior", tune.get("prior")), ("model", section.get("model"))):
+        if there:
+            raise InputError(f"config.{name} is of image models, this one moves pictures; leave it out")
+    if section.get("prompt"):
+        raise InputError("config.prompt: this model reads no text, it moves pictures; leave it out")
+    if section.get("objective") == "autoencoder":
+        raise InputError("config.objective=autoencoder is of image models; this one's decoder looks over time already")
+
+
+def show(workdir: AnyPath, generator: Generator, clips: list[np.ndarray], names: list[str]) -> dict[str, Any]:
+    """Writes videos of the first frames of the first clips into `workdir`/samples; returns entries for summary.json."""
+    how, clips = generator.defaults, clips[:PREVIEWED]
+    videos = [generator([""], pictures=clip[:1]) for clip in clips]
+    about = {"model": str(workdir), **dataclasses.asdict(how)}
+    entries = write_samples(
+        workdir / "samples", [name or "clip" for name in names[:PREVIEWED]], videos, how.fps, about=about
+    )
+    write_index(workdir / "samples", entries)
+    return {"samples": entries}
