@@ -36,6 +36,9 @@ RECIPES = {
     "animate_diff:default": dict(data=dict(source="folder")),
 }
 
+# Of pictures and of clips, with layers over time and without: what the others change is done once a program is made.
+SAMPLED = {"dreambooth:text", "tune_a_video:released", "align_latents:default"}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -82,8 +85,8 @@ def test_a_small_copy_trains_two_steps_and_samples(name, folder, clips, tmp_path
         assert [line["step"] for line in lines] == [1, 2]
         assert all(math.isfinite(line["loss"]) for line in lines)
     generator = Run(tmp_path).generator()
-    videos = generator(["a fox"])
-    assert videos.std() > 0
+    if name in SAMPLED:
+        assert generator(["a fox"]).std() > 0
     if name == "align_latents:default":
         before, after = generator.decode(np.ones((1, 3, 8, 8, 4), "f")), generator.codec
         assert not after.per_frame("decoder") and before.shape == (1, 3, 16, 16, 3)

@@ -14,10 +14,12 @@ from vidjax.errors import InputError
 from vidjax.runtime.sharding import check_batch, make_mesh
 
 PREAMBLE = """
-import json
+import gc, json
 import jax, jax.numpy as jnp, numpy as np
 from vidjax.runtime import sharding
 from vidjax.errors import InputError
+
+gc.set_threshold(20_000, 20, 20)  # as in conftest.py
 
 def message(call):
     try:

@@ -116,7 +116,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         if source is not None:
             loaded = tuned_model(source, weights)
         else:
-            loaded = load(weights=weights).model
+            loaded = load(weights=True).model if weights else nnx.clone(known.model)
             if model.released and weights:
                 random_biases(loaded, rngs)
         tune.surgery(loaded, rngs)

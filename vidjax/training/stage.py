@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -120,8 +121,10 @@ def drawn(
 ) -> Callable[[bool], tuple[None, nnx.Module]]:
     """Returns the `Stage.start` of a model with random parameters, each made where it lies on the mesh."""
 
+    shapes = cache(lambda: nnx.eval_shape(lambda: init(OneKey())))
+
     def start(weights: bool) -> tuple[None, nnx.Module]:
-        model = nnx.eval_shape(lambda: init(OneKey()))
+        model = nnx.clone(shapes())
         if not weights:
             return None, model
         # numbers of the kind "rbg" compile in half the time of the default ones
