@@ -56,6 +56,15 @@ def test_clips_are_encoded_at_their_first_window(loaded):
     np.testing.assert_allclose(means, np.asarray(own)[order], atol=1e-4)
 
 
+def test_a_share_of_the_captions_is_hidden():
+    """The last caption is the empty one; without a share it is a caption as the others."""
+    example = {"video": np.zeros((1,)), "captions": np.array([[1], [2], [0]])}
+    tokens = lambda drop: next(Encoded([example], seed=2, drop=drop).batches(400))["tokens"][:, 0]
+    hidden = tokens(0.25)
+    assert 70 < (hidden == 0).sum() < 130 and abs((hidden == 1).sum() - (hidden == 2).sum()) < 60
+    assert 100 < (tokens(0.0) == 0).sum() < 170 and set(tokens(1.0)) == {0}
+
+
 def test_batches_are_a_function_of_seed_and_step_and_split_over_processes():
     source = Encoded([{"video": np.full((1,), i)} for i in range(6)], seed=1)
     whole = source.batches(4)
