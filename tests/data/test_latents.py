@@ -145,3 +145,24 @@ def test_latents_of_other_weights_or_windows_are_refused(run):
     cached = with_latents(made, workdir / "latents")
     with pytest.raises(InputError, match="train that stage first"):
         recipe.check(recipe.build(cached, "diffusion", workdir / "elsewhere"))
+
+
+def test_stored_buckets_are_mixed_as_the_videos_are(tmp_path):
+    """Examples of two shapes, of which the second is drawn from three times as often."""
+    shapes, random = [(2, 3)] * 4 + [(1, 5)] * 8, np.random.default_rng(0)
+    made = [{"video": random.random(s).astype("f"), "index": np.int32(i)} for i, s in enumerate(shapes)]
+    heldout = [{"video": np.ones((2, *s), "f"), "label": np.zeros(2, np.int32)} for s in sorted(set(shapes))]
+    write_latents(tmp_path, made, {**ABOUT, "buckets": [(4, 1.0), (8, 3.0)]}, heldout)
+    latents = Latents(tmp_path, {})
+    batches = list(itertools.islice(latents.batches(4), 8))
+    numbers = [batch["index"].tolist() for batch in batches]
+    assert [n for n in numbers if n[0] < 4] == [[0, 1, 2, 3]] * 2
+    assert [n for n in numbers if n[0] >= 4] == [[4, 5, 6, 7], [8, 9, 10, 11]] * 3
+    assert [batch["index"].tolist() for batch in itertools.islice(latents.batches(4, 5), 3)] == numbers[5:]
+    parts = [[batch["index"].tolist() for batch in itertools.islice(latents.batches(4, 0, p, 2), 8)] for p in (0, 1)]
+    assert [a + b for a, b in zip(*parts)] == numbers
+    assert next(latents.batches(2, bucket=1))["video"].shape == (2, 1, 5)
+    assert [batch["video"].shape for batch in latents.held_out(1)] == [(1, 1, 5), (1, 2, 3)]
+    write_json(tmp_path / "cache.json", {**ABOUT, "examples": 12, "buckets": [[4, 1.0], [7, 3.0]]})
+    with pytest.raises(InputError, match=r"cache\.json is damaged \(its buckets"):
+        Latents(tmp_path, {})

@@ -8,6 +8,7 @@ import sys
 import av
 import numpy as np
 import pytest
+from five_shapes import write_clips
 
 from vidjax.data.order import shuffle
 from vidjax.data.pipeline import DataConfig, make_dataset
@@ -252,3 +253,109 @@ def test_names_and_captions_are_looked_up_when_they_are_asked_for():
     assert data.texts[-1] == data.texts[7] and data.clips[2:4] == [data.clips[2], data.clips[3]]
     with pytest.raises(IndexError):
         data.texts[8]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Clips of five shapes."""
+    return str(write_clips(tmp_path_factory.mktemp("clips")))
+
+
+def bucketed(folder, **more):
+    options = dict(source="folder", path=folder, frames=8, size=24, buckets=5, multiple=(1, 4), **more)
+    return dataset(DataConfig(**options))
+
+
+def test_every_batch_is_of_one_shape_and_all_clips_come_alike(folder):
+    data = bucketed(folder, images=1)
+    seen, steps = {}, sum(count for _, count in data.buckets) // 2 * 3
+    for batch in take(data.batches(2), steps):
+        assert batch["images"].shape[2:] == batch["video"].shape[2:]
+        for index in batch["index"]:
+            seen.setdefault(int(index), []).append(batch["video"].shape[1:4])
+    assert sorted(seen) == list(range(10)) and all(len(set(shapes)) == 1 for shapes in seen.values())
+    assert {shape for shapes in seen.values() for shape in shapes} == {shape for shape, _ in data.buckets}
+    assert all(2 <= len(shapes) <= 4 for shapes in seen.values())  # three epochs
+
+
+def test_buckets_start_anywhere_and_divide_over_processes(folder):
+    want = take(bucketed(folder).batches(4), 9)
+    assert_same(take(bucketed(folder, workers=2).batches(4, start_step=5), 4), want[5:])
+    parts = [take(bucketed(folder).batches(4, 3, p, 2), 6) for p in range(2)]
+    assert_same([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts)], want[3:])
+
+
+def test_held_out_windows_are_cut_to_the_bucket_of_their_clip(folder):
+    data = bucketed(folder, heldout=4, window="start")
+    assert list(data.broken) == [] and {t for (t, _, _), _ in data.buckets} == {1, 8}
+    batches = data.held_out(99)
+    assert sorted(batch["video"].shape[1:4] for batch in batches) == [s for s, _ in data.buckets if s[0] == 1]
+    (first,) = batches
+    for video in first["video"]:
+        (own,) = [i for i in (4, 9) if np.array_equal(video, data.windows("heldout", 1, [i], as_trained=True)[0][0])]
+        assert own
+
+
+def test_a_clip_that_breaks_gives_way_to_one_that_can_be_cut_to_its_bucket(folder):
+    data = bucketed(folder)
+    for index in (4, 9):  # the two short ones
+        data.broken[index] = "gone"
+    (bucket,) = [k for k, (shape, _) in enumerate(data.buckets) if shape[0] == 5]
+    batch = next(data.batches(2, bucket=bucket))
+    assert batch["substituted"].all() and batch["video"].shape[1] == 5
+
+
+def test_folders_are_mixed_in_their_weights(tmp_path):
+    for name, count in (("a", 1), ("b", 4)):
+        for k in range(count):
+            write_mp4(tmp_path / name / f"{k}.mp4", draw("square", "red", "left", frames=4, size=16), 8)
+    path = f"{tmp_path}/a;{tmp_path}/b"
+    options = dict(source="folder", path=path, frames=2, size=16)
+    mixed = lambda **more: dataset(DataConfig(**options, **more))
+    data = mixed(weights=(3.0, 1.0))
+    seen = np.concatenate([batch["index"] for batch in take(data.batches(4), 16)])
+    assert (seen == 0).sum() == 48 and sorted(seen[seen > 0]) == sorted([1, 2, 3, 4] * 4)
+    assert_same(take(mixed(weights=(3.0, 1.0)).batches(4, 7), 3), take(data.batches(4), 10)[7:])
+    alike = np.concatenate([batch["index"] for batch in take(mixed().batches(5), 3)])
+    assert sorted(alike) == sorted([0, 1, 2, 3, 4] * 3)
+    assert [data.item(i).name.split("/")[-2] for i in range(5)] == ["a", "b", "b", "b", "b"]
+
+
+def test_classes_of_several_folders_are_told_apart():
+    data = dataset(DataConfig(source="shapes;shapes", path=";", frames=2, size=16))
+    assert len(data) == 96 and data.num_classes == 6
+    assert {data.item(i).label for i in range(48)} == {0, 1, 2}
+    assert {data.item(i).label for i in range(48, 96)} == {3, 4, 5}
+
+
+def test_a_caption_is_drawn_anew_every_epoch_between_its_trigger_words(folder):
+    data = dataset(DataConfig(source="folder", path=folder, frames=2, size=16, caption_lines=True, prefix="sks"))
+    assert data.item(3).captions == (f"sks {data.texts[3].removeprefix('sks ')}", "sks clip 3")
+    said = {}
+    for batch in take(data.batches(10), 8):
+        for index, tokens in zip(batch["index"], batch["tokens"]):
+            said.setdefault(int(index), []).append(bytes(tokens.astype(np.uint8)))
+    for index, own in said.items():
+        assert set(own) <= {bytes(letters(text)) for text in data.item(index).captions}
+    assert 20 <= sum(b"sks clip" in each for own in said.values() for each in own) <= 60  # of 80
+    whole = dataset(DataConfig(source="folder", path=folder, frames=2, size=16, prefix="sks,", suffix=", in blue"))
+    assert "\n" in whole.texts[3] and whole.texts[3].startswith("sks, ") and whole.texts[3].endswith("clip 3, in blue")
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"buckets": -1}, r"data\.buckets=-1"),
+        ({"buckets": 2, "multiple": (1, 64)}, r"data\.size, or set data\.multiple"),
+        ({"buckets": 2, "frames": 99}, r"longest of 10 clips has 24 frames .*set data\.frames=24"),
+        ({"buckets": 2, "heldout": 30}, r"none of the 10 clips can be used \(the first one, .*0\.mp4: too short: 0"),
+        ({"weights": (1.0, 2.0)}, r"data\.weights=\(1\.0, 2\.0\): give a positive number for each of the 1"),
+        ({"weights": (0.0,)}, r"data\.weights=\(0\.0,\)"),
+        ({"source": "folder;webvid;clip"}, r"names 3 readers for 1"),
+        ({"source": "folder;webvids", "path": ";"}, "did you mean 'webvid'"),
+    ],
+)
+def test_wrong_buckets_and_folders_are_named_in_a_line(folder, wrong, message):
+    with pytest.raises(InputError, match=message) as caught:
+        dataset(DataConfig(**{"source": "folder", "path": folder, "frames": 8, "size": 24, **wrong}))
+    assert "\n" not in str(caught.value)

@@ -1,11 +1,13 @@
 """Training on what was encoded once is training on pixels and captions."""
 
+import itertools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from five_shapes import write_clips
 from flax import nnx
 from tiny_folder import write_folder
 
@@ -14,7 +16,7 @@ from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
 from vidjax.models import kernels
 from vidjax.models.conditioning import embed
-from vidjax.training.encoded import Encoded, encode_clips, encode_once, first_windows, stand_in
+from vidjax.training.encoded import Encoded, encode_clips, encode_dataset, encode_once, first_windows, stand_in
 from vidjax.training.objectives import diffusion
 from vidjax.weights import pretrained
 
@@ -54,6 +56,15 @@ def test_clips_are_encoded_at_their_first_window(loaded):
     np.testing.assert_allclose(means, np.asarray(own)[order], atol=1e-4)
 
 
+def test_a_share_of_the_captions_is_hidden():
+    """The last caption is the empty one; without a share it is a caption as the others."""
+    example = {"video": np.zeros((1,)), "captions": np.array([[1], [2], [0]])}
+    tokens = lambda drop: next(Encoded([example], seed=2, drop=drop).batches(400))["tokens"][:, 0]
+    hidden = tokens(0.25)
+    assert 70 < (hidden == 0).sum() < 130 and abs((hidden == 1).sum() - (hidden == 2).sum()) < 60
+    assert 100 < (tokens(0.0) == 0).sum() < 170 and set(tokens(1.0)) == {0}
+
+
 def test_batches_are_a_function_of_seed_and_step_and_split_over_processes():
     source = Encoded([{"video": np.full((1,), i)} for i in range(6)], seed=1)
     whole = source.batches(4)
@@ -67,6 +78,32 @@ def test_batches_are_a_function_of_seed_and_step_and_split_over_processes():
     assert sorted(set(next(source.batches(9))["video"][:, 0])) == list(range(6))  # some of them twice
     with pytest.raises(InputError, match="does not divide over 2 processes"):
         source.batches(3, 0, 0, 2)
+
+
+def test_clips_of_several_shapes_and_captions_are_encoded_in_their_buckets(loaded, tmp_path):
+    """Also a clip that is shorter than data.frames; each example keeps its own clip and one of its captions."""
+    write_clips(tmp_path)
+    options = dict(source="folder", path=str(tmp_path), frames=2, size=16, buckets=2, multiple=(1, 4))
+    dataset = make_dataset(DataConfig(**options, caption_lines=True), seed=0, tokenize=loaded.tokenize)
+    kept = lambda model, batch: {"video": batch["video"], "tokens": batch["tokens"]}
+    source = encode_dataset(kept, loaded.model, dataset, loaded.tokenize, seed=0)
+    windows = dataset.windows("train", 1, as_trained=True)
+    seen = set()
+    for batch in itertools.islice(source.batches(5), 8):
+        assert batch["video"].shape[1:4] in [shape for shape, _ in dataset.buckets]
+        for video, tokens in zip(batch["video"], batch["tokens"]):
+            same = [i for i, (own,) in enumerate(windows) if own.shape == video.shape and (own == video).all()]
+            said = [
+                i for i in same if tokens.tolist() in [loaded.tokenize(t).tolist() for t in dataset.item(i).captions]
+            ]
+            assert said
+            seen |= {(i, tuple(tokens.tolist())) for i in said}
+    assert {i for i, _ in seen} == set(range(10)) and len(seen) > 12  # of 20 captions
+    for start in (0, 3):
+        later = list(itertools.islice(source.batches(4, start, 1, 2), 4))
+        whole = itertools.islice(source.batches(4, start), 4)
+        for half, batch in zip(later, whole):
+            np.testing.assert_array_equal(half["tokens"], batch["tokens"][2:])
 
 
 def equations(jaxpr):

@@ -62,7 +62,9 @@ OPTIONS: dict[str, Any] = dict(
     mesh=_options(make_mesh, without=("devices",)),
     train=_options(TrainConfig),
     sample=_options(SampleConfig),
-    finetune=_options(*STRATEGIES.values(), strategy=str, encode_once=bool, source_weight=float, prior=_options(Prior)),
+    finetune=_options(
+        *STRATEGIES.values(), strategy=str, encode_once=bool, drop=float, source_weight=float, prior=_options(Prior)
+    ),
     seed=int,
     perceptual=str,
     pretrained=str,

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from vidjax import settings
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset, open_source
 from vidjax.data.short_clips import fit_window
-from vidjax.errors import InputError
+from vidjax.errors import InputError, check_range
 from vidjax.generation import editing
 from vidjax.generation.editing import cached
 from vidjax.generation.generator import Generator
@@ -97,6 +97,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     given = options.pop("prior", None)
     prior = settings.construct(Prior, given, "finetune.prior") if given and given.get("count", 1) else None
     once = options.pop("encode_once", section.get("objective") != "autoencoder")
+    drop = options.pop("drop", None)
+    check_range("config.finetune.", 0, 1, drop=drop)
     if prior and not once:
         raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
     tune = strategy(options.pop("strategy", "full"), **options)
@@ -120,6 +122,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
             if model.released and weights:
                 random_biases(loaded, rngs)
         tune.surgery(loaded, rngs)
+        if drop is not None:
+            loaded.text.drop = drop
         return loaded, stand_in(loaded, text=not tune.text) if once else loaded
 
     if section.get("prompt"):
@@ -166,6 +170,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         start=models,
         preview=preview,
         encode=encode if once else None,
+        drop=drop or 0.0,
         objective=objectives.with_prior(objective, prior.weight) if prior else objective,
         prior=class_examples if prior else None,
         tokenize=known.tokenize,

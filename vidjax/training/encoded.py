@@ -60,7 +60,8 @@ def moments(codec: Codec, video: UInt8[Array, "b t h w c"]) -> Float[Array, "b s
 
 class Encoded:
     """Encoded examples in batches, each of examples of one shape: every epoch in its own order, a function of (seed,
-    step) alone. `captions` [k, ...] of an example are what its `tokens` are drawn from, anew every epoch. `groups` are
+    step) alone. `captions` [k, ...] of an example are what its `tokens` are drawn from, anew every epoch; with `drop`
+    the last one, the empty caption, takes that share. `groups` are
     lists of the numbers of examples of one shape, and how often each list is drawn from; by default one of all."""
 
     def __init__(
@@ -68,8 +69,9 @@ class Encoded:
         examples: Sequence[Mapping[str, np.ndarray]],
         seed: int,
         groups: Sequence[tuple[Sequence[Sequence[int]], Sequence[float]]] | None = None,
+        drop: float = 0.0,
     ):
-        self._examples, self._seed = examples, seed
+        self._examples, self._seed, self._drop = examples, seed, drop
         self._groups = groups or [((range(len(examples)),), (1.0,))]
 
     def batches(
@@ -88,7 +90,8 @@ class Encoded:
     def _example(self, number: int, rng: np.random.Generator) -> dict[str, Any]:
         example = {**self._examples[number], "substituted": np.bool_(False)}
         if (captions := example.pop("captions", None)) is not None:
-            example["tokens"] = captions[int(rng.integers(len(captions)))]
+            dropped = bool(self._drop) and rng.random() < self._drop
+            example["tokens"] = captions[-1 if dropped else int(rng.integers(len(captions) - bool(self._drop)))]
         return example
 
 
@@ -111,9 +114,11 @@ def encode_clips(
     ids: Iterable[Int[np.ndarray, " n"] | Int[np.ndarray, "k n"]],
     seed: int,
     groups: Sequence[tuple[Sequence[Sequence[int]], Sequence[float]]] | None = None,
+    drop: float = 0.0,
 ) -> Encoded:
     """Clips with the ids of their caption, or of several, by `encode(model, batch)` (see `encode_once`); without
-    `groups` all are of one size."""
+    `groups` all are of one size. `drop`: how often the last caption, then an empty one, takes the place of the others.
+    """
     graphdef, state = nnx.split(model)
     run = jit(lambda state, batch: encode(nnx.merge(graphdef, state), batch))
     examples = []
@@ -121,7 +126,7 @@ def encode_clips(
         made = run(state, {"video": video[None], "tokens": np.atleast_2d(np.asarray(own, np.int32))})
         example = {key: np.asarray(value[0]) for key, value in made.items() if key != "tokens"}
         examples.append({**example, "captions": np.asarray(made["tokens"])})
-    return Encoded(examples, seed, groups)
+    return Encoded(examples, seed, groups, drop)
 
 
 def encode_dataset(
@@ -130,18 +135,21 @@ def encode_dataset(
     dataset: Dataset,
     tokenize: Callable[[str], np.ndarray],
     seed: int,
+    drop: float = 0.0,
 ) -> Encoded:
-    """The first training window of every clip that can be read, in the shape of its bucket, with all its captions."""
+    """The first training window of every clip that can be read, in the shape of its bucket, with all its captions, of
+    which training hides the share `drop`."""
     cut = enumerate(dataset.windows("train", per_clip=1, as_trained=True))
     videos = {index: windows[0] for index, windows in cut if len(windows)}
     places = {index: place for place, index in enumerate(videos)}
-    ids = (np.stack([tokenize(text) for text in dataset.item(index).captions]) for index in videos)
+    empty = ("",) * bool(drop)
+    ids = (np.stack([tokenize(text) for text in (*dataset.item(index).captions, *empty)]) for index in videos)
     groups = []
     for group in dataset.groups:
         lists = [[places[i] for i in own if i in places] for own in group.members]
         kept = [(own, weight) for own, weight in zip(lists, group.weights) if own]
         groups += [tuple(zip(*kept))] if kept else []
-    return encode_clips(encode, model, videos.values(), ids, seed, groups)
+    return encode_clips(encode, model, videos.values(), ids, seed, groups, drop)
 
 
 def first_windows(dataset: Dataset) -> tuple[list[np.ndarray], list[str]]:

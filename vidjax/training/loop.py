@@ -40,7 +40,7 @@ def prepare(
     encoder, model = stage.start(True)
     source = dataset
     if stage.encode is not None:
-        source = encode_dataset(stage.encode, encoder, dataset, stage.tokenize, stage.seed)
+        source = encode_dataset(stage.encode, encoder, dataset, stage.tokenize, stage.seed, stage.drop)
     if stage.prior is not None:
         source = Beside(source, stage.prior(encoder))
     return create_state(stage, mesh, dataset, model), source

@@ -90,6 +90,7 @@ class Stage:
     parent: AnyPath | None = None  # the folder of the stage whose weights it reads
 
     encode: Callable[[Any, Any], Any] | None = None
+    drop: float = 0.0  # the share of captions that it hides, of clips encoded once
     prior: Callable[[Any], Encoded] | None = None  # (encoder): examples of the class, beside each batch
 
     encoder: Callable[[], Encoder] | None = None  # what may encode its data beforehand, see vidjax.cache
