@@ -23,13 +23,14 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.storage import write_json
-from vidjax.weights import animatediff, clip, convert, diffusers, lora
+from vidjax.weights import animatediff, clip, convert, diffusers, lora, lvdm
 from vidjax.weights.animatediff import WithMotion
 from vidjax.weights.components import Components
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import INDEX, Folder, read_json
 from vidjax.weights.single_file import SingleFile, open_source
+from vidjax.weights.tensors import read
 
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -48,7 +49,7 @@ class Pretrained:
     model: VideoModel
     schedule: Schedule
     prediction: str
-    tokenize: Callable[[str], np.ndarray]
+    tokenize: Callable[[str], np.ndarray] | None
     size: tuple[int, int]
     sampler: str
     caveat: str
@@ -77,6 +78,13 @@ def load(
     motion_adapter: AnimateDiff's motion modules for a Stable Diffusion 1, see `animatediff.read_adapter`.
     Raises InputError.
     """
+    if (file := open_video_file(path)) is not None:
+        for flag, value in (("inflate", inflate), ("norm_over", norm_over), ("motion_adapter", motion_adapter)):
+            if value:
+                raise InputError(
+                    f"{flag}={value!r} is for image models, {path} is a video model of LVDM's: leave it out"
+                )
+        return load_video_file(file, dtype, remat, weights)
     folder = open_model(path, motion_adapter)
     unet, rules = unet_config(folder.config("unet"), norm_over)
     if inflate is not None:
@@ -107,6 +115,30 @@ def load(
     size = pixel_size(folder, model.codec)
     frames = animatediff.LENGTH if rules is diffusers.ANIMATEDIFF else 1
     return Pretrained(model, noise, prediction, components.tokenize, size, name, folder.caveat or caveat, frames)
+
+
+def open_video_file(path: str | Path) -> lvdm.LvdmFile | None:
+    """The file at `path` if it is one of LVDM's, else None. Raises InputError."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file() or not lvdm.is_lvdm(read(path).places):
+        return None
+    return lvdm.LvdmFile(path)
+
+
+def load_video_file(file: lvdm.LvdmFile, dtype: DTypeLike, remat: str, weights: bool) -> Pretrained:
+    """Loads a video model that is one file. Raises InputError."""
+    config = file.unet()
+
+    def make(rngs: nnx.Rngs) -> VideoModel:
+        return VideoModel(config, file.embedders(rngs), file.codec(rngs), remat=remat, rngs=rngs)
+
+    model = nnx.eval_shape(lambda: make(OneKey()))
+    for part in file.parts(model) if weights else ():
+        try:
+            convert.load(part.module, part.tensors, part.rules, part.ignore, dtype=dtype)
+        except InputError as error:
+            raise InputError(f"{file.path}, {part.name}: {error}") from None
+    return Pretrained(model, file.schedule(), "eps", file.tokenize, file.size, "ddim", "", file.frames)
 
 
 def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> Source:
@@ -155,9 +187,13 @@ def save(
     Raises InputError if `out` has something in it already, or if the U-Net has layers that neither the source nor
     Tune-A-Video has.
     """
-    folder, out = open_model(source, motion_adapter), Path(out)
+    out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
+    if (file := open_video_file(source)) is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return file.write(model, out / file.path.name)
+    folder = open_model(source, motion_adapter)
     config = config_for(model.unet.config, folder.config("unet"))
     image = image and is_tune_a_video(config)
     if image:
