@@ -22,6 +22,7 @@ from vidjax.models.layers import (
     ResBlock,
     Sequential,
     Upsample,
+    look_up,
     silu_norm,
     sinusoid,
 )
@@ -85,6 +86,7 @@ class UNetConfig:
     # Conditions beside the time.
     tokens_dim: int | None = 768  # None: no cross-attention, the sublayers of kind "tokens" are left out
     vector_dim: int | None = None  # features of a class, fps...: an MLP of them joins the time embedding
+    vector_levels: int | None = None  # in place of it a table of so many numbers, 0 and up (LVDM's known frames)
     positions: bool = False  # an MLP of the (t, h, w) coordinates after conv_in
     # Norms and residual blocks.
     groups: int = 32
@@ -153,6 +155,10 @@ def check_config(config: UNetConfig) -> None:
         raise InputError(f"block names a sublayer twice: {names}")
     for name, kind in config.block:
         check_kind(name, kind)
+    if config.vector_levels is not None:
+        check_range("", 1, vector_levels=config.vector_levels)
+        if config.vector_dim:
+            raise InputError(f"vector_levels={config.vector_levels} stands in place of vector_dim; leave either out")
     for name, known in dict(attention=("transformer", "plain"), after_resnet=("none", "convs", "blend")).items():
         if getattr(config, name) not in known:
             raise InputError(f"{name}={getattr(config, name)!r} is not known; choose one of {', '.join(known)}")
@@ -251,7 +257,8 @@ class UNet(nnx.Module):
         emb, last, after = 4 * channels[0], len(channels) - 1, config.after_attention
         self.config = config
         self.time_embedding = MLP(channels[0], emb, emb, rngs=rngs)
-        self.add_embedding = nnx.data(MLP(config.vector_dim, emb, emb, rngs=rngs) if config.vector_dim else None)
+        add = MLP(config.vector_dim, emb, emb, rngs=rngs) if config.vector_dim else None
+        self.add_embedding = nnx.data(nnx.Embed(config.vector_levels, emb, rngs=rngs) if config.vector_levels else add)
         self.patch = (1, config.patch, config.patch)
         self.conv_in = Conv(config.in_channels * config.patch**2, channels[0], rngs=rngs)
         stem = {}
@@ -310,7 +317,9 @@ class UNet(nnx.Module):
         """
         self.check_inputs(x, tokens, vector, images, remat)
         emb = self.time_embedding(sinusoid(t.astype(jnp.float32), self.config.channels[0]).astype(x.dtype))
-        if self.add_embedding is not None:
+        if isinstance(self.add_embedding, nnx.Embed):
+            emb = emb + look_up(self.add_embedding, vector[:, 0].astype(jnp.int32))[:, None]
+        elif self.add_embedding is not None:
             emb = emb + self.add_embedding(vector)[:, None]
         ctx = Context(emb, tokens, token_mask, images)
 
@@ -334,7 +343,8 @@ class UNet(nnx.Module):
     def check_inputs(self, x, tokens, vector, images, remat) -> None:
         """Raises InputError for inputs that the U-Net was not built for."""
         config = self.config
-        for name, value, dim in (("tokens", tokens, config.tokens_dim), ("vector", vector, config.vector_dim)):
+        vector_dim = 1 if config.vector_levels else config.vector_dim
+        for name, value, dim in (("tokens", tokens, config.tokens_dim), ("vector", vector, vector_dim)):
             if value is None and dim is not None:
                 raise InputError(f"the U-Net was built with {name}_dim={dim} and is called without {name}")
             if value is not None and value.shape[-1] != dim:

@@ -112,6 +112,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         motion_adapter=section.get("motion_adapter"),
     )
     known = load(weights=False)
+    if (tokenize := known.tokenize) is None:
+        raise InputError(f"config.pretrained={folder}: this model reads no text, and only such models are tuned yet")
 
     def models(weights: bool) -> tuple[VideoModel, VideoModel]:
         rngs = Keys(seed)
@@ -146,8 +148,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     def class_examples(encoder: VideoModel) -> Encoded:
         generator = generator_of(section, known, data, nnx.graphdef(encoder), parameters(encoder))
         videos = class_videos(generator, prior, common["folder"] / "class.npz")
-        assert known.tokenize is not None
-        return encode_clips(encode, encoder, videos, [known.tokenize(prior.prompt)] * len(videos), seed)
+        return encode_clips(encode, encoder, videos, [tokenize(prior.prompt)] * len(videos), seed)
 
     @cache
     def whole() -> tuple[Generator, Params]:

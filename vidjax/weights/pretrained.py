@@ -23,12 +23,13 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.storage import write_json
-from vidjax.weights import animatediff, convert, diffusers, lora, stable_video
+from vidjax.weights import animatediff, convert, diffusers, lora, lvdm, stable_video
 from vidjax.weights.animatediff import WithMotion
 from vidjax.weights.components import Components, Part
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
 from vidjax.weights.folder import INDEX, Folder, read_json
 from vidjax.weights.single_file import SingleFile, open_source
+from vidjax.weights.tensors import read
 
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -79,6 +80,13 @@ def load(
     motion_adapter: AnimateDiff's motion modules for a Stable Diffusion 1, see `animatediff.read_adapter`.
     Raises InputError.
     """
+    if (file := open_video_file(path)) is not None:
+        for flag, value in (("inflate", inflate), ("norm_over", norm_over), ("motion_adapter", motion_adapter)):
+            if value:
+                raise InputError(
+                    f"{flag}={value!r} is for image models, {path} is a video model of LVDM's: leave it out"
+                )
+        return load_video_file(file, dtype, remat, weights)
     folder = open_model(path, motion_adapter)
     config = folder.config("unet")
     unet, rules = read_unet(config, norm_over)
@@ -119,6 +127,30 @@ def load(
         trained_frames(config),
         components.defaults,
     )
+
+
+def open_video_file(path: str | Path) -> lvdm.LvdmFile | None:
+    """The file at `path` if it is one of LVDM's, else None. Raises InputError."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file() or not lvdm.is_lvdm(read(path).places):
+        return None
+    return lvdm.LvdmFile(path)
+
+
+def load_video_file(file: lvdm.LvdmFile, dtype: DTypeLike, remat: str, weights: bool) -> Pretrained:
+    """Loads a video model that is one file. Raises InputError."""
+    config = file.unet()
+
+    def make(rngs: nnx.Rngs) -> VideoModel:
+        return VideoModel(config, file.embedders(rngs), file.codec(rngs), remat=remat, rngs=rngs)
+
+    model = nnx.eval_shape(lambda: make(OneKey()))
+    for part in file.parts(model) if weights else ():
+        try:
+            convert.load(part.module, part.tensors, part.rules, part.ignore, dtype=dtype)
+        except InputError as error:
+            raise InputError(f"{file.path}, {part.name}: {error}") from None
+    return Pretrained(model, file.schedule(), "eps", file.tokenize, file.size, "ddim", "", file.frames)
 
 
 def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> Source:
@@ -197,9 +229,13 @@ def save(
     Raises InputError if `out` has something in it already, or if the U-Net has layers that neither the source nor
     Tune-A-Video has.
     """
-    folder, out = open_model(source, motion_adapter), Path(out)
+    out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
+    if (file := open_video_file(source)) is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return file.write(model, out / file.path.name)
+    folder = open_model(source, motion_adapter)
     config = config_for(model.unet.config, folder.config("unet"))
     image = image and is_tune_a_video(config)
     if image:
