@@ -4,7 +4,7 @@ python tests/benchmarks/layer_cycles.py --config=configs/lvdm.py:sky --stage=dif
 python tests/benchmarks/layer_cycles.py ... --only=attention --topology=v5p-8 --json figures.json
 
 Compiled for a chip that need not be here (pip install -e '.[accelerators]'): a residual block and its attention layers,
-forward and backward in bf16 with everything computed again, as in training with train.remat=full. Minutes on two cores.
+forward and backward in bf16, with everything computed again unless --remat says otherwise. Minutes on two cores.
 """
 
 import os
@@ -36,6 +36,7 @@ STAGE = flags.DEFINE_string("stage", "diffusion", "The stage whose U-Net it is."
 LEVEL = flags.DEFINE_integer("level", 0, "Of the U-Net, 0 the finest.", lower_bound=0)
 CLIPS = flags.DEFINE_integer("clips", 1, "At once.", lower_bound=1)
 ONLY = flags.DEFINE_string("only", None, "One layer of the level: resnet, attention, ...")
+REMAT = flags.DEFINE_enum("remat", "full", list(unet.REMAT), "What is computed again: as train.remat.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e-1", "One TPU chip: v5e-1, v6e-1 or v5p-2.")
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
@@ -80,7 +81,8 @@ def measured(config: unet.UNetConfig, latents: tuple[int, ...], chip: chips.Chip
             layers = getattr(layers, ONLY.value) if ONLY.value else layers
             return layers(x, Context(emb, tokens if config.tokens_dim else None))
 
-        y = jax.checkpoint(call, policy=unet.REMAT["full"])(x, emb, tokens, params)
+        run = call if REMAT.value == "none" else jax.checkpoint(call, policy=unet.REMAT[REMAT.value])
+        y = run(x, emb, tokens, params)
         return jnp.square(y.astype(jnp.float32)).sum()
 
     gradient, args = jax.grad(loss, (0, 1)), (params, x, emb, tokens)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vidjax.models.kernels.sums import largest, spread, total
+from vidjax.models.kernels.sums import add_row, largest, spread, total
 from vidjax.models.layers import Context, GroupNorm
 
 SHAPE = (3, 4, 5, 6)
@@ -48,6 +48,11 @@ def test_spread_is_broadcast(axes, shape):
     x, y = draw(*shape), draw(*SHAPE, key=1)
     ours, theirs = (lambda x: y * spread(x, SHAPE, axes)), (lambda x: y * jnp.broadcast_to(x, SHAPE))
     agree(derivatives(ours, x), derivatives(theirs, x))
+
+
+def test_a_row_is_added_to_all():
+    x, row = draw(*SHAPE, key=1), draw(6)
+    agree(derivatives(lambda row: add_row(x * row, row), row), derivatives(lambda row: x * row + row, row))
 
 
 @pytest.mark.parametrize("n", [1, 8, 77, 96])

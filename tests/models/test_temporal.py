@@ -57,6 +57,21 @@ def test_forms_for_tpus_are_equal(t, transposed, form):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(run(*args)))
 
 
+@pytest.mark.parametrize("over", ["frame", "clip"])
+def test_a_residual_block_of_a_tpu_has_frames_in_the_batch(over):
+    """Its values and gradients are those of the form that keeps frames an axis, each clip with moments of its own."""
+    layer = ResBlock(4, 6, 5, norm_over=over, scale_shift=True, groups=2, rngs=nnx.Rngs(0))
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+    graphdef, state = nnx.split(layer)
+    state = jax.tree.map(lambda p: p + 0.1 * draw(3, *p.shape), state)  # the last convolution starts at zero
+    x, emb = draw(0, 2, 3, 4, 4, 4) * jnp.array([1.0, 5.0])[:, None, None, None, None], draw(1, 2, 3, 5)
+    loss = lambda state, x, emb: jnp.sin(nnx.merge(graphdef, state)(x, Context(emb))).sum()
+    run = lambda *a: jax.value_and_grad(loss, (0, 1, 2))(state, *a)
+    got, text = on_tpu(run, x, emb)
+    assert "f32[6,1,1,4]" in text  # moments of six frames
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(run(x, emb)))
+
+
 def context(t):
     return Context(jax.random.normal(jax.random.key(1), (2, t, 6)))
 

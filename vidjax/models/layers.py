@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
+from vidjax.models import kernels
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.moments import mean_of_groups, moments
-from vidjax.models.kernels.placement import to_frames, to_pixels, ways
+from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways
 from vidjax.models.kernels.products import product
-from vidjax.models.kernels.sums import spread
+from vidjax.models.kernels.sums import add_row, spread
+from vidjax.runtime.platforms import platform
 
 Over = Literal["frame", "clip", "pixel"]
 STATISTICS = "statistics"  # what of a norm is kept between the passes, by this name in `jax.checkpoint`
@@ -28,14 +31,15 @@ class Context:
     """What every layer may look at: one object, so all layers share one signature.
 
     `images`: the last so many frames are independent stills, each a clip of its own. `size`: the map size that the next
-    upsampling aims at.
+    upsampling aims at. `frames`: those of a clip, where batch and frames are one axis of the input; else 0.
     """
 
-    emb: Float[Array, "b t e"]
+    emb: Float[Array, "*b e"]
     tokens: Float[Array, "b m d"] | None = None
     token_mask: Bool[Array, "b m"] | None = None
     images: int = dataclasses.field(default=0, metadata={"static": True})
     size: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
+    frames: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 def apart(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s d"]:
@@ -90,14 +94,24 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
         if ctx.images and self.over != "frame":
             return apart(self, x, ctx)
-        axes = {"frame": tuple(range(2, x.ndim - 1)), "clip": tuple(range(1, x.ndim - 1)), "pixel": (1,)}[self.over]
-        statistics = moments(x, lambda y: mean_of_groups(y, axes, self.groups))
+        within = tuple(range(1 if ctx.frames else 2, x.ndim - 1))
+        axes = {"frame": within, "clip": within if ctx.frames else (1, *within), "pixel": (1,)}[self.over]
+        clip = ctx.frames if self.over == "clip" else 0
+        statistics = moments(x, lambda y: mean_of_clips(mean_of_groups(y, axes, self.groups), clip))
         mean, variance = (checkpoint_name(number, STATISTICS) for number in statistics)
         near = jax.lax.stop_gradient(mean)  # whatever it is, what follows is the same, and the gradient has a sum less
         slope = jax.lax.rsqrt(variance + self.eps) * self.scale[...]
         shift = self.bias[...] - (mean - near) * slope
         over = lambda numbers: spread(numbers, x.shape, axes)
         return ((x.astype(jnp.float32) - near) * over(slope) + over(shift)).astype(x.dtype)
+
+
+def mean_of_clips(a: Array, frames: int) -> Array:
+    """Returns for each frame the mean over its clip, of so many of them in turn; with 0 each is a clip of its own."""
+    if not frames:
+        return a
+    clips = a.reshape(-1, frames, *a.shape[1:])
+    return jnp.broadcast_to(clips.mean(1, keepdims=True), clips.shape).reshape(a.shape)
 
 
 class LayerNorm(nnx.Module):
@@ -128,10 +142,20 @@ def look_up(table: nnx.Embed, ids: Int[Array, " *s"]) -> Float[Array, "*s d"]:
     return jnp.take(table.embedding[...], ids, axis=0)
 
 
-def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """A linear layer; on TPUs the gradient of its bias is a product with ones, see `sums.add_row`."""
+
+    def __call__(self, inputs: Float[Array, "*s c"]) -> Float[Array, "*s d"]:
+        if self.bias is None or platform() != "tpu" or kernels.choice().textbook:
+            return super().__call__(inputs)
+        x, kernel, bias = promote_dtype((inputs, self.kernel[...], self.bias[...]))
+        return add_row(product(x, kernel), bias)
+
+
+def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> Linear:
     """Makes a linear layer whose products are those of `kernels.products`; `zero` starts its kernel at zero."""
     init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
-    return nnx.Linear(cin, cout, use_bias=bias, kernel_init=init, dot_general=_dot_general, rngs=rngs)
+    return Linear(cin, cout, use_bias=bias, kernel_init=init, dot_general=_dot_general, rngs=rngs)
 
 
 def _dot_general(x: Array, kernel: Array, numbers: Any, precision: Any = None, **more: Any) -> Array:
@@ -182,7 +206,8 @@ class ResBlock(nnx.Module):
     """GroupNorm-SiLU-convolution twice, the time embedding added (or as scale and shift) between.
 
     With a kernel of three numbers it convolves over time as well, with two per frame. Stable Diffusion's has
-    `norm_over="frame"`; starts as its shortcut.
+    `norm_over="frame"`; starts as its shortcut. On a TPU batch and frames are one axis throughout, as its convolutions
+    have them: to part the two between them would be a copy each time.
     """
 
     def __init__(
@@ -208,14 +233,18 @@ class ResBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w d"]:
         if not self.over_time:
-            return self.run(x, ctx)
+            if not frames_in_batch() or ctx.images:
+                return self.run(x, ctx)
+            fold = lambda a: a.reshape(-1, *a.shape[2:])
+            folded = Context(fold(ctx.emb), frames=x.shape[1])
+            return self.run(fold(x), folded).reshape(*x.shape[:-1], -1)
         if ctx.images:
             return apart(self, x, ctx)
         return to_frames(self.run(to_pixels(x), ctx))
 
     def run(self, x: Array, ctx: Context) -> Array:
-        """Applies the block where all frames that it convolves over are at hand."""
-        emb = self.time_emb_proj(jax.nn.silu(ctx.emb))[:, :, None, None]
+        """Applies the block where all frames that it convolves over are at hand, or to frames in the batch."""
+        emb = self.time_emb_proj(jax.nn.silu(ctx.emb))[..., None, None, :]
         h = self.conv1(silu_norm(self.norm1, x, ctx))
         if self.scale_shift:
             scale, shift = jnp.split(emb, 2, -1)

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
+from vidjax.models import kernels
+from vidjax.runtime.platforms import platform
 from vidjax.runtime.sharding import BATCH_AXES
 
 # What a layer calls an axis of its input -> axes of the mesh.
@@ -58,6 +60,12 @@ def local(function: Callable[..., Array], *parts: tuple[Any, Spec], out: Spec, e
         return function(*map(apart, alike, shares))
 
     return jax.shard_map(own, in_specs=specs, out_specs=to_mesh(out), axis_names=names)(*arrays)
+
+
+def frames_in_batch() -> bool:
+    """Whether a layer that convolves frame by frame takes batch and frames as one axis: on TPUs, where clips are not
+    cut over devices."""
+    return platform() == "tpu" and ways("context") == 1 and not kernels.choice().textbook
 
 
 def to_pixels(x: Float[Array, "b t n *s"]) -> Float[Array, "b t n *s"]:

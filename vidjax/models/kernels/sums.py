@@ -12,6 +12,7 @@ from vidjax.models.kernels.placement import ways
 from vidjax.runtime.platforms import platform
 
 Axes = tuple[int, ...]  # neighbours
+ROWS = 8  # of a TPU's registers, which hold 8 x 128 numbers
 
 
 def as_products() -> bool:
@@ -62,6 +63,24 @@ def _(shape: tuple[int, ...], axes: Axes, x: tuple[Array], slope: tuple[Array]) 
     before, n, after = thirds(shape, axes)
     rows = jnp.broadcast_to(*slope, narrowed(shape, axes)).reshape(before, 1, after) / 2
     return out, (jnp.ones((before, n, 2), rows.dtype) @ jnp.repeat(rows, 2, 1)).reshape(shape)
+
+
+@jax.custom_jvp
+def add_row(x: Float[Array, "*s c"], row: Float[Array, " c"]) -> Float[Array, "*s c"]:
+    """`x + row`, whose gradient for the row, a sum over all other axes, is a product with ones: for TPUs.
+
+    Their compiler's cycles of that sum of 8192 x 512 numbers in bf16, for v5e: 109 k, or 59 k together with what makes
+    them; as a product 4 k, though to read them takes 15 k.
+    """
+    return x + row
+
+
+@add_row.defjvp
+def _(values: tuple[Array, Array], slopes: tuple[Array, Array]) -> tuple[Array, Array]:
+    out, (along, row) = add_row(*values), slopes
+    rows = jnp.broadcast_to(row / ROWS, (ROWS, *row.shape))
+    ones = jnp.ones((*out.shape[:-1], ROWS), row.dtype)
+    return out, along + jnp.matmul(ones, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 def largest(x: Float[Array, "*s n"]) -> Float[Array, "*s 1"]:
