@@ -58,7 +58,7 @@ def make_app(jobs: Jobs, keys: Keys, cards: Mapping[str, Card], *, require_keys:
         """Shows counts and times as Prometheus reads them."""
         return Response(metrics.text(), media_type=metrics.media_type)
 
-    if find_spec("gradio"):
+    if (found := find_spec("gradio")) and found.origin:  # a folder that an uninstall left has none
         from vidjax.serving import page
 
         page.mount(app, jobs, app.state.orders, app.state.guard)
