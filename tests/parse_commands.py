@@ -23,6 +23,8 @@ def parse(module: str, arguments: list[str]) -> str:
     with contextlib.redirect_stderr(said):
         try:
             rest = cli.parse(sys.argv)[1:]
+            if module == "serve" and rest[:1] == ["keys"]:
+                return "" if len(rest) == 2 + (rest[1] != "list") else f"keys takes no {rest[1:]}"
             for check in ("CONFIG", "check_flags"):
                 getattr(program, check, lambda: None)()
             if len(rest) != (module == "convert"):

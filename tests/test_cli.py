@@ -126,7 +126,7 @@ def test_a_clip_that_is_left_out_is_named_once(capfd):
 
 def test_every_program_has_a_name():
     """A program is a module that cli.start is called in."""
-    starts = re.compile(r"^    cli\.start\(", re.MULTILINE)
+    starts = re.compile(r"^ +cli\.start\(", re.MULTILINE)
     files = [file for file in (ROOT / "vidjax").rglob("*.py") if starts.search(file.read_text())]
     modules = {".".join(file.relative_to(ROOT / "vidjax").with_suffix("").parts) for file in files}
     assert modules == {module for module, _ in PROGRAMS.values()}

@@ -23,7 +23,14 @@ from vidjax.weights import configs
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md"])
-RUN = {"api.md", "extending.md", "foreign_networks.md", "diffusion.md", "recipes.md"}  # by tests of theirs, or here
+RUN = {
+    "api.md",
+    "extending.md",
+    "foreign_networks.md",
+    "diffusion.md",
+    "recipes.md",
+    "serving.md",
+}  # by tests of theirs, or here
 NAMES = {module: name for name, (module, _) in PROGRAMS.items()}
 GAP = re.compile(r"\.\.\.|=[A-Z]+\b|=$|\[--")
 

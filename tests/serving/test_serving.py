@@ -1,8 +1,10 @@
 """The server as its clients see it: videos, limits, errors, and who may see what."""
 
 import io
+import re
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -66,6 +68,23 @@ def test_the_official_client(serving, client, generator, tmp_path):
         videos.videos.retrieve(first.id)
     with pytest.raises(openai.BadRequestError, match="size"):
         videos.videos.create(prompt="a fox", size="16")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_manuals_client(serving, client, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    code = code.replace("http://127.0.0.1:8000", serving.url).replace('"KEY"', repr(client().token))
+    monkeypatch.chdir(tmp_path)
+    stop = threading.Event()
+    worker = threading.Thread(target=lambda: [serving.worker.run_next() for _ in range(600) if not stop.wait(0.05)])
+    worker.start()
+    try:
+        exec(code, {})
+    finally:
+        stop.set()
+        worker.join()
+    assert read_frames(tmp_path / "waves.mp4").shape[0] == 2
 
 
 def test_two_users_do_not_see_each_other(serving, client):
