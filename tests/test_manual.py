@@ -23,6 +23,7 @@ from vidjax.weights import configs
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md"])
+# Whose Python a test of theirs runs, or one here.
 RUN = {
     "api.md",
     "extending.md",
@@ -30,7 +31,7 @@ RUN = {
     "diffusion.md",
     "recipes.md",
     "serving.md",
-}  # by tests of theirs, or here
+}
 NAMES = {module: name for name, (module, _) in PROGRAMS.items()}
 GAP = re.compile(r"\.\.\.|=[A-Z]+\b|=$|\[--")
 
