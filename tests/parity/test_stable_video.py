@@ -1,7 +1,6 @@
 """Stable Video Diffusion against diffusers: each network, and the whole pipeline from a picture to frames."""
 
 import importlib
-import json
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,9 @@ transformers = pytest.importorskip("transformers")
 
 from vidjax.models import picture  # noqa: E402
 from vidjax.models.parameters import abstract_parameters, parameters  # noqa: E402
-from vidjax.weights import convert, pretrained  # noqa: E402
+from vidjax.weights import convert, pretrained, stable_video  # noqa: E402
 from vidjax.weights import diffusers as names  # noqa: E402
+from vidjax.weights.components import Part  # noqa: E402
 
 PIPELINE = importlib.import_module("diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion")
 FRAMES, SIZE = 3, (16, 24)
@@ -123,7 +123,7 @@ def test_unet_and_its_gradients(pipe, ours):
     (_, got), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, jnp.asarray(x))
     assert error(got, np.moveaxis(out.detach().numpy(), 2, -1)) <= 1e-5
     assert error(gradients[1], np.moveaxis(video.grad.numpy(), 2, -1)) <= 1e-4
-    keys = pretrained.unet_keys({"_class_name": type(theirs).__name__}, 1)
+    keys = [*names.unet_keys(1), *stable_video.UNET_KEYS]
     found = convert.unfit(gradients[0], keys, r"conv_shortcut\.weight$")
     expected = {key: p.grad.numpy() for key, p in theirs.named_parameters()}
     usual = np.median([np.linalg.norm(value) for value in expected.values()])
@@ -218,10 +218,9 @@ def test_full_size(tmp_path):
     diffusers.EulerDiscreteScheduler(**SCHEDULER).save_pretrained(tmp_path / "scheduler")
     transformers.CLIPImageProcessor().save_pretrained(tmp_path / "feature_extractor")
     model = pretrained.load(tmp_path, weights=False).model
-    config = json.loads(unet.to_json_string())
-    rules = [*pretrained.read_unet(config)[1], *names.unet(2)]
-    own = pretrained.Part("unet", model.unet, rules, pretrained.unet_keys(config, 2))
-    for part in (own, *pretrained.read_components(config, tmp_path).parts(model)):
+    rules = [*stable_video.UNET, *names.unet(2)]
+    own = Part("unet", model.unet, rules, [*names.unet_keys(2), *stable_video.UNET_KEYS])
+    for part in (own, *stable_video.VideoComponents.of(tmp_path).parts(model)):
         theirs = {key: tuple(value.shape) for key, value in networks[part.name].named_parameters()}
         shapes = {path: value.shape for path, value in abstract_parameters(part.module).items()}
         tensors = {key: np.broadcast_to(np.uint8(0), shape) for key, shape in theirs.items()}

@@ -23,18 +23,18 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.storage import write_json
-from vidjax.weights import animatediff, convert, diffusers, lora, lvdm, stable_video
+from vidjax.weights import animatediff, convert, diffusers, lora, lvdm
 from vidjax.weights.animatediff import WithMotion
-from vidjax.weights.components import Components, Part
+from vidjax.weights.components import Part
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
+from vidjax.weights.families import family_of
 from vidjax.weights.folder import INDEX, Folder, read_json
 from vidjax.weights.single_file import SingleFile, open_source
+from vidjax.weights.stable_video import VideoComponents
 from vidjax.weights.tensors import read
 
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
-FAMILIES = [*diffusers.TUNE_A_VIDEO_KEYS, *diffusers.MODELSCOPE_KEYS]
-FAMILY_KEYS = {animatediff.CLASS: diffusers.ANIMATEDIFF_KEYS, stable_video.CLASS: stable_video.UNET_KEYS}
 Source = Folder | SingleFile | WithMotion
 
 
@@ -89,14 +89,15 @@ def load(
         return load_video_file(file, dtype, remat, weights)
     folder = open_model(path, motion_adapter)
     config = folder.config("unet")
-    unet, rules = read_unet(config, norm_over)
+    family = family_of(config)
+    unet, rules = family.read_unet(config, norm_over)
     if inflate is not None:
         more = dict(inflate) if isinstance(inflate, Mapping) else {"block": inflate}
         unet = dataclasses.replace(unet, **more)
         fresh = fresh or "temp"
     if isinstance(folder, WithMotion) and folder.fresh:
         fresh = fresh or "temp"
-    components = read_components(config, path)
+    components = family.components.of(path)
     if components.tokens_dim != unet.tokens_dim:
         raise InputError(
             f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, its CLIP has {components.tokens_dim}"
@@ -121,10 +122,10 @@ def load(
         noise,
         prediction,
         components.tokenize,
-        pixel_size(folder, model.codec),
+        family.pixels or pixel_size(config, model.codec),
         name,
         folder.caveat or caveat,
-        trained_frames(config),
+        family.frames(config),
         components.defaults,
     )
 
@@ -164,35 +165,9 @@ def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> So
 
 def moves_pictures(path: str | Path) -> bool:
     """Whether the model at `path` makes videos of pictures. Raises InputError if there is none."""
-    return is_stable_video(open_source(path).config("unet"))
-
-
-def is_stable_video(config: Mapping[str, Any]) -> bool:
-    """Whether the config.json of a U-Net is Stable Video Diffusion's."""
-    return config.get("_class_name") == stable_video.CLASS
-
-
-def trained_frames(config: Mapping[str, Any]) -> int:
-    """The frames that the U-Net with this config.json was trained on, 1 of a model of images."""
-    if is_stable_video(config):
-        return config.get("num_frames", 25)
-    return animatediff.LENGTH if config.get("_class_name") == animatediff.CLASS else 1
-
-
-def read_unet(config: Mapping[str, Any], norm_over: Over | None = None) -> tuple[UNetConfig, convert.Rules]:
-    """Converts the config.json of any U-Net that is read; also returns its family's own rules on keys, which go before
-    `diffusers.unet`. norm_over: see `unet_config`. Raises InputError."""
-    if not is_stable_video(config):
-        return unet_config(config, norm_over)
-    if norm_over not in (None, "frame"):
-        raise InputError(f"norm_over={norm_over!r} is of Tune-A-Video; Stable Video Diffusion's is the frame")
-    return stable_video.unet_config(config), stable_video.UNET
-
-
-def read_components(config: Mapping[str, Any], path: str | Path) -> Components | stable_video.VideoComponents:
-    """Reads the configs of what a folder has beside the U-Net with this config.json. Raises InputError."""
-    kind = stable_video.VideoComponents if is_stable_video(config) else Components
-    return kind.of(path)
+    if open_video_file(path) is not None:
+        return False
+    return family_of(open_source(path).config("unet")).components is VideoComponents
 
 
 def fill(
@@ -250,9 +225,10 @@ def save(
         index = read_json(out / INDEX, "it is model_index.json of diffusers")
         write_json(out / INDEX, {**index, **(RELEASED if is_tune_a_video(config) else IMAGE if image else {})})
     motion = config["_class_name"] == animatediff.CLASS
-    own = Part("unet", model.unet, [], unet_keys(config, model.unet.config.blocks_per_level))
+    family = family_of(config)
+    keys = [*diffusers.unet_keys(model.unet.config.blocks_per_level), *family.keys]
     projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
-    for part in (own, *read_components(config, source).parts(model)):
+    for part in (Part("unet", model.unet, [], keys), *family.components.of(source).parts(model)):
         pointwise = rf"(conv_shortcut|quant_conv{projections})\.weight$"
         tensors = convert.unfit(parameters(part.module), part.keys, pointwise)
         leave = r"\.(attn|norm)_temp\." if image else r"$^"
@@ -262,16 +238,6 @@ def save(
             if (alone := out / "motion_adapter").is_dir():
                 write_motion_modules(tensors, alone)
         save_file(tensors, out / part.name / f"{part.file}.safetensors", metadata={"format": "pt"})
-
-
-def family_keys(config: Mapping[str, Any]) -> convert.Rules:
-    """The rules from parameter paths to keys that the family of the U-Net with this config.json has for itself."""
-    return FAMILY_KEYS.get(config.get("_class_name", ""), FAMILIES)
-
-
-def unet_keys(config: Mapping[str, Any], blocks_per_level: int) -> convert.Rules:
-    """The rules from parameter paths to the keys of the U-Net with this config.json."""
-    return [*diffusers.unet_keys(blocks_per_level), *family_keys(config)]
 
 
 def buffers_of(folder: Source) -> Mapping[str, np.ndarray]:
@@ -323,8 +289,8 @@ def save_adapters(
     if config_for(model.unet.config, config) != config and any("temp" in path for path in tensors):
         raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
     linear = linear_projection(config, model.unet.config)
-    family = family_keys(config)
-    lora.save(out, tensors, model.unet.config.blocks_per_level, family, linear_projection=linear)
+    keys = family_of(config).keys
+    lora.save(out, tensors, model.unet.config.blocks_per_level, keys, linear_projection=linear)
 
 
 def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
@@ -337,19 +303,21 @@ def config_for(unet: UNetConfig, source: dict[str, Any]) -> dict[str, Any]:
     """Makes the config.json of a U-Net that came from one with the config.json `source`.
 
     It names what the norms go over where the class of that name computes otherwise. Raises InputError."""
-    own, _ = read_unet(source, unet.norm_over)
+    family = family_of(source)
+    own, _ = family.read_unet(source, unet.norm_over)
     tuned = own if own.after_attention else dataclasses.replace(own, block="tuned")
     if unet not in (own, tuned):
         raise InputError("the U-Net has layers that no class of diffusers has; only block='tuned' can be written")
     config = {
         key: value for key, value in (source if unet == own else inflate_config(source)).items() if key != NORM_OVER
     }
-    return config if read_unet(config)[0].norm_over == unet.norm_over else {**config, NORM_OVER: unet.norm_over}
+    made, _ = family_of(config).read_unet(config, None)
+    return config if made.norm_over == unet.norm_over else {**config, NORM_OVER: unet.norm_over}
 
 
 def is_tune_a_video(config: dict[str, Any]) -> bool:
     """Whether the config.json is of showlab's video U-Net."""
-    return read_unet(config)[1] is diffusers.TUNE_A_VIDEO
+    return family_of(config).read_unet(config, None)[1] is diffusers.TUNE_A_VIDEO
 
 
 def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -374,11 +342,8 @@ def deflate_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**config, **kinds, **named}.items() if key != NORM_OVER}
 
 
-def pixel_size(folder: Source, codec: Codec) -> tuple[int, int]:
-    """Reads the (height, width) in pixels that the U-Net was trained with."""
-    config = folder.config("unet")
-    if is_stable_video(config):
-        return stable_video.PIXELS
+def pixel_size(config: Mapping[str, Any], codec: Codec) -> tuple[int, int]:
+    """Reads the (height, width) in pixels that the U-Net with this config.json was trained with."""
     size = config.get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size
     return height * codec.autoencoder.strides[1], width * codec.autoencoder.strides[2]

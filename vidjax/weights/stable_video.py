@@ -11,6 +11,7 @@ from flax import nnx
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.clip import ClipImageConfig
+from vidjax.models.layers import Over
 from vidjax.models.picture import PictureEmbedder
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
@@ -66,8 +67,10 @@ DECODER_KEYS: Rules = [
 ]
 
 
-def unet_config(config: Config) -> UNetConfig:
-    """Converts the U-Net's config.json; its keys go through `UNET`. Raises InputError for what is not offered."""
+def read_unet(config: Config, norm_over: Over | None = None) -> tuple[UNetConfig, Rules]:
+    """Converts the U-Net's config.json; also returns `UNET`. Raises InputError for what is not offered."""
+    if norm_over not in (None, "frame"):
+        raise InputError(f"norm_over={norm_over!r} is of Tune-A-Video; Stable Video Diffusion's is the frame")
     where, channels = "unet/config.json", tuple(config["block_out_channels"])
     attend = tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"])
     kinds = [("CrossAttn" if yes else "") + "{}BlockSpatioTemporal" for yes in attend]
@@ -83,7 +86,7 @@ def unet_config(config: Config) -> UNetConfig:
     for key, value in single.items():
         if not isinstance(config.get(key, value), int):
             raise InputError(f"{where}: {key} is {config[key]!r}, which is not supported; one number is")
-    return UNetConfig(
+    made = UNetConfig(
         in_channels=config.get("in_channels", 8),
         out_channels=config.get("out_channels", 4),
         channels=channels,
@@ -96,6 +99,7 @@ def unet_config(config: Config) -> UNetConfig:
         after_resnet="blend",
         uneven_eps=True,
     )
+    return made, UNET
 
 
 def temporal_autoencoder_config(config: Config) -> tuple[AutoencoderConfig, dict[str, float]]:
