@@ -67,7 +67,8 @@ def diffusers(run: "Run", out: Path) -> None:
         pretrained.save_adapters(model, own, source, out, motion_adapter_of(run))
     else:
         pretrained.save(model, source, out, image=True, motion_adapter=motion_adapter_of(run))
-        if pretrained.is_tune_a_video(config_of(run, model, source)):
+        whole = pretrained.open_video_file(source) is not None
+        if not whole and pretrained.is_tune_a_video(config_of(run, model, source)):
             print(
                 "no class of diffusers has Tune-A-Video's layers over time: they are left out, this is the tuned image "
                 "model; --format=tune_a_video writes them"

@@ -56,13 +56,13 @@ FPS = flags.DEFINE_float("fps", None, "Frames per second of the video; some mode
 DECODE_FRAMES = flags.DEFINE_integer(
     "decode_frames",
     None,
-    "Decode so many frames at once: less memory, but where the decoder looks over time it sees no further; default: "
-    "all.",
+    "Decode so many latent frames at once: less memory, but where the decoder looks over time it sees no further; "
+    "default: all.",
     lower_bound=1,
 )
 LABEL = flags.DEFINE_multi_integer("label", [], "A class number, for class-conditional models.")
 FRAMES = flags.DEFINE_integer(
-    "frames", None, "Frames of the video; default: as trained, 1 for a folder of images.", lower_bound=1
+    "frames", None, "Frames of the video; default: as trained, 1 for a folder that does not say.", lower_bound=1
 )
 HEIGHT = flags.DEFINE_integer("height", None, "Height in pixels; default: as trained.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "Width in pixels; default: as trained.", lower_bound=1)
@@ -164,7 +164,9 @@ def check_flags() -> None:
     told = [flag for flag in (MOTION_BUCKET, IMAGE_NOISE) if flag.value is not None]
     if told and not IMAGE.value:
         raise InputError(f"--{told[0].name} says how a picture moves; name the picture, --image")
-    if IMAGE.value and (others := [flag for flag in (MOTION, SUBJECT, KNOWN) if flag.value]):
+    if MOTION.value and FIRST_GUIDANCE.value is not None:
+        raise InputError("--first_guidance is of videos without --motion; leave one out")
+    if IMAGE.value and (others := [flag for flag in (MOTION, SUBJECT, KNOWN, LEVELS, BETWEEN) if flag.value]):
         raise InputError(f"--image moves one picture; leave --{others[0].name} out")
     asked = len(PROMPT.value) + len(LABEL.value)
     if IMAGE.value and asked not in (0, len(IMAGE.value)):
@@ -185,6 +187,7 @@ def given_options() -> dict[str, Any]:
         "motion_bucket": MOTION_BUCKET.value,
         "picture_noise": IMAGE_NOISE.value,
         "fps": FPS.value,
+        "decode_frames": DECODE_FRAMES.value,
     }
     return {name: value for name, value in options.items() if value is not None}
 
@@ -233,7 +236,7 @@ def write_stages(
     made = below.videos(prompts, frames=frames, size=hw, seed=SEED.value, **options)
     for generator, found in zip(below.generators, made, strict=True):
         folder = out / "x".join(map(str, found.shape[1:4]))
-        write_videos(cascade, prompts, found, generator.defaults.fps, options, folder)
+        write_videos(cascade, prompts, found, options.get("fps", generator.defaults.fps), options, folder)
     assert found is not None
     return found
 
@@ -279,7 +282,7 @@ def is_long(generator: "AnyGenerator") -> bool:
         raise InputError("--known, --levels and --between are of long videos: say how long, --frames=1000")
     if FORMAT.value != "mp4":
         raise InputError(f"--format={FORMAT.value} is for videos made at once; leave it out, or make --frames fewer")
-    for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS):
+    for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS, DECODE_FRAMES):
         if flag.value:
             raise InputError(f"--{flag.name} is for videos made at once; leave it out, or make --frames fewer")
     if BETWEEN.value and not LEVELS.value:
@@ -311,7 +314,7 @@ def write_long(
         stem = out / f"{i:02d}-{slug(str(prompt))}-seed{seed}"
         how = [str(prompt), seed, size, LEVELS.value, options, WATERMARK.value, models]
         with progress.show_progress(f"sampling video {i + 1} of {len(prompts)}", "frame", FRAMES.value) as report:
-            fps, identity = generator.defaults.fps, json.dumps(how)
+            fps, identity = options.get("fps", generator.defaults.fps), json.dumps(how)
             path = long_video.write(generator, plan, stem, FRAMES.value, seed, identity, fps, mark, report)
         about = {**about_of(generator, options), "levels": LEVELS.value, "between": BETWEEN.value}
         describe(path, str(prompt), seed, (FRAMES.value, *size), fps, about)

@@ -207,7 +207,7 @@ def check_flags() -> dict[str, str]:
     models: dict[str, str] = {}
     for text in MODEL.value:
         name, equals, path = text.partition("=")
-        if not equals:
+        if not equals or "/" in name:
             name, path = Path(text).resolve().name, text
         if not name or not path:
             raise InputError(f"--model={text} is not [NAME=]RUN_OR_FOLDER")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vidjax.data.buckets import Limits, assign, choose_buckets, describe_buckets, nearest_shape, overlap
+from vidjax.data.transforms import longest_window, window_span
 from vidjax.errors import InputError
 
 LIMITS = (Limits(16, 64 * 64, (1, 8)), Limits(8, 96 * 48, (4, 16)), Limits(24, 40 * 40), Limits(1, 32 * 32, (1, 32)))
@@ -102,3 +103,11 @@ def test_limits_that_hold_no_shape_are_refused_in_a_line(limits):
     with pytest.raises(InputError, match=r"data\.(multiple|frames)") as caught:
         Limits(8, 32 * 32, **limits)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [0.5, 0.99, 1.0, 2.5])
+def test_the_longest_window_is_the_longest_that_fits(step):
+    for available in range(20):
+        frames = longest_window(available, step)
+        assert window_span(frames, step) <= available if frames else available == 0
+        assert window_span(frames + 1, step) > available

@@ -25,4 +25,5 @@ def with_captions(source: Source, config: DataConfig) -> Source:
 def with_trigger(text: str, prefix: str = "", suffix: str = "") -> str:
     """Returns a caption between trigger words; a space divides them, but before punctuation."""
     space = "" if suffix.strip()[:1] in tuple(",.;:!?") else " "
-    return f"{prefix.strip()} {text}{space}{suffix.strip()}".strip() if suffix else f"{prefix.strip()} {text}".strip()
+    begun = " ".join(filter(None, (prefix.strip(), text)))
+    return f"{begun}{space}{suffix.strip()}".strip() if suffix else begun

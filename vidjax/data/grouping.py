@@ -96,7 +96,7 @@ def _weighted(source: Source, config: DataConfig, numbers: Sequence[tuple[Shape,
     if config.weights is None:
         yield from (Group(shape, (own,), (float(len(own)),)) for shape, own in numbers if len(own))
         return
-    bounds = list(itertools.pairwise((0, *itertools.accumulate(source.parts))))
+    bounds = list(itertools.pairwise((0, *itertools.accumulate(source.parts or (len(source),)))))
     cut = [[own[slice(*(bisect.bisect_left(own, bound) for bound in ends))] for ends in bounds] for _, own in numbers]
     sizes = [sum(map(len, column)) for column in zip(*cut)]
     for k, size in enumerate(sizes):

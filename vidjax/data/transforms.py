@@ -34,7 +34,7 @@ def window_span(frames: int, step: float) -> int:
 def longest_window(available: int, step: float) -> int:
     """Returns how many frames the longest window in `available` source frames has."""
     frames = math.ceil(available / step)
-    return frames if window_span(frames, step) <= available else frames - 1  # rounding
+    return frames if window_span(frames, step) <= available else max(frames - 1, 0)  # rounding
 
 
 def window_starts(available: int, frames: int, step: float) -> int:

@@ -16,6 +16,7 @@ from vidjax.errors import InputError, printable
 from vidjax.generation.output import INDEX
 from vidjax.recipes.run import Run
 from vidjax.runtime.inputs import read_json
+from vidjax.training.encoded import first_windows
 
 
 def in_folder(path: str, flag: str) -> Iterator[Item]:
@@ -44,9 +45,9 @@ def listed(folder: Path) -> set[str] | None:
 
 
 def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
-    """Samples `count` videos of a run's model, `batch` at a time; its captions are spread over the data set's, or its
-    classes come in turn. The same count gives the same videos; all processes make them together. Raises InputError at
-    once if the run is not trained."""
+    """Samples `count` videos of a run's model, `batch` at a time; captions are spread over the data set's, classes
+    and the pictures that clips begin with come in turn. The same count gives the same videos; all processes make them
+    together. Raises InputError at once if the run is not trained."""
     generator, dataset = run.generator(), run.dataset()
     if "text" in generator.embedder_names:
         known = dataset.texts
@@ -56,10 +57,14 @@ def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
         known = [-1]
     prompts = [known[i % len(known)] if count > len(known) else known[i * len(known) // count] for i in range(count)]
 
+    pictures = [video[0] for video in first_windows(dataset)[0]] if "picture" in generator.embedder_names else []
+
     def items() -> Iterator[Item]:
         for start in range(0, count, batch):
             asked = prompts[start : start + batch]
-            videos = generator(asked + asked[-1:] * (batch - len(asked)), seed=start // batch)
+            own = [pictures[(start + i) % len(pictures)] for i in range(batch)] if pictures else []
+            more = {"pictures": np.stack(own)} if own else {}
+            videos = generator(asked + asked[-1:] * (batch - len(asked)), seed=start // batch, **more)
             for i, (prompt, video) in enumerate(zip(asked, videos), start):
                 yield in_memory(f"sample {i}", video, prompt if isinstance(prompt, str) else "")
 

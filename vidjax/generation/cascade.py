@@ -49,7 +49,7 @@ class Cascade:
 
     def __call__(self, prompts: Prompts, **options: Any) -> UInt8[np.ndarray, "b t h w c"]:
         """Samples a video per prompt; arguments as in `latents`."""
-        return self.decode(self.latents(prompts, **options))
+        return self.decode(self.latents(prompts, **options), options.get("decode_frames"))
 
     def videos(
         self,

@@ -150,7 +150,7 @@ class Generator:
 
     def __call__(self, prompts: Prompts, **options: Any) -> UInt8[np.ndarray, "b t h w c"]:
         """Samples a video per prompt; arguments as in `latents`."""
-        return self.decode(self.latents(prompts, **options))
+        return self.decode(self.latents(prompts, **options), options.get("decode_frames"))
 
     def latents(
         self,
@@ -303,6 +303,8 @@ class Generator:
         otherwise.
         """
         how, codec = with_options(self.defaults, options), self.codec
+        if how.first_guidance is not None:
+            raise InputError("sample.first_guidance is of videos whose frames are sampled together; leave it out")
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
         shape = self.latent_shape(1, size)
         clip = (frames, *shape[1:])
@@ -360,6 +362,8 @@ class Generator:
         how = with_options(self.defaults, options)
         if "text" not in self.embedder_names or how.guidance_scale == 1.0:
             raise InputError(f"null_text={how.null_text} wants a model that reads text, and guidance_scale above 1")
+        if how.first_guidance is not None:
+            raise InputError("sample.first_guidance and null_text are not for one model; leave one out")
         mesh = self._mesh(latents.shape[1], how.chunk)
         over = partial(batch_over, mesh, size=len(prompts))  # the error is a mean over the videos: none is added
         request = Request(

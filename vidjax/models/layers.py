@@ -233,7 +233,7 @@ class ResBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w d"]:
         if not self.over_time:
-            if not frames_in_batch() or ctx.images:
+            if not frames_in_batch() or ctx.images or self.norm1.over == "pixel":
                 return self.run(x, ctx)
             fold = lambda a: a.reshape(-1, *a.shape[2:])
             folded = Context(fold(ctx.emb), frames=x.shape[1])

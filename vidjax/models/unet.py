@@ -355,7 +355,7 @@ class UNet(nnx.Module):
         if longest and x.shape[1] - images > longest:
             raise InputError(
                 f"{x.shape[1] - images} frames are more than the {longest} whose places the layers over time have "
-                "learned: take fewer, or sample in chunks (sample.chunk)"
+                "learned: take fewer, in chunks (sample.chunk) one less"
             )
         if any(size % config.patch for size in x.shape[2:4]):
             raise InputError(

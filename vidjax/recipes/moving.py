@@ -18,7 +18,9 @@ from vidjax.generation.output import write_index, write_samples
 from vidjax.models.keys import Keys
 from vidjax.models.picture import PictureTraining
 from vidjax.models.video_model import VideoModel
+from vidjax.recipes.diffusion import multiples
 from vidjax.recipes.tuning import fitted, generator_of, tuned_model
+from vidjax.runtime.processes import lead
 from vidjax.runtime.storage import AnyPath
 from vidjax.training import objectives
 from vidjax.training.encoded import first_windows
@@ -35,7 +37,8 @@ def moving(section: Mapping[str, Any], workdir: AnyPath, *, source: Stage | None
     what in the folder or the config does not fit.
     """
     check(section, common["data"])
-    options = {key: value for key, value in section.get("finetune", {}).items() if key != "encode_once"}
+    elsewhere = ("encode_once", "source_weight")  # the latter for samples alone
+    options = {key: value for key, value in section.get("finetune", {}).items() if key not in elsewhere}
     tune = strategy(options.pop("strategy", "temporal"), **options)
     how = section.get("conditioning", {}).get("picture")
     training = settings.construct(PictureTraining, how, "conditioning.picture", fps=float(common["data"].fps))
@@ -47,12 +50,17 @@ def moving(section: Mapping[str, Any], workdir: AnyPath, *, source: Stage | None
         schedule = settings.construct(schedules.edm, {**ends, **levels}, "diffusion")
 
     def start(weights: bool) -> tuple[None, VideoModel]:
-        model = tuned_model(source, weights) if source is not None else load(weights=weights).model
+        if source is not None:
+            model = tuned_model(source, weights)
+        else:
+            model = load(weights=True).model if weights else nnx.clone(known.model)
         model.embedders["picture"].training = training
         tune.surgery(model, Keys(common["seed"]))
         return None, model
 
-    common["data"], note = fitted(common["data"])
+    common["data"], note = fitted(common["data"].in_multiples(*multiples(known.model, known.model.codec)))
+    if common["data"].fps is None:
+        raise InputError(f"{note}; but this model is told frames per second: lower config.data.frames or data.heldout")
     common |= dict(notes=(note,) if note else (), listed=True)
     loss = objectives.OBJECTIVES[section.get("objective", common["name"])]
     objective = settings.bind(loss, section.get("loss"), "loss", schedule=schedule, prediction=known.prediction)
@@ -80,8 +88,10 @@ def check(section: Mapping[str, Any], data: DataConfig) -> None:
         raise InputError("config.data.images and config.loss.own_images are of models of text: set them to 0")
     if tune.get("encode_once"):
         raise InputError("config.finetune.encode_once: pictures are under new noise at every step; leave it out")
-    for name, there in (("finetune.prior", tune.get("prior")), ("model", section.get("model"))):
-        if there:
+    if tune.get("drop"):
+        raise InputError("config.finetune.drop is of captions; pictures are hidden by config.conditioning.picture.drop")
+    for name in ("finetune.prior", "model", "motion_adapter"):
+        if section.get(name) or (name == "finetune.prior" and tune.get("prior")):
             raise InputError(f"config.{name} is of image models, this one moves pictures; leave it out")
     if section.get("prompt"):
         raise InputError("config.prompt: this model reads no text, it moves pictures; leave it out")
@@ -93,6 +103,8 @@ def show(workdir: AnyPath, generator: Generator, clips: list[np.ndarray], names:
     """Writes videos of the first frames of the first clips into `workdir`/samples; returns entries for summary.json."""
     how, clips = generator.defaults, clips[:PREVIEWED]
     videos = [generator([""], pictures=clip[:1]) for clip in clips]
+    if not lead():
+        return {}
     about = {"model": str(workdir), **dataclasses.asdict(how)}
     entries = write_samples(
         workdir / "samples", [name or "clip" for name in names[:PREVIEWED]], videos, how.fps, about=about

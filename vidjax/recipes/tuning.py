@@ -111,6 +111,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         remat=section["train"].get("remat", "none"),
         motion_adapter=section.get("motion_adapter"),
     )
+    if model.inflation and pretrained.open_video_file(folder) is not None:
+        raise InputError(f"{folder} is a video model: config.model.key_frames is of image models, set it to None")
     known = load(weights=False)
     if (tokenize := known.tokenize) is None:
         raise InputError(f"config.pretrained={folder}: this model reads no text, and only such models are tuned yet")

@@ -27,6 +27,7 @@ from vidjax.serving.refused import Refused
 from vidjax.serving.requests import Card, message_of
 
 EXPIRE_SECONDS = 60.0
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")  # other words of strangers are counted as one
 QUIET = {"/health", "/metrics"}  # not in the audit log
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
@@ -115,9 +116,14 @@ def add_notes(app: FastAPI, metrics: Metrics, audit: logging.Logger, require_key
     async def note(request: Request, call_next: Any) -> Response:
         began = time.perf_counter()
         refused = foreign(request, require_keys)
-        response = answer(refused) if refused else await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.count(request.method, route, response.status_code, time.perf_counter() - began)
+        status = 500
+        try:
+            response = answer(refused) if refused else await call_next(request)
+            status = response.status_code
+        finally:
+            route = getattr(request.scope.get("route"), "path", "other")
+            method = request.method if request.method in METHODS else "other"
+            metrics.count(method, route, status, time.perf_counter() - began)
         response.headers["x-content-type-options"] = "nosniff"
         response.headers.setdefault("cache-control", "private, no-store")
         if route not in QUIET and not (request.method == "GET" and request.url.path.startswith("/page/")):

@@ -22,8 +22,10 @@ async def read_fields(request: Request, most: int) -> tuple[dict[str, Any], byte
         return await read_form(request, most)
     if kind != "application/json":
         raise Refused(415, "unsupported_media_type", "send application/json or multipart/form-data")
-    if len(body := await request.body()) > MAX_JSON:
-        raise Refused(413, "too_large", f"{len(body)} bytes of JSON; {MAX_JSON} are the most")
+    body = b""
+    async for part in request.stream():
+        if len(body := body + part) > MAX_JSON:
+            raise Refused(413, "too_large", f"{MAX_JSON} bytes of JSON are the most")
     try:
         fields = from_json(body)
     except ValueError as error:

@@ -70,8 +70,10 @@ class Keys:
         return token
 
     def remove(self, name: str) -> None:
-        """Takes a key away; the videos stay until they expire. Raises InputError if there is none of that name."""
+        """Takes a key and its videos away: whoever has that name next sees none of them. Raises InputError if there is
+        none of that name."""
         with self.database.write() as connection:
+            connection.execute("delete from jobs where owner = ?", (name,))
             if not connection.execute("delete from keys where name = ?", (name,)).rowcount:
                 raise InputError(f"there is no key of {name}; see keys list")
 

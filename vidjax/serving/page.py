@@ -102,7 +102,7 @@ class Page:
         for event in (start.click, prompt.submit):
             event(self.make, fields, shown, api_visibility="private", show_progress="hidden")
         stop.click(self.stop, state, said, api_visibility="private")
-        model.change(self.choose, model, [label, length, size, steps, guidance], api_visibility="private")
+        model.input(self.choose, model, [label, length, size, steps, guidance], api_visibility="private")
         return fields, shown
 
     def user(self, request: gr.Request) -> User:

@@ -23,8 +23,8 @@ SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 class Card:
     """What the server knows of a model that a worker has loaded.
 
-    strides: pixels per latent, (t, h, w). classes: their number, 0 for none. together: whether several of its videos
-    may be made at once. moves: whether it can start from a picture or a clip.
+    strides: pixels per latent, (t, h, w). classes: their number, 0 for none. moves: whether it can start from a picture
+    or a clip. alone: whether its videos must be made one by one, as it draws noise for a batch as a whole.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Card:
     guidance_scale: float
     stages: int
     moves: bool
+    alone: bool
     created: int
 
 
@@ -110,6 +111,7 @@ def settle(ask: Ask, cards: Mapping[str, Card], limits: Limits, reference: str =
     guidance = card.guidance_scale if ask.guidance is None else ask.guidance
     if ask.negative_prompt and guidance == 1.0:
         raise invalid("negative_prompt does nothing at guidance 1; raise guidance")
+    sampler = sampler_of(ask, card)
     return dict(
         model=name,
         prompt=ask.prompt,
@@ -122,7 +124,8 @@ def settle(ask: Ask, cards: Mapping[str, Card], limits: Limits, reference: str =
         steps=steps,
         guidance=guidance,
         negative_prompt=ask.negative_prompt,
-        sampler=sampler_of(ask, card),
+        sampler=sampler,
+        alone=card.alone or sampler in RANDOM or reference is not None,
         strength=strength,
         total=card.stages * max(round(strength * steps), 1),
         reference=reference,
@@ -130,9 +133,8 @@ def settle(ask: Ask, cards: Mapping[str, Card], limits: Limits, reference: str =
 
 
 def together(settings: Mapping[str, Any]) -> str:
-    """Returns what videos that are made at once have in common; "" for one that must be made alone, since its sampler
-    draws noise for a batch as a whole."""
-    if settings["sampler"] in RANDOM:
+    """Returns what videos that are made at once have in common; "" for one that must be made alone."""
+    if settings["alone"]:
         return ""
     return json.dumps([value for key, value in sorted(settings.items()) if key not in OWN])
 

@@ -42,7 +42,10 @@ def open_model(path: str, frames: int | None = None, **options: str | None) -> A
     """Loads a run, or a folder in the layout of diffusers. Raises InputError."""
     place = Path(path)
     if place.is_file() or any((place / name).exists() for name in FOLDER_FILES):
-        return load_generator(place, frames or 1, **options)
+        generator = load_generator(place, frames, **options)
+        if "picture" in generator.embedder_names:
+            raise InputError(f"--model={path}: it moves pictures, which is not served yet; vidjax.sample --image does")
+        return generator
     return Run(parse_path(path, "--model")).generator()
 
 
@@ -62,6 +65,7 @@ def make_card(name: str, generator: AnyGenerator) -> Card:
         guidance_scale=how.guidance_scale,
         stages=len(generator.generators) if isinstance(generator, Cascade) else 1,
         moves=isinstance(generator, Generator) and how.chunk is None and generator.channels == 3,
+        alone=isinstance(generator, Cascade) or how.eta > 0,
         created=int(time.time()),
     )
 
@@ -87,8 +91,11 @@ class Worker:
         """Makes the videos of the next jobs; False if none waits."""
         if not (batch := self.jobs.claim(self.name, self.batch)):
             return False
-        hand = Hand(self.jobs, self.name, batch, self.previews[batch[0].settings["model"]])
+        model = batch[0].settings["model"]
+        hand = Hand(self.jobs, self.name, batch, self.previews.get(model, Previews(False)))
         try:
+            if model not in self.generators:
+                raise InputError(f"the model {model} is no longer served")
             self._make(hand)
         except Stopped:
             pass
@@ -128,6 +135,7 @@ class Worker:
             guidance_scale=how["guidance"],
             negative_prompt=how["negative_prompt"],
             sampler=how["sampler"],
+            eta=generator.defaults.eta if how["sampler"] == generator.defaults.sampler else 0.0,
         )
         if isinstance(generator, Generator):
             if len(jobs) > 1:

@@ -276,6 +276,10 @@ class WithMotion:
         unet = plain(self.base.config("unet"))
         if (name := unet.get("_class_name")) != "UNet2DConditionModel":
             raise InputError(f"a motion adapter goes onto Stable Diffusion 1, {self.path} is a {name}: leave it out")
+        if (kind := self.base.config("scheduler").get("prediction_type", "epsilon")) != "epsilon":
+            raise InputError(
+                f"a motion adapter goes onto Stable Diffusion 1, {self.path} predicts {kind!r}: leave it out"
+            )
         check_adapter(self.adapter, unet, self.path)
 
     @property

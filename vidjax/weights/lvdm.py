@@ -93,6 +93,11 @@ def original_of(key: str, keys: Mapping[str, Any]) -> str | None:
     return next((each for each in inner if each in keys), None)
 
 
+def averaged(key: str) -> str:
+    """The key under which a file has the average over the training of a tensor of the U-Net."""
+    return f"{EMA}{('diffusion_model.' + key).replace('.', '')}"
+
+
 class Entries(Mapping[str, np.ndarray]):
     """Tensors of a file by parameter path, the last name as torch has it."""
 
@@ -187,6 +192,8 @@ class LvdmFile:
         """The U-Net, as far as shapes tell it. Raises InputError for one that is not LVDM's."""
         try:
             return self._unet()
+        except InputError:
+            raise
         except (KeyError, IndexError, ValueError, StopIteration):
             raise InputError(f"{self.path}: its keys {UNET}* are not LVDM's: get it again") from None
 
@@ -274,8 +281,7 @@ class LvdmFile:
         """The U-Net's tensors by parameter path: their averages over the training, if the file has these."""
         rules, entries = TEXTUAL if self.textual else PLAIN, {}
         for key in self.shapes:
-            averaged = f"{EMA}{('diffusion_model.' + key).replace('.', '')}"
-            source = averaged if averaged in self.all.places else UNET + key
+            source = averaged(key) if averaged(key) in self.all.places else UNET + key
             if m := re.search(r"\.qkv_([st])\.", key):
                 for part, letter in enumerate("qkv"):
                     entries[rename(key.replace(m[0], f".to_{letter}_{m[1]}."), rules)] = Entry(source, part)
@@ -307,6 +313,11 @@ class LvdmFile:
         ]
 
     @property
+    def defaults(self) -> dict[str, float]:
+        """Fields of SampleConfig in which its own programs differ from ours."""
+        return {"fps": 8.0, **({"guidance_scale": 15.0, "eta": 1.0} if self.textual else {})}
+
+    @property
     def frames(self) -> int:
         """Frames of the clips that it was trained on."""
         return int(self.unet().reach) * self.autoencoder().strides[0]
@@ -317,14 +328,22 @@ class LvdmFile:
         size = self.settings.get("image_size", 32)
         height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
         if not isinstance(height, int) or not isinstance(width, int):
-            raise InputError(f"{self.path.stem}: image_size={size!r} is no number of latents")
+            raise InputError(f"the yaml beside {self.path}: image_size={size!r} is no number of latents")
         _, h, w = self.autoencoder().strides
         return height * h, width * w
 
     def write(self, model: VideoModel, out: Path) -> None:
         """Writes the file again as `out`, the U-Net and the autoencoder of clips from `model`, with what stands beside
-        it; averages over the training are the model's, too. The model of text has its other parts as they were."""
+        it; averages over the training are the model's, too. The model of text has its other parts as they were: raises
+        InputError if these have changed."""
         made = dict(self.all)
+        for part in self.parts(model)[1:] if self.textual else ():
+            own = parameters(part.module)
+            kept = convert.fit(
+                {path: value.shape for path, value in own.items()}, part.tensors, part.rules, part.ignore
+            )
+            if not all(np.array_equal(own[path], kept[path].astype(own[path].dtype)) for path in own):
+                raise InputError(f"{part.name} was trained, too, and goes into no file of LVDM's: export as orbax")
         sources = [(model.unet, self.unet_entries())]
         if not self.textual:
             sources.append((model.codec.autoencoder, self.autoencoder_entries()))
@@ -337,10 +356,8 @@ class LvdmFile:
             for key, values in parts.items():
                 made[key] = np.concatenate(values).reshape(self.all.places[key].shape)
         for key in self.shapes:  # the trained and the averaged ones are the same now
-            averaged = f"{EMA}{('diffusion_model.' + key).replace('.', '')}"
-            made[UNET + key] = made[averaged] = made.get(averaged, made[UNET + key])
-            if averaged not in self.all.places:
-                del made[averaged]
+            if averaged(key) in self.all.places:
+                made[UNET + key] = made[averaged(key)]
         for key in made:
             if original := original_of(key, made):
                 made[key] = made[original]

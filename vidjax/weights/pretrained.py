@@ -111,9 +111,7 @@ def load(
 
     model = nnx.eval_shape(lambda: make(OneKey()))
     if weights:
-        count = sum(math.prod(leaf.shape) for leaf in convert.parameters(model).values())
-        change = f"is {path} the folder of another model?"
-        check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
+        check_size(model, path, dtype)
         own = Part("unet", model.unet, [*rules, *diffusers.unet(unet.blocks_per_level)], [], animatediff.BUFFERS)
         fill(model, lambda: make(Keys(0)), folder, [own, *components.parts(model)], fresh, dtype)
     name, caveat = sampler(scheduler)
@@ -141,17 +139,30 @@ def open_video_file(path: str | Path) -> lvdm.LvdmFile | None:
 def load_video_file(file: lvdm.LvdmFile, dtype: DTypeLike, remat: str, weights: bool) -> Pretrained:
     """Loads a video model that is one file. Raises InputError."""
     config = file.unet()
+    if config.vector_levels:
+        raise InputError(
+            f"{file.path} predicts frames from known ones, which is not sampled yet: take another of LVDM's"
+        )
 
     def make(rngs: nnx.Rngs) -> VideoModel:
         return VideoModel(config, file.embedders(rngs), file.codec(rngs), remat=remat, rngs=rngs)
 
     model = nnx.eval_shape(lambda: make(OneKey()))
+    if weights:
+        check_size(model, file.path, dtype)
     for part in file.parts(model) if weights else ():
         try:
             convert.load(part.module, part.tensors, part.rules, part.ignore, dtype=dtype)
         except InputError as error:
             raise InputError(f"{file.path}, {part.name}: {error}") from None
-    return Pretrained(model, file.schedule(), "eps", file.tokenize, file.size, "ddim", "", file.frames)
+    return Pretrained(model, file.schedule(), "eps", file.tokenize, file.size, "ddim", "", file.frames, file.defaults)
+
+
+def check_size(model: VideoModel, path: str | Path, dtype: DTypeLike) -> None:
+    """Raises InputError if the parameters of an abstract model are more than the memory there is."""
+    count = sum(math.prod(leaf.shape) for leaf in convert.parameters(model).values())
+    change = f"is {path} another model?"
+    check_memory(count * jnp.dtype(dtype).itemsize, f"{path} has {count:,} parameters", change)
 
 
 def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> Source:
