@@ -33,6 +33,7 @@ from vidjax.weights.single_file import AUTOENCODER, LDM, UNET, SingleFile
 from vidjax.weights.tensors import Tensors, read
 
 EMA = "model_ema."
+MAX_SETTINGS = 2**20  # bytes of a yaml
 RELATIVE = r"\.relative_position_([kv])\.embeddings_table$"
 FEED_FORWARD: Rules = [
     (r"\.net\.0\.proj\.", ".proj_in."),
@@ -371,11 +372,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Reads a yaml or a JSON. Raises InputError if it is neither."""
     import yaml
 
+    if (size := path.stat().st_size) > MAX_SETTINGS:
+        raise InputError(f"{path} has {size:,} bytes; the yaml of a training has at most {MAX_SETTINGS:,}")
     try:
         text = path.read_text()
         found = from_json(text.encode()) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path} has no settings but {str(found)[:60]!r}; it should be the yaml of the training")
+        raise InputError(f"{path} has no settings but a {type(found).__name__}; it should be the yaml of the training")
     return found
