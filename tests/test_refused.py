@@ -112,13 +112,13 @@ def lora_file(path, ends=("lora_A.weight", "lora_B.weight"), rank=2, value=1.0, 
 def test_adapters_that_are_none(generator, tmp_path):
     whole = lora_file(tmp_path / "whole.safetensors")
     assert merge_lora_files(generator, [f"{whole}:100"])
-    kohya = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": np.zeros((2, 32), np.float32)}
+    kohya = {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": np.zeros((2, 32), np.float32)}
     save_file(kohya, tmp_path / "kohya.safetensors")
     for file, says in (
         (f"{whole}:1e30", r"weight=1e\+30: must be at least -100 and at most 100"),
         (lora_file(tmp_path / "nan.safetensors", value=np.nan), r"to_q\.lora_A\.weight has values that are not finite"),
         (lora_file(tmp_path / "rank.safetensors", rank=0), r"to_q\.lora_A\.weight has shape \(0, 32\): .* rank 0"),
-        (str(tmp_path / "kohya.safetensors"), "is kohya's layout: it is not read yet; give a LoRA that diffusers has"),
+        (str(tmp_path / "kohya.safetensors"), "of kohya's keys is none of a U-Net or a text encoder of Stable"),
         (lora_file(tmp_path / "other.safetensors", prefix="model."), "in diffusers' layout: keys begin with unet"),
     ):
         with pytest.raises(InputError, match=says) as raised:

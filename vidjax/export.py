@@ -4,7 +4,8 @@ orbax: the averaged parameters by path, and the config. diffusers: for runs that
 folder again with the tuned weights; with LoRA, the adapters of the stage alone (pytorch_lora_weights.safetensors). No
 class of diffusers has the layers over time of Tune-A-Video: they are left out, which leaves a tuned image model.
 tune_a_video: the whole folder with them, for Tune-A-Video's own code, and for `--pretrained` here. motion_adapter:
-AnimateDiff's motion modules alone, for any Stable Diffusion 1.
+AnimateDiff's motion modules alone, for any Stable Diffusion 1. kohya: the adapters of the stage alone in the layout of
+kohya's scripts (lora.safetensors), which ComfyUI and others load.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from vidjax.recipes.run import Run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
-FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers, tune_a_video or motion_adapter.")
+FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers, tune_a_video, motion_adapter or kohya.")
 STAGE = flags.DEFINE_string("stage", None, "The stage whose model it is; default: the last one.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")
 
@@ -61,10 +62,8 @@ def diffusers(run: "Run", out: Path) -> None:
     from vidjax.weights import pretrained
 
     model, source = load_tuned(run)
-    if tensors := lora_tensors(model):
-        trains = run.stage(STAGE.value).trainable
-        own = {path: value for path, value in tensors.items() if trains(f"{path.rpartition('.')[0]}.lora_down")}
-        pretrained.save_adapters(model, own, source, out, motion_adapter_of(run))
+    if lora_tensors(model):
+        write_adapters(run, out)
     else:
         pretrained.save(model, source, out, image=True, motion_adapter=motion_adapter_of(run))
         whole = pretrained.open_video_file(source) is not None
@@ -73,6 +72,27 @@ def diffusers(run: "Run", out: Path) -> None:
                 "no class of diffusers has Tune-A-Video's layers over time: they are left out, this is the tuned image "
                 "model; --format=tune_a_video writes them"
             )
+
+
+def kohya(run: "Run", out: Path) -> None:
+    """Writes the stage's adapters in kohya's layout. Raises InputError if it has none."""
+    from vidjax.models.lora import lora_tensors
+
+    if not lora_tensors(load_tuned(run)[0]):
+        raise InputError(f"--format=kohya: {run.workdir} tuned no adapters; take --format=diffusers")
+    write_adapters(run, out, kohya=True)
+
+
+def write_adapters(run: "Run", out: Path, kohya: bool = False) -> None:
+    """Writes the adapters that the stage trained, as a file for others."""
+    from vidjax.models.lora import lora_tensors
+    from vidjax.weights import pretrained
+
+    model, source = load_tuned(run)
+    trains = run.stage(STAGE.value).trainable
+    tensors = lora_tensors(model)
+    own = {path: value for path, value in tensors.items() if trains(f"{path.rpartition('.')[0]}.lora_down")}
+    pretrained.save_adapters(model, own, source, out, motion_adapter_of(run), kohya)
 
 
 def tune_a_video(run: "Run", out: Path) -> None:
@@ -142,6 +162,7 @@ FORMATS: dict[str, Callable[["Run", Path], None]] = {
     "diffusers": diffusers,
     "tune_a_video": tune_a_video,
     "motion_adapter": motion_adapter,
+    "kohya": kohya,
 }
 
 if __name__ == "__main__":

@@ -79,21 +79,25 @@ def randomised(tensors):
     return {k: v if k.endswith("alpha") else 0.2 * RANDOM.standard_normal(v.shape, "f") for k, v in tensors.items()}
 
 
-@pytest.mark.parametrize("alpha", [4, 10.0])
-def test_ours_load_in_diffusers(tmp_path, alpha):
+@pytest.mark.parametrize("alpha, kohya", [(4, False), (10.0, False), (10.0, True)])
+def test_ours_load_in_diffusers(tmp_path, alpha, kohya):
     model = reference()
     mine, plain = ours(model), their_output(model)
     base = whole(parameters(mine))
     layers = add_lora(mine, LAYERS, rank=4, alpha=alpha, rngs=nnx.Rngs(0))
     tensors = randomised(whole(lora_tensors(mine)))
-    lora.save(tmp_path, tensors, blocks_per_level=1)
-    model.load_lora_adapter(tmp_path, prefix="unet", weight_name=lora.FILE)
+    file = lora.save(tmp_path, tensors, blocks_per_level=1, kohya=kohya)
+    if kohya:
+        state, alphas = diffusers.StableDiffusionPipeline.lora_state_dict(tmp_path, weight_name=file.name)
+        model.load_lora_adapter(state, prefix="unet", network_alphas=alphas)
+    else:
+        model.load_lora_adapter(tmp_path, prefix="unet", weight_name=file.name)
     adapted = [name for name, m in model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
     assert len(adapted) == len(layers) > 40
     expected = their_output(model)
     assert error(plain, expected) > 0.05
     assert error(our_output(merge_loras(base, {"own": (tensors, 1.0)})), expected) <= 1e-5
-    again = lora.load(tmp_path, blocks_per_level=1)
+    again = lora.load(file, blocks_per_level=1)
     assert error(our_output(merge_loras(base, {"own": (again, 1.0)})), expected) <= 1e-5
 
 
@@ -160,9 +164,16 @@ def test_every_layer_that_can_be_adapted_has_its_key_back(tmp_path):
         save_file(halves, tmp_path / lora.FILE)
         expected = {f"unet.{convert.rename(f'{name}.', [*there, *rules.unet(n)]).rstrip('.')}" for name in names}
         assert set(layers_of(lora.load(tmp_path, n))) == expected  # whatever the family
+        save_file({key_of_kohya(key): value for key, value in halves.items()}, tmp_path / lora.FILE)
+        assert set(layers_of(lora.load(tmp_path, n))) == expected
         for name in names:
             path = convert.rename(f"{name}.", [*there, *rules.unet(n)]).rstrip(".")
             assert convert.rename(lora.module_key(path, n), back) == name
+
+
+def key_of_kohya(key):
+    layer, end, _ = key.rsplit(".", 2)
+    return f"{lora.kohya_key(layer)}.{'lora_down' if end == 'lora_A' else 'lora_up'}.weight"
 
 
 def test_files_that_are_no_adapters_are_errors_of_one_line(tmp_path):

@@ -1,4 +1,4 @@
-"""Reads and writes low-rank adapters in the layout of `diffusers`: one safetensors file that its pipelines load."""
+"""Reads and writes low-rank adapters in one safetensors file, in the layout of `diffusers` or of kohya's scripts."""
 
 import math
 import re
@@ -31,7 +31,19 @@ ENDS: Rules = [
     (r"\.lora(\.|_linear_layer\.)down\.weight$", ".lora_A.weight"),
     (r"\.lora(\.|_linear_layer\.)up\.weight$", ".lora_B.weight"),
 ]
-LAYOUTS = {"kohya": r"lora_(unet|te\d?)_"}
+# kohya's keys to those of diffusers: there all dots of a layer's name are underscores.
+KOHYA_FILE = "lora.safetensors"
+KOHYA: Rules = [
+    (r"^lora_unet_", "unet."),
+    (r"^lora_te_text_model_encoder_", "text_encoder.text_model.encoder."),
+    (r"(blocks|attentions|resnets|modules|samplers|convs|layers|net|to_out)_(\d+)(?=[_.])", r"\1.\2"),
+    (r"\.(\d+)_", r".\1."),
+    (r"_to_(?=[qkvo])", ".to_"),
+    (r"\.(mid_block|time_embedding|transformer_in|ff|ff_in|self_attn|mlp)_(?!emb)", r".\1."),
+    (r"\.lora_down\.weight$", ".lora_A.weight"),
+    (r"\.lora_up\.weight$", ".lora_B.weight"),
+]
+ENDS_NOW, KOHYA_ENDS = ("lora_A", "lora_B"), ("lora_down", "lora_up")
 NAMES = {"lora_A.weight": "lora_down", "lora_B.weight": "lora_up", "alpha": "lora_alpha"}
 
 
@@ -41,28 +53,44 @@ def module_key(layer: str, blocks_per_level: int) -> str:
 
 
 def save(
-    folder: str | Path, tensors: Tensors, blocks_per_level: int, family: Rules = (), *, linear_projection: bool = False
+    folder: str | Path,
+    tensors: Tensors,
+    blocks_per_level: int,
+    family: Rules = (),
+    *,
+    linear_projection: bool = False,
+    kohya: bool = False,
 ) -> Path:
     """Writes the adapters of a model (`models.lora.lora_tensors`: paths in `unet.` and `text.encoder.`), in fp32.
 
     `family` renames what a family calls its own layers, such as `diffusers.ANIMATEDIFF_KEYS`; `linear_projection` is
     `use_linear_projection` of the model there (Stable Diffusion 2: True), else projections of transformers are 1x1
-    convolutions. alpha / rank goes into the second matrix, so that every reader applies it. Raises InputError for a
-    layer that `diffusers` has no name for.
+    convolutions. alpha / rank goes into the second matrix, so that every reader applies it; in kohya's layout alpha is
+    a tensor of its own. Raises InputError for a layer that `diffusers` has no name for.
     """
     out = {}
     convolutions = r"\.conv_shortcut$" if linear_projection else r"\.conv_shortcut$|\.attentions\.\d+\.proj_(in|out)$"
     for layer in layers_of(tensors):
         down, up = (np.asarray(tensors[f"{layer}.{end}"], np.float32) for end in ("lora_down", "lora_up"))
-        scale = tensors.get(f"{layer}.lora_alpha", down.shape[1]) / down.shape[1]
+        alpha = tensors.get(f"{layer}.lora_alpha", down.shape[1])
         key = _key(layer, blocks_per_level, family)
-        for end, matrix in (("lora_A", down), ("lora_B", np.float32(scale) * up)):
+        scale = 1.0 if kohya else alpha / down.shape[1]
+        name = kohya_key(key) if kohya else key
+        for end, matrix in zip(KOHYA_ENDS if kohya else ENDS_NOW, (down, np.float32(scale) * up)):
             kernel = matrix.T[..., None, None] if re.search(convolutions, key) else matrix.T
-            out[f"{key}.{end}.weight"] = np.ascontiguousarray(kernel)
-    path = Path(folder) / FILE
+            out[f"{name}.{end}.weight"] = np.ascontiguousarray(kernel)
+        if kohya:
+            out[f"{name}.alpha"] = np.array(alpha, np.float32)
+    path = Path(folder) / (KOHYA_FILE if kohya else FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(out, path, metadata={"format": "pt"})
     return path
+
+
+def kohya_key(key: str) -> str:
+    """Converts the name of a layer in a pipeline of `diffusers` to kohya's."""
+    part, _, layer = key.partition(".")
+    return f"lora_{'te' if part == 'text_encoder' else part}_{layer.replace('.', '_')}"
 
 
 def _key(layer: str, blocks_per_level: int, family: Rules) -> str:
@@ -80,9 +108,9 @@ def _key(layer: str, blocks_per_level: int, family: Rules) -> str:
 def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | float]:
     """Reads the adapters of a file, or of the one in a folder, for `models.lora.merge_loras`: by path in the model.
 
-    Of any family's U-Net and of CLIP's text encoder. Reads `lora_A` and `lora_B`, the older `lora.down` and `lora.up`
-    and those of attention processors; alpha from keys, else from the metadata, else the rank. Raises InputError if the
-    file cannot be read, is not whole, or has more than adapters of linear layers.
+    Of any family's U-Net and of CLIP's text encoder. Reads `lora_A` and `lora_B`, the older `lora.down` and `lora.up`,
+    those of attention processors, and kohya's keys; alpha from keys, else from the metadata, else the rank. Raises
+    InputError if the file cannot be read, is not whole, or has more than adapters of linear layers.
     """
     path = Path(path)
     tensors, metadata = _read(path / FILE if path.is_dir() else path)
@@ -92,7 +120,8 @@ def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | floa
     }
     out: dict[str, np.ndarray | float] = {}
     for full, value in tensors.items():
-        found = re.fullmatch(r"(unet|text_encoder)\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)", rename(full, ENDS))
+        key = rename(full, KOHYA if full.startswith("lora_") else ENDS)
+        found = re.fullmatch(r"(unet|text_encoder)\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)", key)
         if found is None:
             raise InputError(f"{path} has {full}, {explain_foreign(full, tensors)}")
         (part, module, end), (prefix, rules) = found.groups(), parts[found[1]]
@@ -108,9 +137,8 @@ def load(path: str | Path, blocks_per_level: int) -> dict[str, np.ndarray | floa
 
 def explain_foreign(key: str, keys: Iterable[str]) -> str:
     """Says what a key is that `diffusers` does not have, among these others, and what to do."""
-    for layout, pattern in LAYOUTS.items():
-        if re.match(pattern, key):
-            return f"which is {layout}'s layout: it is not read yet; give a LoRA that diffusers has saved"
+    if key.startswith("lora_"):
+        return "which of kohya's keys is none of a U-Net or a text encoder of Stable Diffusion 1 or 2"
     if not any(key.startswith(("unet.", "text_encoder.")) for key in keys):
         return "which is no adapter of a U-Net or a text encoder in diffusers' layout: keys begin with unet. there"
     return "which is no adapter of a U-Net or a text encoder; take it out of the file"

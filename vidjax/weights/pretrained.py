@@ -291,8 +291,10 @@ def save_adapters(
     source: str | Path,
     out: str | Path,
     motion_adapter: str | Path | None = None,
+    kohya: bool = False,
 ) -> None:
-    """Writes adapters of `model`, which came from the folder `source`, into the folder `out`, for `diffusers`.
+    """Writes adapters of `model`, which came from the folder `source`, into the folder `out`, for `diffusers` or in
+    kohya's layout.
 
     Raises InputError if they are on layers that the source has not: what they adapt would be in no file.
     """
@@ -301,7 +303,7 @@ def save_adapters(
         raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")
     linear = linear_projection(config, model.unet.config)
     keys = family_of(config).keys
-    lora.save(out, tensors, model.unet.config.blocks_per_level, keys, linear_projection=linear)
+    lora.save(out, tensors, model.unet.config.blocks_per_level, keys, linear_projection=linear, kohya=kohya)
 
 
 def linear_projection(config: dict[str, Any], unet: UNetConfig) -> bool:
