@@ -23,6 +23,7 @@ from vidjax.models.unet import Temporal
 from vidjax.runtime.storage import write_json
 from vidjax.settings import choose
 from vidjax.weights.convert import Rules, rename
+from vidjax.weights.diffusers import rename_blocks
 from vidjax.weights.folder import INDEX, Folder, read_file, read_json, read_weights
 from vidjax.weights.single_file import Renamed, SingleFile
 
@@ -91,10 +92,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def image_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the config of a UNetMotionModel to that of the image U-Net inside it."""
-    kinds = {
-        f"{end}_block_types": [kind.replace("Motion", "2D") for kind in config[f"{end}_block_types"]]
-        for end in ("down", "up")
-    }
+    kinds = rename_blocks(config, "Motion", "2D")
     return {**config, **kinds, "_class_name": "UNet2DConditionModel"}
 
 
@@ -330,10 +328,7 @@ class WithMotion:
 
     def _unet(self) -> dict[str, Any]:
         image, adapter = plain(self.base.config("unet")), self.adapter
-        kinds = {
-            f"{end}_block_types": [kind.replace("2D", "Motion") for kind in image[f"{end}_block_types"]]
-            for end in ("down", "up")
-        }
+        kinds = rename_blocks(image, "2D", "Motion")
         over = {} if adapter.norm_over == "frame" else {"vidjax_norm_over": adapter.norm_over}
         return {
             "_class_name": CLASS,

@@ -1,8 +1,16 @@
 """Names in checkpoints of `diffusers` to parameter paths here and back, two lists of rules per family."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from vidjax.weights.convert import Rules
+
+
+def rename_blocks(config: Mapping[str, Any], old: str, new: str) -> dict[str, list[str]]:
+    """Returns the kinds of blocks that a U-Net's config names, with `new` in place of `old` in each."""
+    keys = ("down_block_types", "up_block_types")
+    return {key: [kind.replace(old, new) for kind in config[key]] for key in keys}
 
 
 def unet(blocks_per_level: int) -> Rules:

@@ -335,9 +335,7 @@ def is_tune_a_video(config: dict[str, Any]) -> bool:
 
 def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
     """Converts the config of an image U-Net to that of showlab's video U-Net, as their `from_pretrained_2d` does."""
-    kinds = {
-        f"{end}_block_types": [k.replace("2D", "3D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
-    }
+    kinds = diffusers.rename_blocks(config, "2D", "3D")
     named = {
         "_class_name": "UNet3DConditionModel",
         "flip_sin_to_cos": True,
@@ -348,9 +346,7 @@ def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def deflate_config(config: dict[str, Any]) -> dict[str, Any]:
     """Converts the config of showlab's video U-Net to that of the image U-Net inside it."""
-    kinds = {
-        f"{end}_block_types": [k.replace("3D", "2D") for k in config[f"{end}_block_types"]] for end in ("down", "up")
-    }
+    kinds = diffusers.rename_blocks(config, "3D", "2D")
     named = {"_class_name": "UNet2DConditionModel", "mid_block_type": "UNetMidBlock2DCrossAttn"}
     return {key: value for key, value in {**config, **kinds, **named}.items() if key != NORM_OVER}
 
