@@ -224,7 +224,8 @@ def regions(denoisers: Sequence[Denoiser], masks: Sequence[Float[Array, "..."]])
         weights[0] = jnp.where(total > 0, weights[0], 1)
         total = jnp.where(total > 0, total, 1)
         answers = [denoise(xt, t) for denoise in denoisers]
-        x0, eps = (sum(w / total * part for w, part in zip(weights, parts)) for parts in zip(*answers))
+        none = jnp.zeros_like(xt)
+        x0, eps = (sum((w / total * part for w, part in zip(weights, parts)), none) for parts in zip(*answers))
         return x0, eps
 
     return blended

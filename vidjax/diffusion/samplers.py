@@ -170,8 +170,7 @@ def pndm() -> Sampler:
     The coefficients are those of even steps; the mean is of eps whatever the network says. The carry is the last three
     eps and how many there are.
     """
-    weights = np.array([[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0]])
-    weights = np.float32([*weights, np.array([55, -59, 37, -9]) / 24])
+    weights = np.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]], np.float32) / 24
 
     def step(denoise, schedule, x, t, t_next, carry, key):
         past, n = carry

@@ -63,7 +63,7 @@ def write_report(workdir: AnyPath) -> AnyPath:
 
 def _own_file(name: str) -> str:
     """Reads a file that lies beside this module."""
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return importlib.resources.files("vidjax.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 def _header(workdir: AnyPath, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -299,7 +299,7 @@ def _metrics(path: AnyPath) -> list[dict[str, Any]]:
         return []
 
 
-def _json(path: AnyPath) -> dict[str, Any]:
+def _json(path: AnyPath) -> Mapping[str, Any]:
     """What is in a file of the run; of one that is damaged, nothing, and a warning."""
     if not path.exists():
         return {}

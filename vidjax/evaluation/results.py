@@ -85,8 +85,8 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
     every = dataset.windows("heldout", clips=used) if dataset.heldout and small else []
     measured = [i for i, clip in zip(used, every) if len(clip)]
     heldout = [clip for clip in every if len(clip)]
-    through = []
-    if generator.codec and heldout:
+    through, codec = [], generator.codec
+    if codec and heldout:
         each = watch(heldout, "reconstructing held-out windows", "clip", len(heldout))
         through = [generator.reconstruct(list(clip)) for clip in each]
     if not lead():
@@ -96,8 +96,8 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
     entries = write_samples(workdir / "samples", names, per_caption, how.fps, seeds=seeds, about=about)
     write_index(workdir / "samples", entries)
     found: dict[str, Any] = {"samples": entries, "data": about_data}
-    if through:
-        found |= reconstruction(workdir, generator.codec, dataset, measured, heldout, *zip(*through))
+    if codec and through:
+        found |= reconstruction(workdir, codec, dataset, measured, heldout, *zip(*through))
     if generator.tokenize and small:
         texts = dataset.texts
         of, own = dict(zip(measured, heldout)), [texts.index(name) for name in names]

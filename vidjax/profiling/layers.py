@@ -24,7 +24,7 @@ from vidjax.runtime.platforms import platform
 REST = "rest"
 # Options of a program that is to be traced, by platform: what a GPU's graph runs bears the graph's name, not the
 # instructions'.
-TRACED = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
+TRACED: dict[str, jax.stages.CompilerOptions] = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
 Span = tuple[str, float, float]  # instruction, start, end
 
 
