@@ -61,6 +61,7 @@ CUT = [
 WIDE = {
     "_resize": "a cascade's stage makes the video below of pixels, by a product with weights between them",
     "mean_of_groups": "a norm's means over groups of channels are fp32, on TPUs by products with ones",
+    "sum_of_rows": "the gradients of a norm's scale and bias, on TPUs products with ones, are sums of fp32",
 }
 
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
 from flax import nnx
 
 from vidjax.models import kernels
 from vidjax.models.attention import Attention, sinusoid_interleaved
-from vidjax.models.kernels.attention import ATTENTION, attend, choose_attention
+from vidjax.models.kernels.attention import ATTENTION, attend, choose_attention, join_heads, part_heads
 from vidjax.models.layers import Context
 
 
@@ -68,6 +69,21 @@ def test_what_cudnn_is_asked_for_is_plain_attention(monkeypatch, n, m, masked):
         return jax.value_and_grad(f, (0, 1, 2))(q, k, v)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), route("cudnn"), route("plain"))
+
+
+def test_heads_are_joined_as_they_were_parted():
+    """Values and gradients in bf16, where the gradient's product with the identity is exact."""
+    x, y = (jax.random.normal(jax.random.key(i), (2, 6, 3 * 8), jnp.bfloat16) for i in range(2))
+    plain = rearrange(x, "b (r n) (k d) -> (b r) n k d", r=2, k=3)
+
+    def passed(x):
+        heads = part_heads(x, 3)
+        return join_heads(heads * jnp.arange(1, 4).astype(x.dtype)[:, None, None], 2)
+
+    out, back = jax.vjp(passed, x)
+    np.testing.assert_array_equal(out, (plain * jnp.arange(1, 4)[:, None]).astype(x.dtype).reshape(4, 3, 24))
+    slope = (rearrange(y, "b n (k d) -> b n k d", k=3) * jnp.arange(1, 4)[:, None]).astype(x.dtype)
+    np.testing.assert_array_equal(back(y.reshape(4, 3, 24))[0], slope.reshape(x.shape))
 
 
 def test_masked_tokens_do_not_exist():

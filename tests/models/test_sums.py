@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vidjax.models.kernels.sums import add_row, largest, spread, total
+from vidjax.models.kernels.sums import add_row, largest, scale_row, spread, total
 from vidjax.models.layers import Context, GroupNorm
 
 SHAPE = (3, 4, 5, 6)
@@ -50,9 +50,17 @@ def test_spread_is_broadcast(axes, shape):
     agree(derivatives(ours, x), derivatives(theirs, x))
 
 
-def test_a_row_is_added_to_all():
-    x, row = draw(*SHAPE, key=1), draw(6)
-    agree(derivatives(lambda row: add_row(x * row, row), row), derivatives(lambda row: x * row + row, row))
+def test_a_row_scales_and_is_added_to_all():
+    """On TPUs, where the gradients of many rows are products, and elsewhere."""
+    x, row = draw(40, 60, 6, key=1), draw(6) / 50
+    ours, theirs = (lambda row: add_row(scale_row(x, row), row)), (lambda row: x * row + row)
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
+        traced = jax.make_jaxpr(lambda row: derivatives(ours, row))(row)
+    assert "dot_general" in str(traced)
+    wanted = derivatives(theirs, row)
+    agree(tuple(jax.core.eval_jaxpr(traced.jaxpr, traced.consts, row)), wanted)
+    agree(derivatives(ours, row), wanted)
 
 
 @pytest.mark.parametrize("n", [1, 8, 77, 96])

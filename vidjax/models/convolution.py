@@ -8,10 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
-from vidjax.models import kernels
 from vidjax.models.kernels.convolution import convolve, convolve_transposed
-from vidjax.models.kernels.sums import add_row, spread
-from vidjax.runtime.platforms import platform
+from vidjax.models.kernels.sums import add_bias
 
 
 class Conv(nnx.Module):
@@ -39,7 +37,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
         y = convolve(x, self.kernel[...], self.strides, self.padding, self.mode)
-        return add_bias(y, self.bias[...])
+        return add_bias(y, self.bias[...].astype(y.dtype))
 
     def look_over_time(self, reach: int = 1) -> None:
         """Makes a (k, k) kernel one of (2 reach + 1, k, k) that starts as it was, each frame by itself. Raises
@@ -62,15 +60,7 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
         y = convolve_transposed(x, self.kernel[...], self.strides, self.mode)
-        return add_bias(y, self.bias[...])
-
-
-def add_bias(y: Float[Array, "*s c"], bias: Float[Array, " c"]) -> Float[Array, "*s c"]:
-    """Adds a number to each channel, in the form whose gradient the platform computes fastest."""
-    bias = bias.astype(y.dtype)
-    if platform() == "tpu" and not kernels.choice().textbook:
-        return add_row(y, bias)
-    return y + spread(bias, y.shape, tuple(range(y.ndim - 1)))
+        return add_bias(y, self.bias[...].astype(y.dtype))
 
 
 def _parameters(cin: int, cout: int, size: Sequence[int], zero: bool, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:

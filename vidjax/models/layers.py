@@ -13,13 +13,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
-from vidjax.models import kernels
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.moments import mean_of_groups, moments
 from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways
 from vidjax.models.kernels.products import product
-from vidjax.models.kernels.sums import add_row, spread
-from vidjax.runtime.platforms import platform
+from vidjax.models.kernels.sums import add_row, scale_row, spread
 
 Over = Literal["frame", "clip", "pixel"]
 STATISTICS = "statistics"  # what of a norm is kept between the passes, by this name in `jax.checkpoint`
@@ -100,8 +98,8 @@ class GroupNorm(nnx.Module):
         statistics = moments(x, lambda y: mean_of_clips(mean_of_groups(y, axes, self.groups), clip))
         mean, variance = (checkpoint_name(number, STATISTICS) for number in statistics)
         near = jax.lax.stop_gradient(mean)  # whatever it is, what follows is the same, and the gradient has a sum less
-        slope = jax.lax.rsqrt(variance + self.eps) * self.scale[...]
-        shift = self.bias[...] - (mean - near) * slope
+        slope = scale_row(jax.lax.rsqrt(variance + self.eps), self.scale[...])
+        shift = add_row(-(mean - near) * slope, self.bias[...])
         over = lambda numbers: spread(numbers, x.shape, axes)
         return ((x.astype(jnp.float32) - near) * over(slope) + over(shift)).astype(x.dtype)
 
@@ -123,7 +121,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*s c"], ctx: Context | None = None) -> Float[Array, "*s c"]:
         mean, variance = moments(x, lambda y: y.mean(-1, keepdims=True))
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.eps)
-        return y.astype(x.dtype) * self.scale[...] + self.bias[...]
+        return add_row(scale_row(y.astype(x.dtype), self.scale[...]), self.bias[...])
 
 
 def silu_norm(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
@@ -143,10 +141,10 @@ def look_up(table: nnx.Embed, ids: Int[Array, " *s"]) -> Float[Array, "*s d"]:
 
 
 class Linear(nnx.Linear):
-    """A linear layer; on TPUs the gradient of its bias is a product with ones, see `sums.add_row`."""
+    """A linear layer; the gradient of its bias is that of `sums.add_row`."""
 
     def __call__(self, inputs: Float[Array, "*s c"]) -> Float[Array, "*s d"]:
-        if self.bias is None or platform() != "tpu" or kernels.choice().textbook:
+        if self.bias is None:
             return super().__call__(inputs)
         x, kernel, bias = promote_dtype((inputs, self.kernel[...], self.bias[...]))
         return add_row(product(x, kernel), bias)

@@ -13,6 +13,7 @@ from vidjax.runtime.platforms import platform
 
 Axes = tuple[int, ...]  # neighbours
 ROWS = 8  # of a TPU's registers, which hold 8 x 128 numbers
+MANY = 1024  # rows, of which a TPU takes the sum as a product
 
 
 def as_products() -> bool:
@@ -65,22 +66,40 @@ def _(shape: tuple[int, ...], axes: Axes, x: tuple[Array], slope: tuple[Array]) 
     return out, (jnp.ones((before, n, 2), rows.dtype) @ jnp.repeat(rows, 2, 1)).reshape(shape)
 
 
-@jax.custom_jvp
 def add_row(x: Float[Array, "*s c"], row: Float[Array, " c"]) -> Float[Array, "*s c"]:
-    """`x + row`, whose gradient for the row, a sum over all other axes, is a product with ones: for TPUs.
+    """`x + row`, whose gradient for the row, a sum over all other axes, is on TPUs a product with ones.
 
     Their compiler's cycles of that sum of 8192 x 512 numbers in bf16, for v5e: 109 k, or 59 k together with what makes
     them; as a product 4 k, though to read them takes 15 k.
     """
-    return x + row
+    return x + (_spread_row(row, x.shape) if _many_rows(x) else row)
 
 
-@add_row.defjvp
-def _(values: tuple[Array, Array], slopes: tuple[Array, Array]) -> tuple[Array, Array]:
-    out, (along, row) = add_row(*values), slopes
-    rows = jnp.broadcast_to(row / ROWS, (ROWS, *row.shape))
-    ones = jnp.ones((*out.shape[:-1], ROWS), row.dtype)
-    return out, along + jnp.matmul(ones, rows, precision=jax.lax.Precision.HIGHEST)
+def scale_row(x: Float[Array, "*s c"], row: Float[Array, " c"]) -> Float[Array, "*s c"]:
+    """`x * row`, with the gradient for the row as in `add_row`."""
+    return x * (_spread_row(row, x.shape) if _many_rows(x) else row)
+
+
+def add_bias(y: Float[Array, "*s c"], bias: Float[Array, " c"]) -> Float[Array, "*s c"]:
+    """Adds a number to each channel of maps, in the form whose gradient the platform computes fastest."""
+    return add_row(y, bias) if platform() == "tpu" else y + spread(bias, y.shape, tuple(range(y.ndim - 1)))
+
+
+def _many_rows(x: Array) -> bool:
+    return platform() == "tpu" and not kernels.choice().textbook and prod(x.shape[:-1]) >= MANY
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _spread_row(row: Float[Array, " c"], shape: tuple[int, ...]) -> Float[Array, "*s c"]:
+    return jnp.broadcast_to(row, shape)
+
+
+@_spread_row.defjvp
+def _(shape: tuple[int, ...], row: tuple[Array], slope: tuple[Array]) -> tuple[Array, Array]:
+    rows = jnp.broadcast_to(*slope, (ROWS, shape[-1])) / ROWS
+    ones = jnp.ones((*shape[:-1], ROWS), rows.dtype)
+    with jax.named_scope("sum_of_rows"):
+        return _spread_row(*row, shape), jnp.matmul(ones, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 def largest(x: Float[Array, "*s n"]) -> Float[Array, "*s 1"]:
