@@ -33,7 +33,9 @@ for line in sys.stdin:
     print(json.dumps(answer), flush=True)
 else:
     sys.exit()
-program, arguments, folder, *files = asked
+program, arguments, environment, folder, *files = asked
+os.environ.clear()
+os.environ.update(environment)
 for stream, file in enumerate((os.devnull, *files)):
     os.dup2(os.open(file, os.O_RDWR), stream)
 os.chdir(folder)
@@ -43,8 +45,11 @@ runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
 
 
+READ_AT_IMPORT = ("PYTHON", "PATH", "LD_", "JAX_", "HF_", "FSSPEC_", "GCSFS_")
+
+
 class Server:
-    """A process of an environment; it answers one question at a time."""
+    """A process that has read what imports read of an environment; it answers one question at a time."""
 
     def __init__(self, env: Mapping[str, str]):
         command = [sys.executable, "-c", CODE]
@@ -54,6 +59,7 @@ class Server:
 
     def end(self) -> None:
         self.process.kill()
+        self.process.wait()
         shutil.rmtree(self.folder)
 
     def ask(self, kind: str, asked: object) -> int | None:
@@ -70,7 +76,7 @@ class Process:
     """What `subprocess.Popen` has of a process, as far as tests want it."""
 
     def __init__(self, name: str, arguments: Sequence[str | Path], env: Mapping[str, str], cwd: Path | None = None):
-        if (known := tuple(sorted(env.items()))) not in SERVERS:
+        if (known := tuple(sorted(item for item in env.items() if item[0].startswith(READ_AT_IMPORT)))) not in SERVERS:
             SERVERS[known] = Server(env)
         self.server, self.returncode = SERVERS[known], None
         self.arguments = [str(each) for each in arguments]
@@ -78,7 +84,7 @@ class Process:
         for file in self.files:  # of a process that is killed at once as well
             file.touch()
         self.pid = self.server.ask(
-            "start", (f"vidjax.{name}", self.arguments, str(cwd or Path.cwd()), *map(str, self.files))
+            "start", (f"vidjax.{name}", self.arguments, dict(env), str(cwd or Path.cwd()), *map(str, self.files))
         )
 
     def poll(self) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = 250  # of whole programs; `python fuzz_programs.py 1000` tries more
-COUNTS = {"videos": 2500, "tables": 1500, "headers": 3500, "overrides": 2500}
+COUNTS = {"videos": 2500, "tables": 1500, "headers": 5000, "overrides": 1000}
 LEFT = {
     "videos": {"number", "clip.mp4"},
     "tables": {"number", "t.csv", "videos", "videos/1.mp4", "videos/page", "videos/page/1.mp4", "videos/captions.json"},

@@ -151,20 +151,6 @@ def test_benchmark_counts_and_times(env, tmp_path):
     assert nothing.returncode == 1 and "--steps=0 runs nothing" in nothing.stderr
 
 
-def test_eight_devices_train_as_one_does(env, tmp_path):
-    runs = {}
-    for name, devices, mesh in (
-        ("one", "", ()),
-        ("eight", " --xla_force_host_platform_device_count=8", ("--config.mesh.fsdp=2",)),
-    ):
-        more = {**env, "XLA_FLAGS": f"{env['XLA_FLAGS']}{devices}"}
-        flags = ("--stage=diffusion", "--config.stages.diffusion.train.sample_every=0", *mesh, NO_ATTENTION)
-        done = program("main", PIXELS, f"--workdir={tmp_path / name}", *flags, env=more)
-        assert done.returncode == 0, done.stderr
-        runs[name] = losses(tmp_path / name / "diffusion")
-    np.testing.assert_allclose(list(runs["one"].values()), list(runs["eight"].values()), rtol=1e-4)
-
-
 WRONG = {
     "did you mean 'size'": ["--config.data.sise=3"],
     "abc": ["--config.data.size=abc"],

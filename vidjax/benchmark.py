@@ -24,13 +24,12 @@ from vidjax import cli
 from vidjax.errors import InputError
 from vidjax.models.parameters import abstract_parameters
 from vidjax.profiling import layers as profiling
-from vidjax.profiling.flops import flops_by_scope
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import stage_names, uncached
 from vidjax.runtime import sharding
 from vidjax.runtime.outputs import open_file, open_folder
 from vidjax.runtime.storage import write_json
-from vidjax.training.stage import Stage, abstract_loss, on_device, step_flops
+from vidjax.training.stage import Stage, abstract_loss, on_device, step_flops, step_flops_by_scope
 from vidjax.training.telemetry import peak_flops
 
 CONFIG = cli.define_recipe_flag()
@@ -131,7 +130,7 @@ def timed(stage: Stage, traces: Path) -> dict[str, Any]:
         with jax.profiler.trace(str(traces), profiler_options=without_python()):
             figures["traced_step_seconds"] = statistics.median(steps(STEPS.value))
     if LAYERS.value:
-        flops = step_flops(stage, batch, flops_by_scope)
+        flops = step_flops_by_scope(stage, batch)
         paths = [path for path, _ in profiling.layers(stage.abstract())]
         spans = profiling.read_trace(traces)
         figures["layers"] = profiling.table(flops, program.as_text(), spans, STEPS.value, paths, LAYERS.value)

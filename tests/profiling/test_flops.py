@@ -9,7 +9,7 @@ from vidjax.models import kernels
 from vidjax.models.kernels.attention import attend
 from vidjax.models.kernels.convolution import convolve
 from vidjax.models.unet import UNet, UNetConfig
-from vidjax.profiling.flops import count_flops
+from vidjax.profiling.flops import count_flops, count_with_gradient
 
 
 def ones(*shape):
@@ -39,6 +39,20 @@ def test_a_gradient_costs_twice_its_forward_pass_more():
     loss = lambda w, x: jnp.sum(jnp.tanh(x @ w))
     forward = count_flops(loss, ones(5, 7), ones(3, 5))
     assert count_flops(jax.grad(loss, (0, 1)), ones(5, 7), ones(3, 5)) == 3 * forward
+
+
+def test_a_loss_counts_with_its_gradient_what_jax_makes_of_the_two():
+    """Through a loop, a condition and a checkpoint; of what is frozen, or held constant, forward alone."""
+
+    def loss(trained, frozen, x):
+        a, b, c = trained
+        x = jax.checkpoint(lambda x: jnp.tanh(x @ frozen))(x) @ a
+        x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ b) @ w, None), x, jnp.stack([frozen] * 3))[0]
+        x = jax.lax.cond(x.sum() > 0, lambda x: x @ c, lambda x: x, x)
+        return jnp.sum(x * jax.lax.stop_gradient(jnp.square(x @ a)))
+
+    args = [ones(5, 5)] * 3, ones(5, 5), ones(7, 5)
+    assert count_with_gradient(loss, *args) == count_flops(jax.grad(loss), *args)
 
 
 @pytest.mark.parametrize("tokens", [16, 1024])  # long ones are worked off in chunks

@@ -74,7 +74,8 @@ def whole(tmp_path_factory, env):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, env):
-    """A run of two processes that was stopped, by a signal to the second, and went on in four."""
+    """A run of two processes that was stopped, by a signal to the second, and went on in four, each pair of which has
+    the parameters once."""
     workdir = tmp_path_factory.mktemp("stopped")
     flags = (*FLAGS, f"--workdir={workdir}")
     two = start(2, "main", *flags, env=env)
@@ -85,7 +86,7 @@ def stopped(tmp_path_factory, env):
     assert [status for status, *_ in ended] == [143, 143], ended
     assert f"diffusion: stopped at step {newest} on SIGTERM, saved" in ended[0][1]
     assert "diffusion" not in ended[1][1]  # one talks
-    four = end(start(4, "main", *flags, env=env))
+    four = end(start(4, "main", *flags, "--config.mesh.fsdp=2", env=env))
     assert [status for status, *_ in four] == [0] * 4, four
     assert f"continues from step {newest}" in four[0][1]
     return workdir

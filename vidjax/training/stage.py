@@ -18,7 +18,7 @@ from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError, check_range
 from vidjax.models.keys import Keys, OneKey
 from vidjax.models.parameters import Params, abstract_parameters, merge, parameters, split
-from vidjax.profiling.flops import count_flops
+from vidjax.profiling.flops import count_with_gradient, flops_by_scope
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.storage import AnyPath
@@ -147,17 +147,27 @@ def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
     return loss, state
 
 
-def step_flops(stage: Stage, batch: Mapping[str, Any], count: Callable[..., Any] = count_flops) -> Any:
+def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
     """FLOPs of a training step on a batch of these shapes: the loss and its gradient by what trains, which is three
-    times the forward pass where everything does. Work done again under rematerialisation does not count. `count`
-    may be `flops_by_scope`."""
+    times the forward pass where everything does. Work done again under rematerialisation does not count."""
+    return count_with_gradient(*plain_loss(stage, batch))
+
+
+def step_flops_by_scope(stage: Stage, batch: Mapping[str, Any]) -> dict[str, float]:
+    """The same by scope, as `flops_by_scope` has them."""
+    loss, *args = plain_loss(stage, batch)
+    return flops_by_scope(jax.grad(loss), *args)
+
+
+def plain_loss(stage: Stage, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+    """`loss(trained, frozen, batch)` of a stage without rematerialisation, and the shapes of its arguments."""
     model = stage.abstract()
     if hasattr(model, "remat"):
         model.remat = "none"
     graphdef, draws = nnx.graphdef(model), draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
     trained, frozen = split(abstract_parameters(nnx.state(model)), stage.trainable)
     loss = lambda trained, frozen, batch: stage.objective(merge(graphdef, trained, frozen), batch, draws)[0]
-    return count(jax.grad(loss), trained, frozen, batch)
+    return loss, trained, frozen, batch
 
 
 def fit(stage: Stage, dataset: Dataset | Latents) -> Stage:

@@ -29,13 +29,13 @@ from vidjax.models.conditioning import embed
 from vidjax.models.parameters import abstract_parameters, merge
 from vidjax.profiling import chips, costs
 from vidjax.profiling import layers as profiling
-from vidjax.profiling.flops import count_flops, flops_by_scope
+from vidjax.profiling.flops import count_flops
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import tunes
 from vidjax.recipes.diffusion import process
 from vidjax.runtime import compiling, sharding
 from vidjax.training.loop import step_of
-from vidjax.training.stage import Stage, step_flops
+from vidjax.training.stage import Stage, step_flops, step_flops_by_scope
 from vidjax.weights import pretrained
 
 REPEATS, SECONDS = 10, 20  # runs, fewer if they take longer in all
@@ -205,7 +205,7 @@ def profile(stage: Stage, compiled: Any, step: Callable[[], Any], shapes: Any, t
     with alone(), jax.profiler.trace(str(traces), profiler_options=options):
         for _ in range(PROFILED):
             jax.block_until_ready(step())
-    flops, spans = step_flops(stage, shapes, flops_by_scope), profiling.read_trace(traces)
+    flops, spans = step_flops_by_scope(stage, shapes), profiling.read_trace(traces)
     paths = [path for path, _ in profiling.layers(stage.abstract())]
     rows = profiling.table(flops, compiled.as_text(), spans, PROFILED, paths, DEPTH)
     return dict(list(rows.items())[:LAYERS])
