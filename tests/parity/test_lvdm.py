@@ -20,6 +20,7 @@ from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
 from vidjax.weights import convert, lvdm, pretrained  # noqa: E402
+from vidjax.weights.video_file import Entries  # noqa: E402
 
 FRAMES, REACH = 3, 4
 PLAIN = dict(width=32, mult=(1, 2), n=1, attends=(False, True), heads=2, reach=REACH)
@@ -104,7 +105,7 @@ def check_gradients(grads, reference, file):
     """In the file's own layout: entries part and flip gradients as they do weights."""
     tensors = {f"model.diffusion_model.{key}": value.grad.numpy() for key, value in reference.named_parameters()}
     entries = {name: e._replace(key=lvdm.UNET + own) for name, (own, e) in own_keys(file).items()}
-    expected = convert.fit({k: v.shape for k, v in grads.items()}, lvdm.Entries(tensors, entries), [])
+    expected = convert.fit({k: v.shape for k, v in grads.items()}, Entries(tensors, entries), [])
     worst = {k: error(grads[k], v) for k, v in expected.items() if np.abs(v).max() > 1e-3}
     assert max(worst.values()) <= 1e-4, max(worst.items(), key=lambda item: item[1])
     assert len(worst) > 0.8 * len(expected)
@@ -178,7 +179,7 @@ def test_known_frames_noise_levels_are_a_table(plain):
     found = lvdm.LvdmFile(file)
     model = nnx.eval_shape(lambda: UNet(found.unet(), rngs=OneKey()))
     assert (found.unet().in_channels, found.unet().vector_levels) == (5, 251)
-    convert.load(model, lvdm.Entries(found.all, found.unet_entries()), [])
+    convert.load(model, Entries(found.all, found.unet_entries()), [])
     compare(model, unet, channels=5, vector=np.array([[7], [250]], "f"))
 
 
@@ -195,11 +196,10 @@ def test_at_full_size_the_counts_are_the_published_ones():
         }
         assert keys in (None, len(state))
         file = object.__new__(lvdm.LvdmFile)
-        shapes = {key.removeprefix(lvdm.UNET): value.shape for key, value in state.items()}
-        file.__dict__.update(shapes=shapes, all=type("All", (), {"places": state}))
+        file.__dict__.update(all=type("All", (), {"places": state}))
         model = nnx.eval_shape(lambda file=file: UNet(file.unet(), rngs=OneKey()))
         leaves = {path: leaf.shape for path, leaf in convert.parameters(model).items()}
-        fitted = convert.fit(leaves, lvdm.Entries(state, file.unet_entries()), [])
+        fitted = convert.fit(leaves, Entries(state, file.unet_entries()), [])
         assert fitted.keys() == leaves.keys()
         assert sum(int(np.prod(value.shape)) for value in fitted.values()) == count
 
