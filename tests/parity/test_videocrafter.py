@@ -34,7 +34,7 @@ from vidjax.weights import convert, lora, pretrained  # noqa: E402
 from vidjax.weights.convert import rename  # noqa: E402
 from vidjax.weights.single_file import UNET  # noqa: E402
 from vidjax.weights.video_file import Entries, Entry  # noqa: E402
-from vidjax.weights.videocrafter import CLIP, CRAFTER, RESAMPLER, CrafterFile  # noqa: E402
+from vidjax.weights.videocrafter import CRAFTER, ENCODER, RESAMPLER, CrafterFile  # noqa: E402
 
 CLIPS = Path(__file__).parents[2] / "vidjax" / "clips" / "real"
 FRAMES, SIZE, TOKENS, QUERIES = 3, (8, 12), 128, 4
@@ -92,7 +92,7 @@ def write(folder, kind):
         places = dict(image_size=224, patch_size=56, hidden_act="gelu")
         parts["image"] = refill(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**huge, **places)))
         parts["resampler"] = refill(layout.Resampler(80, 64, TOKENS, QUERIES, 2, 2))
-        state |= {CLIP + key: value for key, value in open_clip_image(parts["image"]).items()}
+        state |= {ENCODER + key: value for key, value in open_clip_image(parts["image"]).items()}
         state |= {"embedder.model.logit_scale": np.ones((), "f"), **state_of(parts["resampler"], RESAMPLER[:-1])}
     state |= {"betas": np.ones(1000, "f")}
     file = folder / f"{kind}.safetensors"
@@ -232,7 +232,13 @@ def test_files_that_do_not_fit_are_refused_in_one_line(files, tmp_path):
         ("renamed", {UNET + key: None, UNET + key + "s": state[UNET + key]}, "no parameter for key mid.0.temporal_att"),
         ("shaped", {UNET + key: np.zeros((3, 64), "f")}, r"proj_out.* has shape \(3, 64\)"),
         ("dynamic", wide, "sees 8 channels and makes 4: .* such as DynamiCrafter, which is not read"),
-        ("blind", {k: None for k in state if k.startswith(RESAMPLER)}, "are not VideoCrafter's: get it again"),
+        ("blind", {k: None for k in state if k.startswith(RESAMPLER)}, r"VideoCrafter's \('latents' is missing\): get"),
+        ("sightless", {k: None for k in state if k.startswith(ENCODER)}, r"'conv1.weight' is missing\): get it again"),
+        (
+            "wordless",
+            {"cond_stage_model.model.ln_final.weight": None},
+            r"U-Net's are not VideoCrafter's \('.*ing\): get",
+        ),
     ):
         found = {k: v for k, v in {**state, **change}.items() if v is not None}
         (tmp_path / name).mkdir()

@@ -1,6 +1,7 @@
 """Video models that are one file of a training run, after `vidjax.convert`: what is where in it, and out again."""
 
 import abc
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -161,18 +162,28 @@ class VideoFile(abc.ABC):
 
     def unet(self) -> UNetConfig:
         """The U-Net, as far as shapes tell it. Raises InputError for one that is not the family's."""
-        try:
+        with self._explain(f"{UNET}*"):
             return self.read_unet()
-        except InputError:
-            raise
-        except (KeyError, IndexError, ValueError, StopIteration):
-            raise InputError(f"{self.path}: its keys {UNET}* are not {self.family}'s: get it again") from None
 
     def model(self, rngs: nnx.Rngs, remat: str = "none") -> VideoModel:
-        """Makes the whole model, with random parameters."""
-        config, codec = self.unet(), Codec(Autoencoder(self.autoencoder(), rngs=rngs), **self.latents)
-        masked = config.in_channels > self.autoencoder().latent_channels
-        return VideoModel(config, self.embedders(rngs), codec, masked=masked, remat=remat, rngs=rngs)
+        """Makes the whole model, with random parameters. Raises InputError for one that is not the family's."""
+        config = self.unet()
+        with self._explain("beside the U-Net's"):
+            autoencoder, embedders = self.autoencoder(), self.embedders(rngs)
+        codec = Codec(Autoencoder(autoencoder, rngs=rngs), **self.latents)
+        masked = config.in_channels > autoencoder.latent_channels
+        return VideoModel(config, embedders, codec, masked=masked, remat=remat, rngs=rngs)
+
+    @contextlib.contextmanager
+    def _explain(self, keys: str) -> Iterator[None]:
+        """Turns what goes wrong where shapes are looked up into one line."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (LookupError, ValueError, StopIteration) as error:
+            missing = f" ({error} is missing)" if isinstance(error, KeyError) else ""
+            raise InputError(f"{self.path}: its keys {keys} are not {self.family}'s{missing}: get it again") from None
 
     def image_fillings(self, model: VideoModel) -> list[Filling]:
         """Those of the autoencoder of frames and of the text encoder."""

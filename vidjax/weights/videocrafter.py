@@ -27,9 +27,9 @@ from vidjax.weights.single_file import LDM, UNET, levels
 from vidjax.weights.video_file import FEED_FORWARD, Entry, Filling, VideoFile
 
 STEM, STEM_HEADS = "init_attn.0.", 8
-CLIP, RESAMPLER = "embedder.model.visual.", "image_proj_model."  # of the model that moves a picture
+ENCODER, RESAMPLER = "embedder.model.visual.", "image_proj_model."  # of the model that moves a picture
 HEAD = 64  # features of a head of the resampler
-CLIP_HEAD = 80  # of OpenCLIP's ViT-H
+ENCODER_HEAD = 80  # of OpenCLIP's ViT-H
 SCALE = "scale_arr"  # what x0 is multiplied by at each level
 FRAMES = 16
 
@@ -51,7 +51,7 @@ CRAFTER: Rules = [
     *FEED_FORWARD,
 ]
 # Keys of OpenCLIP's image tower, once `in_proj` is parted, and of the resampler.
-CLIP_RULES: Rules = [
+ENCODER_RULES: Rules = [
     (r"^positional_embedding$", "position_embedding.weight"),
     (r"^conv1\.", "patch_embedding."),
     (r"^ln_(pre|post)\.", r"\1_layernorm."),
@@ -150,14 +150,14 @@ class CrafterFile(VideoFile):
     @cached_property
     def clip(self) -> ClipImageConfig:
         """The encoder of the picture, by its shapes."""
-        shapes = self._shapes(CLIP)
+        shapes = self._shapes(ENCODER)
         dim, _, patch, _ = shapes["conv1.weight"]
         layers = 1 + max(int(m[1]) for key in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", key)))
         return ClipImageConfig(
             dim=dim,
             hidden=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
             layers=layers,
-            heads=max(dim // CLIP_HEAD, 1),
+            heads=max(dim // ENCODER_HEAD, 1),
             activation="gelu",
             projection=None,
             size=patch * round((shapes["positional_embedding"][0] - 1) ** 0.5),
@@ -200,14 +200,15 @@ class CrafterFile(VideoFile):
         if not self.moves_picture:
             return found
         clip: dict[str, Entry] = {}
-        for key in self._shapes(CLIP):
+        for key in self._shapes(ENCODER):
             if "in_proj_" in key:
                 parts = {
-                    rename(key.replace("in_proj_", f"{letter}_proj."), CLIP_RULES): i for i, letter in enumerate("qkv")
+                    rename(key.replace("in_proj_", f"{letter}_proj."), ENCODER_RULES): i
+                    for i, letter in enumerate("qkv")
                 }
-                clip |= {name: Entry(CLIP + key, i) for name, i in parts.items()}
+                clip |= {name: Entry(ENCODER + key, i) for name, i in parts.items()}
             elif key != "proj":  # the tokens are made of what comes before it
-                clip[rename(key, CLIP_RULES)] = Entry(CLIP + key)
+                clip[rename(key, ENCODER_RULES)] = Entry(ENCODER + key)
         resampler = {rename(key, RESAMPLER_RULES): Entry(RESAMPLER + key) for key in self._shapes(RESAMPLER)}
         picture = model.picture
         return [
