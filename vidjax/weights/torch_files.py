@@ -19,7 +19,6 @@ import numpy as np
 
 from vidjax.errors import InputError
 from vidjax.runtime.inputs import open_regular
-
 from vidjax.runtime.limits import MAX_FILE
 
 WRAPPED = "_forward_module."  # what keys of DeepSpeed's files begin with
