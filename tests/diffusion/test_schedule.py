@@ -1,5 +1,7 @@
 """Round trips between predictions, published equations of the schedules, both ends of time."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,3 +163,32 @@ def test_bad_input_names_the_value():
         schedules.linear().timesteps(1001)
     with pytest.raises(InputError, match="shift"):
         schedules.cosine(1000, shift=2.0)
+
+
+def test_data_may_lose_contrast_under_noise():
+    """VideoCrafter's scale: x0 comes out of xt as it went in, DDIM with its noise takes the steps of theirs, and starts
+    from noise alone."""
+    base = dataclasses.replace(schedules.scaled_linear(set_alpha_to_one=False), spacing="leading", offset=1)
+    scaled = schedules.scale_data(base, 0.7)
+    factors = np.concatenate([np.linspace(1, 0.7, 400), np.full(600, 0.7)])
+    t = np.arange(1000.0, dtype=np.float32)
+    np.testing.assert_allclose(scaled.alpha(t), factors * base.alpha(t), rtol=1e-5)
+    np.testing.assert_array_equal(scaled.sigma(t), base.sigma(t))
+    np.testing.assert_allclose(scaled.time(np.float64(scaled.logsnr(t[::90]))), t[::90], atol=1e-2)
+    x, key, steps = np.linspace(-1, 1, 6, dtype=np.float32)[None, :, None], jax.random.key(0), 10
+    alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    predict = lambda x, t: 0.5 * x + t / 1000
+    denoise = lambda x, t: scaled.x0_eps(predict(x, t[..., None]), x, t, "eps")
+    sampler = samplers.ddim(eta=1.0)
+    times = samplers.times(sampler, scaled, steps)
+    np.testing.assert_array_equal(times, [*range(901, 0, -100), 0])
+    got = samplers.sample(denoise, scaled, x * scaled.std(times[0]), times, steps, sampler, key)
+    for i, (t, before) in enumerate(zip(times[:-1].astype(int), times[1:].astype(int))):
+        a, b, eps = alphas[t], alphas[before], predict(x, np.float32(t))
+        x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a) / factors[t]
+        noise = np.sqrt((1 - b) / (1 - a) * (1 - a / b))
+        x = np.sqrt(b) * factors[before] * x0 + np.sqrt(1 - b - noise**2) * eps
+        x = (x + noise * jax.random.normal(jax.random.fold_in(key, i), x.shape)).astype(np.float32)
+    np.testing.assert_allclose(got, x, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match="x0 cannot be scaled to 0"):
+        schedules.scale_data(base, 0.0)

@@ -1,5 +1,7 @@
 """LVDM's files against torch modules of their layout (lvdm_layout.py), on random weights: in, computed, out again."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,17 @@ from parity import lvdm_layout as layout  # noqa: E402
 from parity.test_pipeline import LENGTH, VOCABULARY, error, refill, tokenizer  # noqa: E402
 from parity.test_single_file import as_convolution, ldm_autoencoder  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
+from test_configs import config  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
+from vidjax.generation.options import CAPACITY  # noqa: E402
 from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
+from vidjax.models.parameters import parameters  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
+from vidjax.recipes.run import train  # noqa: E402
 from vidjax.weights import convert, lvdm, pretrained  # noqa: E402
+from vidjax.weights.video_file import Entries  # noqa: E402
 
 FRAMES, REACH = 3, 4
 PLAIN = dict(width=32, mult=(1, 2), n=1, attends=(False, True), heads=2, reach=REACH)
@@ -104,7 +111,7 @@ def check_gradients(grads, reference, file):
     """In the file's own layout: entries part and flip gradients as they do weights."""
     tensors = {f"model.diffusion_model.{key}": value.grad.numpy() for key, value in reference.named_parameters()}
     entries = {name: e._replace(key=lvdm.UNET + own) for name, (own, e) in own_keys(file).items()}
-    expected = convert.fit({k: v.shape for k, v in grads.items()}, lvdm.Entries(tensors, entries), [])
+    expected = convert.fit({k: v.shape for k, v in grads.items()}, Entries(tensors, entries), [])
     worst = {k: error(grads[k], v) for k, v in expected.items() if np.abs(v).max() > 1e-3}
     assert max(worst.values()) <= 1e-4, max(worst.items(), key=lambda item: item[1])
     assert len(worst) > 0.8 * len(expected)
@@ -167,7 +174,8 @@ def test_out_again_bit_equal(kind, request, tmp_path):
 
 
 def test_known_frames_noise_levels_are_a_table(plain):
-    """The U-Net that predicts frames: a mask as fifth channel, and a row of 251 added to the time embedding."""
+    """The U-Net that predicts frames: a mask as fifth channel, and a row of 251 added to the time embedding. It samples
+    beside a known first latent, that it is shown under the noise of level 100, and away from what it says of none."""
     path, *_ = plain
     unet = refill(layout.UNet(**PLAIN, channels=5, levels=251))
     state = {**load_file(path), **state_of(unet, "model.diffusion_model")}
@@ -175,11 +183,48 @@ def test_known_frames_noise_levels_are_a_table(plain):
     file = path.with_name("pred.safetensors")
     save_file(state, file)
     path.with_name("pred.yaml").write_text(YAML)
-    found = lvdm.LvdmFile(file)
-    model = nnx.eval_shape(lambda: UNet(found.unet(), rngs=OneKey()))
-    assert (found.unet().in_channels, found.unet().vector_levels) == (5, 251)
-    convert.load(model, lvdm.Entries(found.all, found.unet_entries()), [])
-    compare(model, unet, channels=5, vector=np.array([[7], [250]], "f"))
+    generator = load_generator(file)
+    config = generator.model.unet.config
+    assert (config.in_channels, config.vector_levels, generator.model.masked) == (5, 251, True)
+    compare(generator.model.unet, unet, channels=5, vector=np.array([[7], [250]], "f"))
+
+    shape, steps, level, weight = (1, REACH, 4, 4, 4), 2, 100, 1.1
+    noise, latents = (np.random.default_rng(i).standard_normal(shape, dtype="f") for i in (4, 5))
+    first = np.arange(REACH) == 0
+    got = generator.latents([""], noise=noise, known=(latents, first), num_steps=steps)
+    np.testing.assert_array_equal(got[:, 0], latents[:, 0])
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), CAPACITY)  # of what it is shown under
+    torch_of = lambda a: torch.from_numpy(np.moveaxis(np.array(a), -1, 1).copy())
+    x, given, under = map(torch_of, (noise, latents, jax.random.normal(key, shape)))
+    mask = torch.from_numpy(first.astype("f"))[None, None, :, None, None].expand(1, 1, REACH, 4, 4)
+    alphas = torch.cumprod(1 - torch.linspace(0.0015**0.5, 0.0155**0.5, 1000, dtype=torch.float64) ** 2, 0).float()
+    parts = lambda t: (alphas[t].sqrt(), (1 - alphas[t]).sqrt())
+    shown = parts(level)[0] * given + parts(level)[1] * under
+    for t, before in ((501, 1), (1, 0)):
+        with torch.no_grad():
+            say = lambda x, mask, told, t=t: unet(
+                torch.cat([x, mask], 1), torch.tensor([t]), levels=torch.tensor([told])
+            )
+            own, free = say(torch.where(mask > 0, shown, x), mask, level), say(x, 0 * mask, 0)
+        eps = torch.where(mask > 0, free, free + weight * (own - free))
+        x = parts(before)[0] * (x - parts(t)[1] * eps) / parts(t)[0] + parts(before)[1] * eps
+    assert error(got[:, 1:], np.moveaxis(x.numpy(), 1, -1)[:, 1:]) <= 1e-3
+
+
+def test_the_unconditional_one_is_tuned_without_a_text(plain, tmp_path):
+    path, *_ = plain
+    made = config("tune_a_video:default") | dict(pretrained=str(path), model=dict(key_frames=None))
+    clip = Path(__file__).parents[2] / "vidjax" / "clips" / "real" / "path.mp4"
+    made["data"] |= dict(video=str(clip), size=(16, 16), frames=8)
+    made["stages"]["tune"]["train"] |= dict(remat="none", dtype="float32", frozen_dtype=None)
+    with pytest.raises(InputError, match=r"config.prompt: .*sky.safetensors reads no text; leave it out"):
+        train(made | dict(prompt="the fox"), tmp_path / "refused")
+    tuned, before = (
+        train(made, tmp_path / "run", max_steps=1).generator().params,
+        parameters(pretrained.load(path).model),
+    )
+    moved = {name for name in before if not np.array_equal(before[name], tuned[name])}
+    assert moved and all(".attn1.to_q." in name or ".attn_temp." in name for name in moved)
 
 
 def test_at_full_size_the_counts_are_the_published_ones():
@@ -195,11 +240,10 @@ def test_at_full_size_the_counts_are_the_published_ones():
         }
         assert keys in (None, len(state))
         file = object.__new__(lvdm.LvdmFile)
-        shapes = {key.removeprefix(lvdm.UNET): value.shape for key, value in state.items()}
-        file.__dict__.update(shapes=shapes, all=type("All", (), {"places": state}))
+        file.__dict__.update(all=type("All", (), {"places": state}))
         model = nnx.eval_shape(lambda file=file: UNet(file.unet(), rngs=OneKey()))
         leaves = {path: leaf.shape for path, leaf in convert.parameters(model).items()}
-        fitted = convert.fit(leaves, lvdm.Entries(state, file.unet_entries()), [])
+        fitted = convert.fit(leaves, Entries(state, file.unet_entries()), [])
         assert fitted.keys() == leaves.keys()
         assert sum(int(np.prod(value.shape)) for value in fitted.values()) == count
 

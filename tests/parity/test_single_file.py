@@ -122,9 +122,9 @@ def files(request, tmp_path_factory):
     return SingleFile(path), state, unet, vae, text
 
 
-def open_clip(text):
-    """A text tower with one layer more than is read, in OpenCLIP's names."""
-    own, n = random(text), text.config.num_hidden_layers
+def open_clip(text, own=None):
+    """A text tower with one layer more than is read, in OpenCLIP's names; `own`: its tensors, else random ones."""
+    own, n = own or random(text), text.config.num_hidden_layers
     own = {key.removeprefix("text_model."): value for key, value in own.items()}
     layer = lambda i: {
         key[len(f"encoder.layers.{i}.") :]: v for key, v in own.items() if key.startswith(f"encoder.layers.{i}.")
@@ -134,7 +134,7 @@ def open_clip(text):
         "positional_embedding": own["embeddings.position_embedding.weight"],
         "ln_final.weight": own["final_layer_norm.weight"],
         "ln_final.bias": own["final_layer_norm.bias"],
-        "text_projection": np.ones((128, 128), np.float32),
+        "text_projection": np.ones((text.config.hidden_size,) * 2, np.float32),
         "logit_scale": np.ones((1,), np.float32),
     }
     for i in range(n + 1):

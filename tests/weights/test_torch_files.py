@@ -79,6 +79,8 @@ def test_tensors_are_the_views_that_the_file_describes(tensor, tmp_path, protoco
     np.testing.assert_array_equal(found["net.whole"], NUMBERS.reshape(4, 6))
     np.testing.assert_array_equal(found["net.turned"], NUMBERS.reshape(4, 6)[:2, 1:4].T)
     assert found["scalar"] == 5
+    wrapped = {f"_forward_module.{key}": value for key, value in tree["state_dict"].items()}
+    assert set(Tensors(save(tmp_path / "b.ckpt", {"module": wrapped, "epoch": 3}, protocol=protocol))) == set(found)
 
 
 def test_nothing_that_a_file_says_is_run(tensor, tmp_path):

@@ -115,4 +115,4 @@ def noise_between(
     """A draw from q(x at t_noisier | x at t), the forward process (eq. 6); t's are scalars."""
     t, t_noisier = jnp.float32(t), jnp.float32(t_noisier)
     scale = schedule.alpha(t_noisier) / schedule.alpha(t)
-    return scale * x + jnp.sqrt(forward_variance(schedule, t_noisier, t)) * jax.random.normal(key, x.shape)
+    return scale * x + jnp.sqrt(forward_variance(schedule.path, t_noisier, t)) * jax.random.normal(key, x.shape)

@@ -84,9 +84,9 @@ def sample(
     return jax.lax.fori_loop(0, num_steps, body, (x, sampler.init(x)))[0]
 
 
-def forward_variance(schedule, t, t_next):
+def forward_variance(path, t, t_next):
     """Variance of q(xt | x'), beta_t for neighbours: sigma_{t|s}^2 of Kingma et al. 2021, section A.1."""
-    (a, s), (a1, s1) = schedule.path(t), schedule.path(t_next)
+    (a, s), (a1, s1) = path(t), path(t_next)
     return jnp.maximum(s**2 - (a / a1) ** 2 * s1**2, 0)
 
 
@@ -98,7 +98,7 @@ def ddpm(variance: str = "small") -> Sampler:
     def step(denoise, schedule, x, t, t_next, carry, key):
         (a, s), (a1, s1) = schedule.path(t), schedule.path(t_next)
         x0, _ = denoise(x, t)
-        beta = forward_variance(schedule, t, t_next)
+        beta = forward_variance(schedule.path, t, t_next)
         mean = (a / a1) * (s1 / s) ** 2 * x + a1 * beta / s**2 * x0
         noise = beta * (s1 / s) ** 2 if variance == "small" else beta * (t_next > schedule.clean)
         return mean + jnp.sqrt(noise) * jax.random.normal(key, x.shape), carry
@@ -114,7 +114,7 @@ def ddim(eta: float = 0.0) -> Sampler:
         x0, eps = denoise(x, t)
         if not eta:
             return a1 * x0 + s1 * eps, carry
-        variance = eta**2 * forward_variance(schedule, t, t_next) * (s1 / s) ** 2
+        variance = eta**2 * forward_variance(schedule.noise_path or schedule.path, t, t_next) * (s1 / s) ** 2
         noise = jax.random.normal(key, x.shape)
         return a1 * x0 + jnp.sqrt(jnp.maximum(s1**2 - variance, 0)) * eps + jnp.sqrt(variance) * noise, carry
 

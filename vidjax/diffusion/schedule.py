@@ -43,6 +43,7 @@ class Schedule:
     sigma_end: float | None = None  # where Euler's method, DPM-Solver++ and UniPC end, likewise
     sigma_data: float = 1.0  # standard deviation of x0, for "v" and for the input scale
     unit_input: bool = False  # the network sees xt divided by its standard deviation
+    noise_path: Callable | None = None  # t -> (alpha, sigma) by which a start and DDIM's noise go, if not by `path`
 
     def alpha(self, t: ArrayLike) -> Float[Array, "..."]:
         """Returns the share of the data in xt."""
@@ -54,7 +55,7 @@ class Schedule:
 
     def std(self, t: ArrayLike) -> Float[Array, "..."]:
         """The standard deviation of xt, 1 where variance is preserved: what sampling from t starts with."""
-        alpha, sigma = self.path(jnp.asarray(t, jnp.float32))
+        alpha, sigma = (self.noise_path or self.path)(jnp.asarray(t, jnp.float32))
         return jnp.hypot(alpha * self.sigma_data, sigma)
 
     def logsnr(self, t: ArrayLike) -> Float[Array, "..."]:
@@ -273,6 +274,30 @@ def cosine(steps: int | None = 1000, shift: float = 1.0, max_beta: float = 0.999
         clean=0.0,
         span=(-10.0, 10.0),
         **options,
+    )
+
+
+@functools.cache
+def scale_data(base: Schedule, low: float, levels: int = 400) -> Schedule:
+    """A table whose data loses contrast under noise (VideoCrafter's `use_scale`): x0 is multiplied by a factor that
+    falls evenly from 1 to `low` over the first `levels` entries and stays there. Sampling starts with the noise, and
+    DDIM adds as much on the way, as the table has it without. Raises InputError."""
+    if not 0 < low <= 1 or base.steps is None or not 2 <= levels <= base.steps:
+        raise InputError(f"x0 cannot be scaled to {low} over {levels} levels; take above 0 and up to 1, over 2 or more")
+    ends = np.array([0.0, levels - 1.0]), np.array([1.0, low])
+
+    def path(t):
+        alpha, sigma = base.path(t)
+        return alpha * jnp.interp(t, *ends), sigma
+
+    alphas, sigmas = (np.asarray(each, np.float64) for each in path(jnp.arange(-1.0, base.steps)))
+    ratios = sigmas / np.where(alphas > 0, alphas, alphas[-2] / 16)
+    return dataclasses.replace(
+        base,
+        path=path,
+        time=lambda logsnr: np.interp(np.exp(-0.5 * logsnr), ratios, np.arange(-1, base.steps)),
+        span=(-2 * float(np.log(ratios[-1])), -2 * float(np.log(ratios[1]))),
+        noise_path=base.path,
     )
 
 

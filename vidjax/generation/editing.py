@@ -30,6 +30,13 @@ def split_prompts(prompts: str) -> list[str]:
     return [prompt.strip() for prompt in prompts.split(";") if prompt.strip()]
 
 
+def what_to_edit(generator: Generator, captions: Sequence[str]) -> list[str]:
+    """Chooses the prompts of the edits: the recipe's, else the clips' captions; one empty one where no text is read."""
+    if generator.tokenize is None:
+        return [""]
+    return split_prompts(generator.defaults.prompts) or list(captions)
+
+
 def invert_once(generator: Generator, latents: Latents, file: AnyPath) -> Latents:
     """Inverts `latents` to noise under the empty prompt (Mokady et al. 2023), once: the noise is cached in `file`.
 
@@ -124,6 +131,8 @@ def edits(
         start["noise"] = blend_clips(generator, clips[: len(how.blend)], how.blend, workdir)
     elif how.invert:
         start["noise"] = invert_once(generator, latents, workdir / "inversion.npz")
+    if "picture" in generator.embedder_names:
+        start["pictures"] = clip[:1]
     if how.mask or how.edit_frames:
         start["kept"] = latents, latent_mask(how.mask, how.edit_frames, clip.shape[:3], latents.shape[1:4])
     videos = []
@@ -226,7 +235,7 @@ def show(
 ) -> dict[str, Any]:
     """Writes edits of the first clip into `workdir`/samples; returns entries and figures for summary.json."""
     clip, how = clips[0], generator.defaults
-    prompts = split_prompts(how.prompts) or [captions[0]]
+    prompts = what_to_edit(generator, captions[:1])
     videos = edits(generator, clips, prompts, captions[0], workdir)
     about = {"model": str(workdir), "clip": captions[0], **asdict(how)}
     found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, how.fps, about)}

@@ -190,7 +190,7 @@ class Generator:
         check_noise(noise, own.shape)
         check_known(known, own.shape, how.chunk)
         conditions = {
-            **self.conditions(prompts),
+            **self.conditions(prompts, how.fps),
             **self._lowres_conditions(lowres, shape, keys, how.lowres_level),
             **self._picture_conditions(pictures, self._video_size(frames, size)[1:], keys, how),
         }
@@ -314,7 +314,7 @@ class Generator:
         guidance, filled = sampling.guidance_mode(how, mesh, len(prompts), clip)
         over = partial(batch_over, mesh, size=filled)
         request = Request(
-            conditions=over(self.conditions(prompts)),
+            conditions=over(self.conditions(prompts, how.fps)),
             negative=over(self.tokens([how.negative_prompt] * len(prompts))),
             noise=over(noise),
             key=np.asarray(jax.random.key_data(keys[0])),
@@ -367,7 +367,7 @@ class Generator:
         mesh = self._mesh(latents.shape[1], how.chunk)
         over = partial(batch_over, mesh, size=len(prompts))  # the error is a mean over the videos: none is added
         request = Request(
-            conditions=over(self.conditions(prompts)),
+            conditions=over(self.conditions(prompts, how.fps)),
             negative=over(self.tokens([how.negative_prompt] * len(prompts))),
             begin=over(jnp.asarray(latents, jnp.float32)),
             times=samplers.times(ddim_inverse(), self.schedule, how.num_steps, how.spacing),
@@ -428,9 +428,12 @@ class Generator:
             sums = gather(jit(sampling.checksum)(self.params))
         return sum((1 + i % 89) * int(value) for i, value in enumerate(sums))
 
-    def conditions(self, prompts: Prompts) -> dict[str, Array]:
-        """Makes the batch entries that the model's embedders read. Raises InputError if they do not fit the model."""
+    def conditions(self, prompts: Prompts, fps: float | None = None) -> dict[str, Array]:
+        """Makes the batch entries that the model's embedders read, `fps` by default that of `defaults`. Raises
+        InputError if they do not fit the model."""
         batch = {"size": jnp.zeros((len(prompts), 0)), **self.tokens(prompts)}
+        if "fps" in self.embedder_names:
+            batch["fps"] = jnp.full(len(prompts), self.defaults.fps if fps is None else fps)
         labels, names = [p if isinstance(p, int) else -1 for p in prompts], self.embedder_names
         if "label" in names:
             check_range("label of a class: ", -1, self.model.embedders["label"].classes - 1, label=tuple(labels))

@@ -113,7 +113,9 @@ class Attention(nnx.Module):
 
     "frame": the own frame; "tokens": `ctx.tokens`; "time": all frames at the same pixel; a name in `KEY_FRAMES`, with
     a number after a colon where it takes one, or a function like those there: these frames. Its cost is linear in the
-    frames, but for "causal" and "all". Raises InputError for other keys.
+    frames, but for "causal" and "all". Of the tokens the last `picture_tokens` are a picture's: they have keys and
+    values of their own and are attended to apart, what both give is added (Ye et al. 2023, IP-Adapter). Raises
+    InputError for other keys.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Attention(nnx.Module):
         bias: bool = False,
         positions: bool = False,
         relative: Callable | None = None,
+        picture_tokens: int = 0,
         zero: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -137,8 +140,10 @@ class Attention(nnx.Module):
             linear(width, inner, bias, rngs=rngs) for width in (dim, kv_dim or dim, kv_dim or dim)
         )
         self.to_out = linear(inner, dim, zero=zero, rngs=rngs)
+        if picture_tokens:
+            self.to_k_ip, self.to_v_ip = (linear(kv_dim or dim, inner, bias, rngs=rngs) for _ in "kv")
         self.relative = nnx.data(relative)
-        self.heads, self.keys, self.positions = heads, keys, positions
+        self.heads, self.keys, self.positions, self.picture_tokens = heads, keys, positions, picture_tokens
         key_frames(keys)  # raises
 
     def __call__(self, x: Float[Array, "b t n c"], ctx: Context) -> Float[Array, "b t n c"]:
@@ -160,15 +165,24 @@ class Attention(nnx.Module):
 
     def mix(self, h: Array, source: Array, token_mask: Array | None = None) -> Array:
         """From `[b, s, n, c]` and `[b, s, m, d]`: every n attends to the m of the same s."""
-        q, k, v = self.to_q(h), self.to_k(source), self.to_v(source)
-        head_dim = q.shape[-1] // self.heads
+        q, texts = self.to_q(h), source.shape[2] - self.picture_tokens
+        if not self.picture_tokens:
+            return self.to_out(self.look(q, self.to_k(source), self.to_v(source), token_mask))
+        source, picture = source[:, :, :texts], source[:, :, texts:]
+        token_mask = None if token_mask is None else token_mask[:, :texts]
+        own = self.look(q, self.to_k(source), self.to_v(source), token_mask)
+        return self.to_out(own + self.look(q, self.to_k_ip(picture), self.to_v_ip(picture)))
+
+    def look(self, q: Array, k: Array, v: Array, token_mask: Array | None = None) -> Array:
+        """Attends from queries `[b, s, n, c]` to keys and values `[b, s, m, c]`."""
+        head_dim, m = q.shape[-1] // self.heads, k.shape[2]
         mask = None if token_mask is None else token_mask[:, None, None, None]
         if look := key_frames(self.keys):
-            frames, there = look(h.shape[1])
+            frames, there = look(q.shape[1])
             k, v = (gather_frames(a, frames, tokens_last(head_dim)) for a in (k, v))
             if not there.all():
-                mask = jnp.repeat(there, source.shape[2], 1)[None, :, None, None]
-                mask = jnp.broadcast_to(mask, (h.shape[0], *mask.shape[1:]))
+                mask = jnp.repeat(there, m, 1)[None, :, None, None]
+                mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
         graphdef, relative = (None, None) if self.relative is None else nnx.split(self.relative)
 
         def own(q: Array, k: Array, v: Array, mask: Array | None, relative: Any) -> Array:
@@ -185,7 +199,7 @@ class Attention(nnx.Module):
         if self.keys == "tokens":
             cut, of_keys, of_mask = ("batch", None, "context", heads), ("batch", None, None, heads), ("batch",)
         parts = (q, cut), (k, of_keys), (v, of_keys), (mask, of_mask), (relative, ())
-        return self.to_out(local(own, *parts, out=cut, every_axis=True))
+        return local(own, *parts, out=cut, every_axis=True)
 
 
 class FeedForward(nnx.Module):

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vidjax.errors import InputError, check_range
 from vidjax.models.clip import ClipText, ClipTextConfig
+from vidjax.models.layers import sinusoid
 from vidjax.models.lowres import LowresEmbedder
 from vidjax.models.text_encoder import ByteTextEncoder
 from vidjax.settings import choose
@@ -91,6 +92,22 @@ class LabelEmbedder(nnx.Module):
 
     def __call__(self, label: Int[Array, " b"]) -> dict[str, Array]:
         return {"vector": self.table(jnp.where(label < 0, self.classes, label))}
+
+
+class RateEmbedder(nnx.Module):
+    """Frames per second, as a sinusoid of `features` (VideoCrafter). `rate`: that of the clips it is trained on."""
+
+    key, drop, tokens_dim = "fps", 0.0, None
+
+    def __init__(self, features: int, rate: float = 8.0):
+        self.vector_dim, self.rate = features, rate
+
+    def null(self, fps: Float[Array, " b"]) -> Float[Array, " b"]:
+        """Returns the rate as it is: it is never hidden."""
+        return fps
+
+    def __call__(self, fps: Float[Array, " b"]) -> dict[str, Array]:
+        return {"vector": sinusoid(fps, self.vector_dim)}
 
 
 # The conditions that a config may name, see docs/extending.md: classes of modules with `key`, the entry of a batch that

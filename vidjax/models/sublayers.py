@@ -19,8 +19,10 @@ Sublayers = Iterable[tuple[str, str]]  # (name, kind) in order
 class Site:
     """Where a sublayer stands: the numbers that it may be made from.
 
-    `zero`: it starts as the identity. `positions`: attention over time adds sinusoids of the frame after its norm.
-    `plain`: no transformer around it normalises the features, so attention does, by GroupNorm.
+    `zero`: it starts as the identity. `positions`: attention over time adds sinusoids of the frame after its norm,
+    `relative`: it has relative positions in its keys and values.
+    `plain`: no transformer around it normalises the features, so attention does, by GroupNorm. `picture_tokens`: how
+    many of the tokens are a picture's, the last ones.
     """
 
     dim: int
@@ -33,6 +35,8 @@ class Site:
     plain: bool = False
     zero: bool = False
     positions: bool = False
+    relative: bool = False
+    picture_tokens: int = 0
 
 
 def attend(
@@ -52,14 +56,14 @@ def attend(
         over = "pixel" if keys == "time" else "frame"
         more |= dict(norm=GroupNorm(site.dim, site.groups, over=over, rngs=site.rngs), bias=True)
     if keys == "tokens":
-        more["kv_dim"] = site.tokens_dim
+        more |= dict(kv_dim=site.tokens_dim, picture_tokens=site.picture_tokens)
     return Attention(site.dim, site.heads, keys, rngs=site.rngs, **more)
 
 
 def blend(site: Site) -> Blend:
     """Makes Stable Video Diffusion's temporal block, mixed with what comes into it."""
     sublayers = [(name, kind) for name, kind in BLENDED if kind != "tokens" or site.tokens_dim]
-    return Blend(block(sublayers, dataclasses.replace(site, zero=True, positions=False)))
+    return Blend(block(sublayers, dataclasses.replace(site, zero=True, positions=False, relative=False)))
 
 
 BLENDED = (("positions", "positions"), ("ff_in", "ff"), ("attn1", "time"), ("attn2", "tokens"), ("ff", "ff"))
@@ -70,7 +74,7 @@ BLENDED = (("positions", "positions"), ("ff_in", "ff"), ("attn1", "time"), ("att
 SUBLAYERS: dict[str, Callable[..., Callable]] = {
     "frame": partial(attend, keys="frame"),
     "tokens": partial(attend, keys="tokens"),
-    "time": lambda site: attend(site, "time", positions=site.positions),
+    "time": lambda site: attend(site, "time", positions=site.positions, relative=site.relative),
     "zero_time": lambda site: attend(site, "time", zero=True),
     "relative_time": lambda site: attend(site, "time", zero=True, relative=True),
     **{name: partial(attend, keys=name) for name in KEY_FRAMES},

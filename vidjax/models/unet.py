@@ -54,12 +54,14 @@ OVER_TIME = (("attn1", "time"), ("attn2", "time"), ("ff", "ff"))  # ModelScope, 
 
 @dataclasses.dataclass(frozen=True)
 class Temporal:
-    """A transformer over time of its own after the spatial one: ModelScope's, and AnimateDiff's motion module."""
+    """A transformer over time of its own after the spatial one: ModelScope's, VideoCrafter's, AnimateDiff's motion
+    module."""
 
     heads: Sequence[int]  # a level
     levels: Sequence[bool]
     mid: bool = True
     positions: bool = False  # sinusoidal, added after each norm (AnimateDiff)
+    relative: bool = False  # relative positions in its keys and values, here and in the stem (VideoCrafter 1)
     norm_over: Over = "clip"  # AnimateDiff's own code: "frame"; diffusers' port of it: "clip"
     longest: int | None = None  # frames that its positions were trained on; None: any number
 
@@ -85,6 +87,7 @@ class UNetConfig:
     heads: int | Sequence[int] = 8
     # Conditions beside the time.
     tokens_dim: int | None = 768  # None: no cross-attention, the sublayers of kind "tokens" are left out
+    picture_tokens: int = 0  # so many of the tokens, the last, are a picture's and attended to apart (VideoCrafter)
     vector_dim: int | None = None  # features of a class, fps...: an MLP of them joins the time embedding
     vector_levels: int | None = None  # in place of it a table of so many numbers, 0 and up (LVDM's known frames)
     positions: bool = False  # an MLP of the (t, h, w) coordinates after conv_in
@@ -142,6 +145,7 @@ def check_config(config: UNetConfig) -> None:
     for name in ("channels", "heads", "groups", "patch", "in_channels", "out_channels", "reach"):
         check_range("", 1, **{name: getattr(config, name)})
     check_range("", 0, 64, blocks_per_level=config.blocks_per_level)
+    check_range("", 0, 2**16, picture_tokens=config.picture_tokens)
     for name in ("attention_levels", "heads"):
         if len(getattr(config, name)) != levels:
             raise InputError(f"{name}={getattr(config, name)} must have one entry for each of the {levels} channels")
@@ -179,6 +183,8 @@ def site(dim: int, heads: int, config: UNetConfig, rngs: nnx.Rngs, positions: bo
         transposed=config.transposed,
         plain=config.attention == "plain",
         positions=positions,
+        relative=config.after_attention is not None and config.after_attention.relative,
+        picture_tokens=config.picture_tokens,
     )
 
 
@@ -349,6 +355,10 @@ class UNet(nnx.Module):
                 raise InputError(f"the U-Net was built with {name}_dim={dim} and is called without {name}")
             if value is not None and value.shape[-1] != dim:
                 raise InputError(f"{name} have {value.shape[-1]} features, the U-Net was built with {name}_dim={dim}")
+        if tokens is not None and tokens.shape[1] < config.picture_tokens:
+            raise InputError(
+                f"{tokens.shape[1]} tokens are fewer than picture_tokens={config.picture_tokens} of the U-Net"
+            )
         if not 0 <= images <= x.shape[1]:
             raise InputError(f"images={images} stills cannot be among {x.shape[1]} frames")
         longest = config.after_attention.longest if isinstance(config.after_attention, Temporal) else None

@@ -71,10 +71,19 @@ def latent_statistics(
     return {"shift": -float(z.mean()), "scale": 1 / float(z.std())}
 
 
+def one_time(t: Float[Array, "b t"], known: Float[Array, "b t"]) -> tuple[Float[Array, "b t"], Float[Array, "b 1"]]:
+    """The time of the unknown frames for all, and that of the known ones, 0 where none is: it was then any in training,
+    and tells nothing."""
+    level = jnp.where(known > 0.5, t, 0).max(1, keepdims=True)
+    others = jnp.where(known > 0.5, -jnp.inf, t).max(1, keepdims=True)
+    return jnp.where(jnp.isfinite(others), jnp.broadcast_to(others, t.shape), t), level
+
+
 class VideoModel(nnx.Module):
     """Predicts what the objective asks of it, from noisy latents (pixels, if there is no codec) and conditions.
 
-    With `masked`, the U-Net sees one channel more: 1 where a frame is known.
+    With `masked`, the U-Net sees one channel more: 1 where a frame is known. Where it has a table of noise levels
+    (LVDM's of known frames), it is told one time, that of the unknown frames, and the level of the known ones.
     """
 
     def __init__(
@@ -115,14 +124,16 @@ class VideoModel(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], t: Float[Array, "b t"], cond: Conditioning, images: int = 0
     ) -> Float[Array, "b t h w c"]:
+        own = lambda a: None if a is None else a.astype(self.dtype)
+        tokens, vector, mask = own(cond.tokens), own(cond.vector), cond.token_mask
         if self.masked:
-            mask = jnp.zeros(x.shape[:2]) if cond.mask is None else cond.mask
-            x = jnp.concatenate([x, jnp.broadcast_to(mask[..., None, None, None], (*x.shape[:-1], 1))], -1)
+            known = jnp.zeros(x.shape[:2]) if cond.mask is None else cond.mask
+            x = jnp.concatenate([x, jnp.broadcast_to(known[..., None, None, None], (*x.shape[:-1], 1))], -1)
+            if isinstance(self.unet, UNet) and self.unet.config.vector_levels:
+                t, vector = one_time(t, known)
         if cond.concat is not None:
             beside = jnp.broadcast_to(cond.concat, (*x.shape[:-1], cond.concat.shape[-1]))
             x = jnp.concatenate([x, beside], -1)
-        own = lambda a: None if a is None else a.astype(self.dtype)
-        tokens, vector, mask = own(cond.tokens), own(cond.vector), cond.token_mask
         out = self.unet(x.astype(self.dtype), t, tokens, vector, token_mask=mask, images=images, remat=self.remat)
         return out.astype(jnp.float32) + (0.0 if cond.start is None else cond.start)
 

@@ -114,8 +114,11 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     if model.inflation and pretrained.open_video_file(folder) is not None:
         raise InputError(f"{folder} is a video model: config.model.key_frames is of image models, set it to None")
     known = load(weights=False)
-    if (tokenize := known.tokenize) is None:
-        raise InputError(f"config.pretrained={folder}: this model reads no text, and only such models are tuned yet")
+    tokenize, told = known.tokenize, known.model.embedders
+    check_conditions(section, common["data"], known.model)
+    if once and "picture" in told:
+        once = check_encodes_always(section)
+    reads = once and tokenize is not None and not tune.text  # captions are encoded once, too
 
     def models(weights: bool) -> tuple[VideoModel, VideoModel]:
         rngs = Keys(seed)
@@ -128,7 +131,9 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         tune.surgery(loaded, rngs)
         if drop is not None:
             loaded.text.drop = drop
-        return loaded, stand_in(loaded, text=not tune.text) if once else loaded
+        if "fps" in told:
+            loaded.fps.rate = float(common["data"].fps)
+        return loaded, stand_in(loaded, text=reads) if once else loaded
 
     if section.get("prompt"):
         common["data"] = dataclasses.replace(common["data"], caption=section["prompt"])
@@ -145,9 +150,10 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     loss = objectives.OBJECTIVES[section.get("objective", common["name"])]
     objective = settings.bind(loss, section.get("loss"), "loss", schedule=known.schedule, prediction=known.prediction)
     data = common["data"]
-    encode = partial(encode_once, text=not tune.text)
+    encode = partial(encode_once, text=reads)
 
     def class_examples(encoder: VideoModel) -> Encoded:
+        assert tokenize is not None
         generator = generator_of(section, known, data, nnx.graphdef(encoder), parameters(encoder))
         videos = class_videos(generator, prior, common["folder"] / "class.npz")
         return encode_clips(encode, encoder, videos, [tokenize(prior.prompt)] * len(videos), seed)
@@ -166,7 +172,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         generator, rest = whole()
         generator.params = weighed(section, source, {**rest, **state.frozen, **state.ema})
         clips, texts = first_windows(dataset)
-        prompts = (editing.split_prompts(generator.defaults.prompts) or texts)[:PREVIEWED]
+        prompts = editing.what_to_edit(generator, texts)[:PREVIEWED]
         return np.stack(editing.edits(generator, clips, prompts, texts[0], common["folder"] / "preview"))
 
     return Stage(
@@ -197,15 +203,38 @@ def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoMode
         if once and getattr(data, key) != works:
             raise InputError(f"config.data.{key} has no effect: tuning encodes each clip's first window, once")
     sample = settings.construct(SampleConfig, section.get("sample"), "sample")
-    if not (editing.split_prompts(sample.prompts) or section.get("prompt")):
+    if "text" in model.embedders and not (editing.split_prompts(sample.prompts) or section.get("prompt")):
         raise InputError("there is no prompt: set --config.prompt, what the clip shows, or --config.sample.prompts")
     if len(sample.blend) > 1 and len(sample.blend) > (clips := len(make_dataset(data, seed=0))):
         raise InputError(f"config.sample.blend={sample.blend} has {len(sample.blend)} weights for {clips} clips")
-    _, h, w = model.codec.autoencoder.strides
-    if data.hw[0] % h == 0 and data.hw[1] % w == 0:  # otherwise the autoencoder says so
-        editing.latent_mask(
-            sample.mask, sample.edit_frames, (data.frames, *data.hw), (data.frames, data.hw[0] // h, data.hw[1] // w)
-        )
+    t, h, w = model.codec.autoencoder.strides
+    if data.frames % t == 0 and data.hw[0] % h == 0 and data.hw[1] % w == 0:  # otherwise the autoencoder says so
+        latent = (data.frames // t, data.hw[0] // h, data.hw[1] // w)
+        editing.latent_mask(sample.mask, sample.edit_frames, (data.frames, *data.hw), latent)
+
+
+def check_conditions(section: Mapping[str, Any], data: DataConfig, model: VideoModel) -> None:
+    """Raises InputError for settings of conditions that the model has not, and for those that it needs."""
+    told, tune = model.embedders, section.get("finetune", {})
+    if "fps" in told and data.fps is None:
+        raise InputError("config.data.fps is missing: the model is told the frames per second of its clips, such as 8")
+    if "picture" in told and section.get("sample", {}).get("invert", True):
+        raise InputError("config.sample.invert: videos of a picture start from noise; set it to False")
+    for name, given in {
+        "prompt": section.get("prompt"),
+        "sample.prompts": section.get("sample", {}).get("prompts"),
+        "finetune.drop": tune.get("drop"),
+        "finetune.prior": (tune.get("prior") or {}).get("count", 1) if tune.get("prior") else None,
+    }.items():
+        if given and "text" not in told:
+            raise InputError(f"config.{name}: {section['pretrained']} reads no text; leave it out")
+
+
+def check_encodes_always(section: Mapping[str, Any]) -> bool:
+    """Returns False. Raises InputError where clips of a model that reads pictures are to be encoded once."""
+    if section.get("finetune", {}).get("encode_once"):
+        raise InputError("config.finetune.encode_once: this model sees the first frames themselves; leave it out")
+    return False
 
 
 def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:

@@ -27,12 +27,13 @@ def stand_in(model: VideoModel, text: bool = True) -> VideoModel:
     """`model` for batches that `encode_once` made: the same U-Net (not a copy), no autoencoder, no text encoder.
 
     With `text` false it keeps the text encoder, which reads ids: so that this can train. No caption is dropped either
-    way, as neither DreamBooth nor Tune-A-Video drops them.
+    way, as neither DreamBooth nor Tune-A-Video drops them. What else the model is told stays.
     """
     assert model.codec is not None
-    model.text.drop = 0.0
-    codec = StoredMoments(model.codec.shift, model.codec.scale)
-    stored = {"text": StoredText(model.text.tokens_dim)} if text else {"text": model.text}
+    codec, stored = StoredMoments(model.codec.shift, model.codec.scale), model.embedders
+    if "text" in stored:
+        model.text.drop = 0.0
+        stored["text"] = StoredText(model.text.tokens_dim) if text else model.text
     return VideoModel(model.unet, stored, codec, masked=model.masked, remat=model.remat)
 
 
@@ -125,7 +126,8 @@ def encode_clips(
     for video, own in zip(videos, ids, strict=True):
         made = run(state, {"video": video[None], "tokens": np.atleast_2d(np.asarray(own, np.int32))})
         example = {key: np.asarray(value[0]) for key, value in made.items() if key != "tokens"}
-        examples.append({**example, "captions": np.asarray(made["tokens"])})
+        captions = np.asarray(made["tokens"])
+        examples.append({**example, **({"captions": captions} if captions.size else {})})
     return Encoded(examples, seed, groups, drop)
 
 
@@ -133,17 +135,18 @@ def encode_dataset(
     encode: Callable[[Any, Any], Any],
     model: Any,
     dataset: Dataset,
-    tokenize: Callable[[str], np.ndarray],
+    tokenize: Callable[[str], np.ndarray] | None,
     seed: int,
     drop: float = 0.0,
 ) -> Encoded:
     """The first training window of every clip that can be read, in the shape of its bucket, with all its captions, of
-    which training hides the share `drop`."""
+    which training hides the share `drop`; without `tokenize` with none."""
+    read = tokenize or (lambda text: np.zeros(0, np.int32))
     cut = enumerate(dataset.windows("train", per_clip=1, as_trained=True))
     videos = {index: windows[0] for index, windows in cut if len(windows)}
     places = {index: place for place, index in enumerate(videos)}
     empty = ("",) * bool(drop)
-    ids = (np.stack([tokenize(text) for text in (*dataset.item(index).captions, *empty)]) for index in videos)
+    ids = (np.stack([read(text) for text in (*dataset.item(index).captions, *empty)]) for index in videos)
     groups = []
     for group in dataset.groups:
         lists = [[places[i] for i in own if i in places] for own in group.members]

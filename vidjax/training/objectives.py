@@ -122,10 +122,13 @@ def sample_conditions(
     images: int,
     known: Float[Array, "b t"],
 ) -> Conditioning:
-    """What the network is told beside noise and time: the batch's conditions, some at their null value, and a smaller
-    video of `x0` under noise for a model that enlarges one, the clips' first frames for a model that moves pictures."""
+    """What the network is told beside noise and time: the batch's conditions, some at their null value, the rate that
+    its clips all have, a smaller video of `x0` under noise for a model that enlarges one, the clips' first frames for
+    a model that moves pictures."""
     if lowres := model.embedders.get("lowres"):
         batch = {**batch, lowres.key: lowres.draw(schedule, x0, images, draws)}
+    if rate := model.embedders.get("fps"):
+        batch = {**batch, rate.key: jnp.full(len(x0), rate.rate)}
     if picture := model.embedders.get("picture"):
         batch = {**batch, picture.key: picture.draw(model.codec, batch["video"], draws)}
     return embed(model.embedders, drop_conditions(model.embedders, batch, draws.named("dropped").keys), known)

@@ -1,4 +1,4 @@
-"""What the families of folders have of their own, by the class that the U-Net's config.json names."""
+"""What the families of folders have of their own, by the class that the U-Net's config.json names; and of files."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,10 @@ from vidjax.weights import animatediff, diffusers, stable_video
 from vidjax.weights.components import Components
 from vidjax.weights.configs import Config, unet_config
 from vidjax.weights.convert import Rules
+from vidjax.weights.lvdm import LvdmFile
 from vidjax.weights.stable_video import VideoComponents
+from vidjax.weights.video_file import VideoFile
+from vidjax.weights.videocrafter import CrafterFile
 
 
 class Family(NamedTuple):
@@ -37,6 +40,8 @@ FAMILIES = {
         pixels=stable_video.PIXELS,
     ),
 }
+
+VIDEO_FILES: tuple[type[VideoFile], ...] = (LvdmFile, CrafterFile)  # families of one file
 
 
 def family_of(config: Config) -> Family:

@@ -23,15 +23,16 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.storage import write_json
-from vidjax.weights import animatediff, convert, diffusers, lora, lvdm
+from vidjax.weights import animatediff, convert, diffusers, lora
 from vidjax.weights.animatediff import WithMotion
 from vidjax.weights.components import Part
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
-from vidjax.weights.families import family_of
+from vidjax.weights.families import VIDEO_FILES, family_of
 from vidjax.weights.folder import INDEX, Folder, read_json
 from vidjax.weights.single_file import SingleFile, open_source
 from vidjax.weights.stable_video import VideoComponents
 from vidjax.weights.tensors import read
+from vidjax.weights.video_file import Entries, VideoFile
 
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -84,7 +85,7 @@ def load(
         for flag, value in (("inflate", inflate), ("norm_over", norm_over), ("motion_adapter", motion_adapter)):
             if value:
                 raise InputError(
-                    f"{flag}={value!r} is for image models, {path} is a video model of LVDM's: leave it out"
+                    f"{flag}={value!r} is for image models, {path} is a video model of {file.family}'s: leave it out"
                 )
         return load_video_file(file, dtype, remat, weights)
     folder = open_model(path, motion_adapter)
@@ -128,33 +129,25 @@ def load(
     )
 
 
-def open_video_file(path: str | Path) -> lvdm.LvdmFile | None:
-    """The file at `path` if it is one of LVDM's, else None. Raises InputError."""
+def open_video_file(path: str | Path) -> VideoFile | None:
+    """The file at `path` if it is a training run's of a video model, else None. Raises InputError."""
     path = Path(path)
-    if path.suffix != ".safetensors" or not path.is_file() or not lvdm.is_lvdm(read(path).places):
+    if path.suffix != ".safetensors" or not path.is_file():
         return None
-    return lvdm.LvdmFile(path)
+    keys = read(path).places
+    return next((kind(path) for kind in VIDEO_FILES if kind.fits(keys)), None)
 
 
-def load_video_file(file: lvdm.LvdmFile, dtype: DTypeLike, remat: str, weights: bool) -> Pretrained:
+def load_video_file(file: VideoFile, dtype: DTypeLike, remat: str, weights: bool) -> Pretrained:
     """Loads a video model that is one file. Raises InputError."""
-    config = file.unet()
-    if config.vector_levels:
-        raise InputError(
-            f"{file.path} predicts frames from known ones, which is not sampled yet: take another of LVDM's"
-        )
-
-    def make(rngs: nnx.Rngs) -> VideoModel:
-        return VideoModel(config, file.embedders(rngs), file.codec(rngs), remat=remat, rngs=rngs)
-
-    model = nnx.eval_shape(lambda: make(OneKey()))
+    model = nnx.eval_shape(lambda: file.model(OneKey(), remat))
     if weights:
         check_size(model, file.path, dtype)
-    for part in file.parts(model) if weights else ():
+    for filling in file.fillings(model) if weights else ():
         try:
-            convert.load(part.module, part.tensors, part.rules, part.ignore, dtype=dtype)
+            convert.load(filling.module, Entries(file.all, filling.entries), [], dtype=dtype)
         except InputError as error:
-            raise InputError(f"{file.path}, {part.name}: {error}") from None
+            raise InputError(f"{file.path}, {filling.name}: {error}") from None
     return Pretrained(model, file.schedule(), "eps", file.tokenize, file.size, "ddim", "", file.frames, file.defaults)
 
 
@@ -293,11 +286,15 @@ def save_adapters(
     motion_adapter: str | Path | None = None,
     kohya: bool = False,
 ) -> None:
-    """Writes adapters of `model`, which came from the folder `source`, into the folder `out`, for `diffusers` or in
-    kohya's layout.
+    """Writes adapters of `model`, which came from `source`, into the folder `out`, for `diffusers` or in kohya's
+    layout; those of a video model's file under the names that ModelScope's layers have there.
 
     Raises InputError if they are on layers that the source has not: what they adapt would be in no file.
     """
+    if open_video_file(source) is not None:
+        how = dict(linear_projection=True, kohya=kohya)
+        lora.save(out, tensors, model.unet.config.blocks_per_level, diffusers.MODELSCOPE_KEYS, **how)
+        return
     config = open_model(source, motion_adapter).config("unet")
     if config_for(model.unet.config, config) != config and any("temp" in path for path in tensors):
         raise InputError(f"the adapters are on layers over time that {source} has not; take --format=orbax")

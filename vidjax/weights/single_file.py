@@ -23,7 +23,7 @@ from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
 from vidjax.weights.folder import INDEX, Folder, clip_tokenizer
 from vidjax.weights.tensors import Tensors, read
 
-UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."  # what keys begin with
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 HEAD = 64  # features of a head of OpenCLIP's text encoders and of the U-Nets that read them
 
@@ -76,6 +76,17 @@ OPEN_CLIP_KEYS: Rules = [
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
+
+
+def levels(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[int], int]:
+    """(features of each level, residual blocks in one) of a U-Net, by the shapes of its tensors."""
+    number = lambda key: int(key.split(".")[1])
+    blocks = {
+        number(key): shape[0] for key, shape in shapes.items() if re.match(r"input_.*\.out_layers\.3\.weight", key)
+    }
+    downs = sorted(number(key) for key in shapes if re.match(r"input_.*\.0\.op\.weight", key))
+    ends = [*downs, max(blocks) + 1]
+    return [blocks[end - 1] for end in ends], ends[0] - 1
 
 
 class Renamed(Mapping[str, np.ndarray]):
@@ -134,17 +145,31 @@ class SingleFile:
 
     def tensors(self, part: str) -> Mapping[str, np.ndarray]:
         """The weights of a part under diffusers' and transformers' keys."""
-        return Renamed(self.all, {"unet": self._unet_keys, "vae": self._vae_keys}.get(part, self._text_keys)())
+        return Renamed(self.all, self.names(part))
+
+    def names(self, part: str) -> Mapping[str, tuple[str, int | None]]:
+        """The keys of a part in a folder, each with the file's own, and which third of that it is."""
+        return {"unet": self._unet_keys, "vae": self._vae_keys}.get(part, self._text_keys)()
 
     def tokenizer(self, text: ClipTextConfig) -> Callable[[str], np.ndarray]:
-        """CLIP's, from the folder `tokenizer` beside the file."""
+        """CLIP's, from the folder `tokenizer` beside the file; for OpenCLIP's encoder with zeros after the end, as its
+        own program pads."""
         folder = self.path.parent / "tokenizer"
         if not folder.is_dir():
             raise InputError(
                 f"{self.path} has no words, and there is no {folder}: "
                 "put the tokenizer/ of any Stable Diffusion (vocab.json, merges.txt) there"
             )
-        return clip_tokenizer(folder, text)
+        tokenize = clip_tokenizer(folder, text)
+        if not any(key.startswith(OPEN_CLIP) for key in self.all):
+            return tokenize
+        end = tokenize("")[1]
+
+        def padded_with_zeros(text: str) -> np.ndarray:
+            ids = tokenize(text)
+            return np.where(np.arange(len(ids)) > np.argmax(ids == end), 0, ids)
+
+        return padded_with_zeros
 
     def copy_configs(self, out: Path) -> None:
         """Writes what a folder of diffusers has beside its weights."""
@@ -170,19 +195,9 @@ class SingleFile:
         places = self.all.places
         return {key[len(prefix) :]: place.shape for key, place in places.items() if key.startswith(prefix)}
 
-    def _levels(self) -> tuple[list[int], int]:
-        """(features of each level, residual blocks in one) of the U-Net."""
-        shapes = self._own(UNET)
-        number = lambda key: int(key.split(".")[1])
-        blocks = {
-            number(key): shape[0] for key, shape in shapes.items() if re.match(r"input_.*\.out_layers\.3\.weight", key)
-        }
-        downs = sorted(number(key) for key in shapes if re.match(r"input_.*\.0\.op\.weight", key))
-        ends = [*downs, max(blocks) + 1]
-        return [blocks[end - 1] for end in ends], ends[0] - 1
-
     def _unet(self) -> dict[str, Any]:
-        shapes, (channels, n) = self._own(UNET), self._levels()
+        shapes = self._own(UNET)
+        channels, n = levels(shapes)
         attends = [f"input_blocks.{level * (n + 1) + 1}.1.norm.weight" in shapes for level in range(len(channels))]
         first = f"input_blocks.{attends.index(True) * (n + 1) + 1}.1."
         tokens = shapes[f"{first}transformer_blocks.0.attn2.to_k.weight"][1]
@@ -203,7 +218,7 @@ class SingleFile:
         }
 
     def _unet_keys(self) -> dict[str, tuple[str, None]]:
-        _, n = self._levels()
+        _, n = levels(self._own(UNET))
         name = lambda key: rename(rename(key, [*LDM, *unet(n)]), unet_keys(n))
         return {name(key): (UNET + key, None) for key in self._own(UNET)}
 

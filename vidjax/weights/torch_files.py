@@ -21,6 +21,7 @@ from vidjax.errors import InputError
 from vidjax.runtime.inputs import open_regular
 from vidjax.runtime.limits import MAX_FILE
 
+WRAPPED = "_forward_module."  # what keys of DeepSpeed's files begin with
 STORAGES: dict[str, np.dtype] = {
     "torch.DoubleStorage": np.dtype(np.float64),
     "torch.FloatStorage": np.dtype(np.float32),
@@ -71,8 +72,9 @@ class View:
 class Tensors(Mapping[str, np.ndarray]):
     """Tensors by the keys that lead to them, joined by dots, mapped into memory and not read before they are used.
 
-    Keys of a training run's file begin in its `state_dict`, if it has one; states of optimizers are left out. Raises
-    InputError for what is no such file, a part of one, or one whose tensors do not lie within their storages.
+    Keys of a training run's file begin in its `state_dict`, or in the `module` of DeepSpeed, if it has one; states of
+    optimizers are left out. Raises InputError for what is no such file, a part of one, or one whose tensors do not lie
+    within their storages.
     """
 
     def __init__(self, path: str | Path):
@@ -98,7 +100,9 @@ class Tensors(Mapping[str, np.ndarray]):
                 raise InputError(f"{self.path} is no file of tensors that PyTorch saved ({why}): {AGAIN}") from None
         if isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
             tree = tree["state_dict"]
-        self.views = dict(_flatten(tree, ""))
+        elif isinstance(tree, dict) and any(str(key).startswith(WRAPPED) for key in tree.get("module") or ()):
+            tree = tree["module"]
+        self.views = {key.removeprefix(WRAPPED): view for key, view in _flatten(tree, "")}
         for key, view in self.views.items():
             self._check(key, view)
 
