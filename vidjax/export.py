@@ -5,7 +5,8 @@ folder again with the tuned weights; with LoRA, the adapters of the stage alone 
 class of diffusers has the layers over time of Tune-A-Video: they are left out, which leaves a tuned image model.
 tune_a_video: the whole folder with them, for Tune-A-Video's own code, and for `--pretrained` here. motion_adapter:
 AnimateDiff's motion modules alone, for any Stable Diffusion 1. kohya: the adapters of the stage alone in the layout of
-kohya's scripts (lora.safetensors), which ComfyUI and others load.
+kohya's scripts (lora.safetensors), which ComfyUI and others load. single_file: for runs that tune one file of Stable
+Diffusion or Stable Video Diffusion, that file again with the tuned weights.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vidjax.recipes.run import Run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A run that vidjax.main has trained.")
-FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers, tune_a_video, motion_adapter or kohya.")
+FORMAT = flags.DEFINE_string("format", "orbax", "orbax, diffusers, tune_a_video, motion_adapter, kohya or single_file.")
 STAGE = flags.DEFINE_string("stage", None, "The stage whose model it is; default: the last one.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")
 
@@ -133,6 +134,17 @@ def motion_adapter(run: "Run", out: Path) -> None:
         )
 
 
+def single_file(run: "Run", out: Path) -> None:
+    """Writes the file that the run tuned again. Raises InputError if that was a folder, or the run tuned adapters."""
+    from vidjax.models.lora import lora_tensors
+    from vidjax.weights import pretrained
+
+    model, source = load_tuned(run)
+    if lora_tensors(model):
+        raise InputError(f"--format=single_file: {run.workdir} tuned adapters; take --format=diffusers or kohya")
+    pretrained.save_single_file(model, source, out)
+
+
 def load_tuned(run: "Run") -> "tuple[VideoModel, str]":
     """Loads the tuned model; also returns the folder that it came from. Raises InputError if it came from none."""
     source = run.config.get("pretrained")
@@ -163,6 +175,7 @@ FORMATS: dict[str, Callable[["Run", Path], None]] = {
     "tune_a_video": tune_a_video,
     "motion_adapter": motion_adapter,
     "kohya": kohya,
+    "single_file": single_file,
 }
 
 if __name__ == "__main__":

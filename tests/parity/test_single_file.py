@@ -52,9 +52,7 @@ def ldm_unet(key, blocks):
     key = re.sub(r"^mid_block\.resnets\.0\.", "middle_block.0.", key)
     key = re.sub(r"^mid_block\.resnets\.1\.", "middle_block.2.", key)
     key = re.sub(r"^mid_block\.attentions\.0\.", "middle_block.1.", key)
-    if re.match(r"((in|out)put_blocks\.\d+|middle_block)\.[02]\.", key) and "blocks.0.0." not in key.replace(
-        "input_", "", 1
-    ):
+    if re.match(r"((in|out)put_blocks\.\d+|middle_block)\.[02]\.(?!op|conv\.)", key) and "input_blocks.0." not in key:
         for own, other in LAYERS:
             key = key.replace(f".{own}.", f".{other}.")
     return key

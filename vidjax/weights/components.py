@@ -21,7 +21,8 @@ from vidjax.weights import clip, convert
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
-from vidjax.weights.single_file import SingleFile, open_source
+from vidjax.weights.single_file import SingleFile
+from vidjax.weights.sources import open_source
 
 AUTOENCODER, TEXT, EMPTY = "codec.autoencoder.", "text.encoder.", "text.empty"  # where a VideoModel has them
 

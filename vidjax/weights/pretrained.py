@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from vidjax.weights.components import Part
 from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
 from vidjax.weights.families import VIDEO_FILES, family_of
 from vidjax.weights.folder import INDEX, Folder, read_json
-from vidjax.weights.single_file import SingleFile, open_source
+from vidjax.weights.single_file import SingleFile
+from vidjax.weights.sources import open_source
 from vidjax.weights.stable_video import VideoComponents
 from vidjax.weights.tensors import read
 from vidjax.weights.video_file import Entries, VideoFile
@@ -229,12 +230,7 @@ def save(
         index = read_json(out / INDEX, "it is model_index.json of diffusers")
         write_json(out / INDEX, {**index, **(RELEASED if is_tune_a_video(config) else IMAGE if image else {})})
     motion = config["_class_name"] == animatediff.CLASS
-    family = family_of(config)
-    keys = [*diffusers.unet_keys(model.unet.config.blocks_per_level), *family.keys]
-    projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
-    for part in (Part("unet", model.unet, [], keys), *family.components.of(source).parts(model)):
-        pointwise = rf"(conv_shortcut|quant_conv{projections})\.weight$"
-        tensors = convert.unfit(parameters(part.module), part.keys, pointwise)
+    for part, tensors in tensors_by_part(model, source, config):
         leave = r"\.(attn|norm)_temp\." if image else r"$^"
         tensors = {key: np.ascontiguousarray(v) for key, v in tensors.items() if not re.search(leave, key)}
         if motion and part.name == "unet":
@@ -242,6 +238,34 @@ def save(
             if (alone := out / "motion_adapter").is_dir():
                 write_motion_modules(tensors, alone)
         save_file(tensors, out / part.name / f"{part.file}.safetensors", metadata={"format": "pt"})
+
+
+def tensors_by_part(
+    model: VideoModel, source: str | Path, config: Mapping[str, Any]
+) -> Iterator[tuple[Part, dict[str, np.ndarray]]]:
+    """Yields the parts of a model that came from `source`, each with its tensors under the keys of a folder whose
+    U-Net has the config.json `config`."""
+    family = family_of(config)
+    keys = [*diffusers.unet_keys(model.unet.config.blocks_per_level), *family.keys]
+    projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
+    for part in (Part("unet", model.unet, [], keys), *family.components.of(source).parts(model)):
+        pointwise = rf"(conv_shortcut|quant_conv{projections})\.weight$"
+        yield part, convert.unfit(parameters(part.module), part.keys, pointwise)
+
+
+def save_single_file(model: VideoModel, source: str | Path, out: str | Path) -> None:
+    """Writes the single file `source` again into the folder `out`, with the weights of `model`, which came from it.
+
+    Raises InputError if the source is a folder, or the model has other layers than it.
+    """
+    file, out = open_source(source), Path(out)
+    if not isinstance(file, SingleFile):
+        raise InputError(f"{source} is a folder; take --format=diffusers")
+    config = config_for(model.unet.config, file.config("unet"))
+    if is_tune_a_video(config):
+        raise InputError(f"the U-Net has layers over time that {source} has not; take --format=tune_a_video")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write({part.name: tensors for part, tensors in tensors_by_part(model, source, config)}, out / file.path.name)
 
 
 def buffers_of(folder: Source) -> Mapping[str, np.ndarray]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
 from vidjax.models.clip import ClipTextConfig
@@ -20,11 +21,13 @@ from vidjax.runtime.storage import write_json
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import unet, unet_keys
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
-from vidjax.weights.folder import INDEX, Folder, clip_tokenizer
+from vidjax.weights.folder import INDEX, clip_tokenizer
 from vidjax.weights.tensors import Tensors, read
 
 UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."  # what keys begin with
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+TRANSPOSED = -1
+Names = Mapping[str, tuple[str, int | None]]  # key: another's, and whether one of three parts of it, or it TRANSPOSED
 HEAD = 64  # features of a head of OpenCLIP's text encoders and of the U-Nets that read them
 
 # Keys of a U-Net to parameter paths; the schedule is flat there, too, behind conv_in.
@@ -90,14 +93,16 @@ def levels(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[int], int]:
 
 
 class Renamed(Mapping[str, np.ndarray]):
-    """Tensors of another mapping under other keys, some of them one of three parts of theirs."""
+    """Tensors of another mapping under other keys, some of them one of three parts of theirs or transposed."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], keys: Mapping[str, tuple[str, int | None]]):
+    def __init__(self, tensors: Mapping[str, np.ndarray], keys: Names):
         self.tensors, self.keys_ = tensors, dict(keys)
 
     def __getitem__(self, key: str) -> np.ndarray:
         own, part = self.keys_[key]
         value = self.tensors[own]
+        if part == TRANSPOSED:
+            return value.T
         return value if part is None else value.reshape(3, -1, *value.shape[1:])[part]
 
     def __iter__(self) -> Iterator[str]:
@@ -114,14 +119,17 @@ class SingleFile:
     path: Path
     all: Tensors = dataclasses.field(init=False)
 
+    needs = (UNET, AUTOENCODER, TEXT)
+    what = "a checkpoint of Stable Diffusion 1 or 2"
+
     def __post_init__(self):
         object.__setattr__(self, "path", Path(self.path))
         object.__setattr__(self, "all", read(self.path))
-        for part in (UNET, AUTOENCODER, TEXT):
+        for part in self.needs:
             if not any(key.startswith(part) for key in self.all):
                 raise InputError(
                     f"{self.path} has no keys {part}* but {min(self.all, default='none')}: "
-                    "name a checkpoint of Stable Diffusion 1 or 2, or a folder in the layout of diffusers"
+                    f"name {self.what}, or a folder in the layout of diffusers"
                 )
 
     @property
@@ -135,21 +143,42 @@ class SingleFile:
         )
 
     def config(self, part: str) -> dict[str, Any]:
-        """What config.json of that part would say in a folder, as far as shapes tell it."""
+        """What config.json of that part would say in a folder, as far as shapes tell it. Raises InputError."""
+        try:
+            return self._readers()[part]()
+        except (LookupError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: keys of its {part} are missing or renamed ({error}): is it {self.what}?"
+            ) from None
+
+    def _readers(self) -> dict[str, Callable[[], dict[str, Any]]]:
         return {
             "unet": self._unet,
             "vae": self._autoencoder,
             "text_encoder": self._text,
             "scheduler": self._scheduler,
-        }[part]()
+        }
 
     def tensors(self, part: str) -> Mapping[str, np.ndarray]:
         """The weights of a part under diffusers' and transformers' keys."""
         return Renamed(self.all, self.names(part))
 
-    def names(self, part: str) -> Mapping[str, tuple[str, int | None]]:
-        """The keys of a part in a folder, each with the file's own, and which third of that it is."""
+    def names(self, part: str) -> Names:
+        """The keys of a part in a folder, and what of the file each is."""
         return {"unet": self._unet_keys, "vae": self._vae_keys}.get(part, self._text_keys)()
+
+    def write(self, parts: Mapping[str, Mapping[str, np.ndarray]], out: Path) -> None:
+        """Writes the file again as `out`, in its own dtypes, with these tensors under a folder's keys in place of its
+        parts."""
+        made = dict(self.all)
+        for part, tensors in parts.items():
+            pieces: dict[str, list[np.ndarray]] = {}
+            for key, (own, how) in self.names(part).items():
+                pieces.setdefault(own, []).append(tensors[key].T if how == TRANSPOSED else tensors[key])
+            for own, values in pieces.items():
+                place = self.all.places[own]
+                made[own] = np.concatenate(values).reshape(place.shape).astype(place.dtype)
+        save_file({key: np.ascontiguousarray(value) for key, value in made.items()}, out, {"format": "pt"})
 
     def tokenizer(self, text: ClipTextConfig) -> Callable[[str], np.ndarray]:
         """CLIP's, from the folder `tokenizer` beside the file; for OpenCLIP's encoder with zeros after the end, as its
@@ -298,9 +327,3 @@ class SingleFile:
             "clip_sample": False,
             "prediction_type": "v_prediction" if self._unet()["use_linear_projection"] else "epsilon",
         }
-
-
-def open_source(path: str | Path) -> Folder | SingleFile:
-    """The model at `path`: a folder in the layout of diffusers, or one safetensors file. Raises InputError."""
-    path = Path(path)
-    return SingleFile(path) if path.suffix == ".safetensors" and path.is_file() else Folder(path)

@@ -21,7 +21,8 @@ from vidjax.weights.configs import Config, autoencoder_config, expect, tower
 from vidjax.weights.convert import Rules
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
-from vidjax.weights.single_file import SingleFile, open_source
+from vidjax.weights.single_file import SingleFile
+from vidjax.weights.sources import open_source
 
 CLASS = "UNetSpatioTemporalConditionModel"
 NUMBERS = 3  # rate, motion and noise of the picture, each told as a sinusoid
