@@ -45,13 +45,19 @@ MAX_PIXELS = flags.DEFINE_integer("max_pixels", 2**20, "Most pixels of a frame."
 MAX_STEPS = flags.DEFINE_integer("max_steps", 100, "Most steps of the sampler.", lower_bound=1)
 MAX_UPLOAD = flags.DEFINE_integer("max_upload", 2**26, "Most bytes of an uploaded file.", lower_bound=1)
 QUEUE = flags.DEFINE_integer("queue", 100, "Most videos that wait.", lower_bound=1)
+TUNE = flags.DEFINE_bool("tune", False, "Let users tune the folders that are served, on clips and pictures of theirs.")
+MAX_TUNE_STEPS = flags.DEFINE_integer("max_tune_steps", 500, "Most steps of tuning.", lower_bound=1)
+REPORTS = flags.DEFINE_bool(
+    "reports", None, "Show reports of runs, which name folders; default: unless keys are wanted."
+)
 KEEP_HOURS = flags.DEFINE_float("keep_hours", 24.0, "How long a finished video is kept.", lower_bound=0.001)
 RATE = flags.DEFINE_string("rate", None, "keys add: at most so many videos, such as 10/min.")
 QUOTA = flags.DEFINE_string("quota", None, "keys add: and so many in a longer time, such as 100/day.")
 
-BIND_SECONDS = 5.0  # for a server that was killed to let go of the port
+BIND_SECONDS = 5.0  # for a server that was killed to let go of the port and the folder
 DEATHS, DEATH_SECONDS = 5, 60.0  # of workers, in so long, after which the server gives up
 END_SECONDS = 10.0  # for requests that are being answered
+TUNER = "tuner"
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -60,21 +66,32 @@ def main() -> None:
     models = check_flags()
     folder = open_kept()
     with listening() as listener:
+        lock(folder)
         jobs, keys = open_jobs(folder)
         require = REQUIRE_KEYS.value if REQUIRE_KEYS.value is not None else not is_local(HOST.value)
         if require and not keys.list():
             raise InputError("nobody has a key: python -m vidjax.serve keys add NAME, or --host=127.0.0.1")
         jobs.recover()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        Supervisor(jobs, keys, models, listener, require).run()
+        reports = not require if REPORTS.value is None else REPORTS.value
+        Supervisor(jobs, keys, models, listener, require, reports).run()
 
 
 class Supervisor:
     """The process that starts the others and does nothing else, so that it may fork at any time."""
 
-    def __init__(self, jobs: "Jobs", keys: "Keys", models: dict[str, str], listener: socket.socket, require: bool):
+    def __init__(
+        self,
+        jobs: "Jobs",
+        keys: "Keys",
+        models: dict[str, str],
+        listener: socket.socket,
+        require: bool,
+        reports: bool = False,
+    ):
         self.jobs, self.keys, self.models = jobs, keys, models
-        self.listener, self.require = listener, require
+        self.listener, self.require, self.reports = listener, require, reports
+        self.cards: dict[str, Any] = {}
         method = "fork" if sys.platform.startswith("linux") else "spawn"
         self.context: Any = multiprocessing.get_context(method)
         self.workers: dict[str, Any] = {}
@@ -87,8 +104,11 @@ class Supervisor:
         try:
             devices = DEVICES.value or [None]
             waiting = [self._start_worker(f"worker-{n}", device) for n, device in enumerate(devices)]
-            cards = [receive_cards(pipe) for pipe in waiting]
-            how = (self.jobs, self.keys, cards[0], self.listener, self.require, TLS_CERT.value, TLS_KEY.value)
+            self.cards = [receive_cards(pipe) for pipe in waiting][-1]
+            if self.jobs.limits.tune_steps:
+                self._start_tuner()
+            shown = self.models if self.reports else None
+            how = (self.jobs, self.keys, self.cards, self.listener, self.require, shown, TLS_CERT.value, TLS_KEY.value)
             self.server = self.context.Process(target=answer, args=how)
             self.server.start()
             while True:
@@ -109,6 +129,11 @@ class Supervisor:
         self.workers[name] = (process, device)
         return ours
 
+    def _start_tuner(self) -> None:
+        process = self.context.Process(target=tune, args=(self.jobs, self.models, self.cards))
+        process.start()
+        self.workers[TUNER] = (process, None)
+
     def _watch(self) -> None:
         """Waits until a process ends, and starts a worker again, its job first. Raises InputError."""
         names = {process.sentinel: name for name, (process, _) in self.workers.items()}
@@ -122,7 +147,7 @@ class Supervisor:
             if len(self.deaths) >= DEATHS:
                 raise InputError(f"{DEATHS} workers ended within {DEATH_SECONDS:g} s; what they printed says why")
             print(f"warning: {name} ended, and is started again", file=sys.stderr, flush=True)
-            self._start_worker(name, self.workers[name][1])
+            self._start_tuner() if name == TUNER else self._start_worker(name, self.workers[name][1])
 
 
 def work(
@@ -141,8 +166,9 @@ def work(
     if device is not None:
         os.environ.update(dict.fromkeys(VISIBLE, device))
     from vidjax.serving import worker
+    from vidjax.serving.parent import watch_parent
 
-    worker.watch_parent()
+    watch_parent()
     worker.quiet_stops()
     try:
         generators = {name: worker.open_model(path, **options) for name, path in models.items()}
@@ -153,9 +179,21 @@ def work(
         pipe.send(str(error))
         sys.exit(1)
     with contextlib.suppress(BrokenPipeError):  # one that was started again is not asked
-        pipe.send({name: worker.make_card(name, generator) for name, generator in generators.items()})
+        tunes = {name: worker.find_tuning(path) for name, path in models.items()}
+        pipe.send({name: worker.make_card(name, each, tunes[name]) for name, each in generators.items()})
     pipe.close()
     made.run()
+
+
+def tune(jobs: "Jobs", models: dict[str, str], cards: dict[str, Any]) -> None:
+    """Tunes models until the process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    from vidjax.serving.parent import watch_parent
+    from vidjax.serving.tuner import Tuner
+
+    watch_parent()
+    Tuner(jobs, models, cards, TUNER).run()
 
 
 def receive_cards(pipe: Connection) -> dict[str, Any]:
@@ -175,17 +213,18 @@ def answer(
     cards: dict[str, Any],
     listener: socket.socket,
     require_keys: bool,
+    shown: dict[str, str] | None,
     cert: str | None,
     key: str | None,
 ) -> None:
     """Answers requests until the process ends."""
     import uvicorn
 
-    from vidjax.serving import worker
     from vidjax.serving.app import make_app
+    from vidjax.serving.parent import watch_parent
 
-    worker.watch_parent()
-    app = make_app(jobs, keys, cards, require_keys=require_keys)
+    watch_parent()
+    app = make_app(jobs, keys, cards, require_keys=require_keys, shown=shown)
     how = dict(log_level="warning", server_header=False, proxy_headers=False, ssl_certfile=cert, ssl_keyfile=key)
     config = uvicorn.Config(app, timeout_graceful_shutdown=int(END_SECONDS / 2), **how)
     host, port = listener.getsockname()[:2]
@@ -237,6 +276,21 @@ def open_kept() -> Path:
     return folder
 
 
+def lock(folder: Path) -> None:
+    """Locks the folder until this process and those that it starts have ended. Raises InputError if another server has
+    it."""
+    from vidjax.runtime.workdir import open_workdir
+
+    until = time.monotonic() + BIND_SECONDS
+    while True:
+        try:
+            return open_workdir(folder)
+        except InputError as error:
+            if time.monotonic() > until:
+                raise InputError(str(error).replace("--workdir", "--folder")) from None
+            time.sleep(0.1)
+
+
 def open_jobs(folder: Path) -> "tuple[Jobs, Keys]":
     """Opens the jobs and the keys in a folder. Raises InputError if the file there is none of ours, or the extra is
     not installed."""
@@ -258,7 +312,13 @@ def open_jobs(folder: Path) -> "tuple[Jobs, Keys]":
     except sqlite3.DatabaseError as error:
         raise InputError(f"{folder / 'jobs.sqlite'} can't be used ({error}): name another --folder") from None
     limits = Limits(
-        MAX_FRAMES.value, MAX_PIXELS.value, MAX_STEPS.value, MAX_UPLOAD.value, QUEUE.value, KEEP_HOURS.value
+        MAX_FRAMES.value,
+        MAX_PIXELS.value,
+        MAX_STEPS.value,
+        MAX_UPLOAD.value,
+        QUEUE.value,
+        KEEP_HOURS.value,
+        MAX_TUNE_STEPS.value if TUNE.value else 0,
     )
     return Jobs(database, limits), Keys(database)
 

@@ -19,7 +19,7 @@ from vidjax.serving.keys import Keys
 from vidjax.serving.limits import Limits
 from vidjax.serving.worker import Worker, make_card
 
-LIMITS = Limits(frames=4, pixels=32 * 32, steps=200, upload=2**20, queue=3)
+LIMITS = Limits(frames=4, pixels=32 * 32, steps=200, upload=2**20, queue=3, tune_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def serving(generator, tmp_path_factory):
     """Jobs, keys, a worker, and the address of a server that answers in a thread."""
     database = Database(tmp_path_factory.mktemp("served") / "jobs.sqlite")
     jobs, keys = Jobs(database, LIMITS), Keys(database)
-    app = make_app(jobs, keys, {"fox": make_card("fox", generator)})
+    app = make_app(jobs, keys, {"fox": make_card("fox", generator, "images")})
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs=dict(sockets=[listener]))

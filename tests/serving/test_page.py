@@ -21,8 +21,8 @@ def page(serving, generator):
 
 def make(page, user, **fields):
     """Everything that the page shows while it makes a video."""
-    form = dict(prompt="a fox", model="fox", label=None, frames=2, size="16x16", steps=3, guidance=2.0, negative="")
-    form = {**form, "seed": 5, "strength": 0.7, "content": None, **fields}
+    form = dict(prompt="a fox", model="fox", label="", frames=2, size="16x16", steps=3, guidance=2.0, negative="")
+    form = {**form, "seed": "5", "strength": 0.7, "content": None, **fields}
 
     async def run():
         return [shown async for shown in page.make(**form, request=gr.Request(username=user))]

@@ -195,7 +195,12 @@ def latent_mask(
             raise InputError(f"edit_frames={frames!r} is no range of the clip's {size[0]} frames; write 0:{size[0]}")
         inside = np.arange(size[0])
         mask &= ((inside >= int(first)) & (inside < int(last)))[:, None, None]
-    t, h, w = latent
+    return mask_latents(mask, latent)
+
+
+def mask_latents(mask: Bool[np.ndarray, "t h w"], latent: tuple[int, int, int]) -> Bool[np.ndarray, "i j k"]:
+    """Makes the mask of latents (t, h, w), of those that have a pixel of a mask of pixels."""
+    (t, h, w), size = latent, mask.shape
     return mask.reshape(t, size[0] // t, h, size[1] // h, w, size[2] // w).any((1, 3, 5))
 
 

@@ -32,9 +32,17 @@ QUIET = {"/health", "/metrics"}  # not in the audit log
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
-def make_app(jobs: Jobs, keys: Keys, cards: Mapping[str, Card], *, require_keys: bool = True) -> FastAPI:
+def make_app(
+    jobs: Jobs,
+    keys: Keys,
+    cards: Mapping[str, Card],
+    *,
+    require_keys: bool = True,
+    shown: Mapping[str, str] | None = None,
+) -> FastAPI:
     """Makes the server of these models. Without `require_keys` it serves one machine: whoever gives no key is the user
-    `local`, and pages of other sites are refused. With Gradio, the extra `page`, it has a page."""
+    `local`, and pages of other sites are refused. With Gradio, the extra `page`, it has a page, with the reports of the
+    runs `shown`."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -43,7 +51,7 @@ def make_app(jobs: Jobs, keys: Keys, cards: Mapping[str, Card], *, require_keys:
         task.cancel()
 
     app = FastAPI(title="vidjax", lifespan=lifespan, max_body_size=jobs.limits.upload + FORM_BYTES)
-    app.state.jobs, app.state.orders, app.state.cards = jobs, Orders(jobs, cards), cards
+    app.state.jobs, app.state.orders = jobs, Orders(jobs, cards)
     app.state.guard, metrics = Guard(keys, require_keys), Metrics(jobs)
     add_errors(app)
     add_notes(app, metrics, open_audit(jobs.database.file.parent / "audit.log"), require_keys)
@@ -62,7 +70,7 @@ def make_app(jobs: Jobs, keys: Keys, cards: Mapping[str, Card], *, require_keys:
     if (found := find_spec("gradio")) and found.origin:  # a folder that an uninstall left has none
         from vidjax.serving import page
 
-        page.mount(app, jobs, app.state.orders, app.state.guard)
+        page.mount(app, jobs, app.state.orders, app.state.guard, shown)
     return app
 
 

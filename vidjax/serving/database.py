@@ -33,6 +33,7 @@ create table if not exists jobs (
     remixed_from text,
     idempotency text,
     digest text,
+    kind text not null default 'video',
     unique (owner, idempotency)
 );
 create index if not exists jobs_of on jobs (owner, number);
@@ -46,8 +47,11 @@ class Database:
     def __init__(self, file: Path):
         self.file = file
         with contextlib.closing(self._connect()) as connection:
-            connection.execute("pragma journal_mode = wal")
+            # Not WAL: before SQLite 3.51.3 two processes that write can damage such a file (its "WAL-reset bug").
+            connection.execute("pragma journal_mode = delete")
             connection.executescript(SCHEMA)
+            if "kind" not in {row["name"] for row in connection.execute("pragma table_info(jobs)")}:  # an older file
+                connection.execute("alter table jobs add column kind text not null default 'video'")
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.file, timeout=WAIT_SECONDS, isolation_level=None)

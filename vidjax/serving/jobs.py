@@ -16,6 +16,7 @@ from vidjax.serving.limits import Limits
 from vidjax.serving.refused import Refused
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "queued", "in_progress", "completed", "failed", "cancelled"
+MAKE, TUNE = "video", "tune"  # kinds of jobs: what workers make, and what a tuner does
 MAX_TRIES = 3  # of a video during which workers died
 LEFT_SECONDS = 3600.0  # after which a folder without a job is removed
 LONGEST_ALLOWANCE = 86400.0
@@ -23,10 +24,12 @@ LONGEST_ALLOWANCE = 86400.0
 
 @dataclass(frozen=True)
 class Job:
-    """One video that was asked for; `settings` are those of `requests.settle`, times are seconds since 1970."""
+    """One video, or one tuned model, that was asked for; `settings` are those of `requests.settle`, times are seconds
+    since 1970."""
 
     number: int
     id: str
+    kind: str
     owner: str
     settings: dict[str, Any]
     status: str
@@ -49,9 +52,9 @@ class Job:
         return cls(**{**values, "settings": json.loads(row["settings"])})
 
 
-def new_id() -> str:
-    """Makes a name for a video that nobody can guess."""
-    return f"video_{secrets.token_hex(16)}"
+def new_id(kind: str = MAKE) -> str:
+    """Makes a name for a job that nobody can guess."""
+    return f"{kind}_{secrets.token_hex(16)}"
 
 
 class Jobs:
@@ -70,31 +73,35 @@ class Jobs:
         settings: Mapping[str, Any],
         *,
         id: str | None = None,
+        kind: str = MAKE,
         together: str = "",
         remixed_from: str | None = None,
         idempotency: str | None = None,
         digest: str | None = None,
     ) -> Job:
         """Lets a video wait, as (owner, `idempotency`) at most once. `together` is equal for jobs that may be made at
-        once. Raises Refused if the queue or the user's allowance is full."""
-        id, now = id or new_id(), time.time()
+        once. Raises Refused if the queue or the user's allowance is full, or the user tunes already."""
+        id, now = id or new_id(kind), time.time()
         with self.database.write() as connection:
-            self._check_room(connection, user, now)
+            self._check_room(connection, user, now, kind)
             connection.execute("insert into uses values (?, ?)", (user.name, now))
-            columns = "id, owner, settings, model, together, status, created, remixed_from, idempotency, digest"
-            values = (id, user.name, json.dumps(settings), settings["model"], together, WAITING, now)
+            columns = "id, kind, owner, settings, model, together, status, created, remixed_from, idempotency, digest"
+            values = (id, kind, user.name, json.dumps(settings), settings["model"], together, WAITING, now)
             connection.execute(
-                f"insert into jobs ({columns}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"insert into jobs ({columns}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, remixed_from, idempotency, digest),
             )
             return Job.of(connection.execute("select * from jobs where id = ?", (id,)).fetchone())
 
-    def check_room(self, user: User) -> None:
+    def check_room(self, user: User, kind: str = MAKE) -> None:
         """Raises Refused if `add` would."""
         with self.database.read() as connection:
-            self._check_room(connection, user, time.time())
+            self._check_room(connection, user, time.time(), kind)
 
-    def _check_room(self, connection: sqlite3.Connection, user: User, now: float) -> None:
+    def _check_room(self, connection: sqlite3.Connection, user: User, now: float, kind: str) -> None:
+        own = "select 1 from jobs where kind = ? and owner = ? and status in (?, ?)"
+        if kind == TUNE and connection.execute(own, (TUNE, user.name, WAITING, RUNNING)).fetchone():
+            raise Refused(429, "tunes_already", "one model at a time is tuned for a user: wait, or cancel that", 60)
         waiting = connection.execute("select count(*) from jobs where status = ?", (WAITING,)).fetchone()[0]
         if waiting >= self.limits.queue:
             raise Refused(429, "queue_full", f"{waiting} videos wait already: try again later", self._wait(connection))
@@ -102,8 +109,9 @@ class Jobs:
 
     def _wait(self, connection: sqlite3.Connection) -> int:
         """Estimates in how many seconds the next video is done: as long as the last ones took."""
-        took = "select completed - started as took from jobs where status = ? order by number desc limit 20"
-        found = [row["took"] for row in connection.execute(took, (DONE,)) if row["took"] is not None]
+        of_kind = "from jobs where status = ? and kind = ? order by number desc limit 20"
+        took = f"select completed - started as took {of_kind}"
+        found = [row["took"] for row in connection.execute(took, (DONE, MAKE)) if row["took"] is not None]
         return max(1, round(sum(found) / len(found))) if found else 10
 
     def repeated(self, user: User, idempotency: str, digest: str) -> Job | None:
@@ -123,14 +131,16 @@ class Jobs:
             raise Refused(404, "not_found", "there is no such video; it may have expired")
         return Job.of(row)
 
-    def list(self, user: User, limit: int, after: str | None, descending: bool) -> tuple[list[Job], bool]:
+    def list(
+        self, user: User, limit: int, after: str | None, descending: bool, kind: str = MAKE
+    ) -> tuple[list[Job], bool]:
         """Returns up to `limit` jobs of a user behind the job `after`, and whether there are more. Raises Refused."""
         start = self.get(user, after).number if after else None
         sign, order = ("<", "desc") if descending else (">", "asc")
         behind = "" if start is None else f"and number {sign} {start}"
-        query = f"select * from jobs where owner = ? {behind} order by number {order} limit ?"
+        query = f"select * from jobs where owner = ? and kind = ? {behind} order by number {order} limit ?"
         with self.database.read() as connection:
-            rows = connection.execute(query, (user.name, limit + 1)).fetchall()
+            rows = connection.execute(query, (user.name, kind, limit + 1)).fetchall()
         return [Job.of(row) for row in rows[:limit]], len(rows) > limit
 
     def position(self, job: Job) -> int | None:
@@ -138,8 +148,8 @@ class Jobs:
         if job.status != WAITING:
             return None
         with self.database.read() as connection:
-            query = "select count(*) from jobs where status = ? and number < ?"
-            return connection.execute(query, (WAITING, job.number)).fetchone()[0]
+            query = "select count(*) from jobs where status = ? and kind = ? and number < ?"
+            return connection.execute(query, (WAITING, job.kind, job.number)).fetchone()[0]
 
     def cancel(self, user: User, id: str) -> Job:
         """Ends a job that is not done; a worker that makes it stops after the step that it is in. Raises Refused."""
@@ -163,12 +173,14 @@ class Jobs:
         for id in gone:
             shutil.rmtree(self.folder(id), ignore_errors=True)
 
-    def claim(self, worker: str, most: int = 1) -> Sequence[Job]:
+    def claim(self, worker: str, most: int = 1, kind: str = MAKE) -> Sequence[Job]:
         """Gives a worker the job that waits longest, and up to `most` in all that may be made with it."""
-        if not self.counts().get(WAITING):
-            return []
+        next_one = "select * from jobs where status = ? and kind = ? order by number limit 1"
+        with self.database.read() as connection:
+            if connection.execute(next_one, (WAITING, kind)).fetchone() is None:
+                return []
         with self.database.write() as connection:
-            first = connection.execute("select * from jobs where status = ? order by number", (WAITING,)).fetchone()
+            first = connection.execute(next_one, (WAITING, kind)).fetchone()
             if first is None:
                 return []
             rows = [first]

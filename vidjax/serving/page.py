@@ -1,12 +1,7 @@
-"""The page in a browser: a form that asks for a video and shows it while it is made, and the user's videos.
+"""The page in a browser: a form that asks for a video and shows it while it is made, the user's videos, and tabs for
+edits, tuning and reports."""
 
-Pictures and videos are sent inside the page, as data URLs: Gradio, which serves files to whoever knows their names,
-gets none.
-"""
-
-import base64
-from collections.abc import AsyncIterator
-from html import escape
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -14,28 +9,39 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from vidjax.serving.events import watch
-from vidjax.serving.files import THUMBNAIL, TYPES, VIDEO
 from vidjax.serving.guard import Guard
-from vidjax.serving.jobs import DONE, Job, Jobs
-from vidjax.serving.keys import LOCAL, User
+from vidjax.serving.jobs import DONE, Jobs
 from vidjax.serving.orders import Orders
+from vidjax.serving.page_edit import EditTab
+from vidjax.serving.page_report import ReportTab
+from vidjax.serving.page_tune import TuneTab
 from vidjax.serving.refused import Refused
-from vidjax.serving.views import view_job
+from vidjax.serving.requests import CLIP_STRENGTH
+from vidjax.serving.uploads import read_aside
+from vidjax.serving.visits import Visits, length_of, name_of
 
 PATH = "/page"
 SHOWN = 50  # videos of a user
-CSS = "img, video {max-width: 100%; min-width: min(100%, 16rem); image-rendering: pixelated}"
+CACHE_SECONDS = (600, 3600)  # how often Gradio's copies of uploads are looked at, and how long they are kept
+CSS = """
+img, video {max-width: 100%; image-rendering: pixelated}
+.html-container > img, .html-container > video {min-width: min(100%, 16rem)}
+.beside {display: flex; flex-wrap: wrap; gap: 1rem}
+.beside figure {margin: 0; flex: 1 1 9rem; max-width: 18rem}
+.beside img, .beside video {width: 100%}
+.report {width: 100%; height: 80vh; border: 0; background: white}
+"""
 
 
-def mount(app: FastAPI, jobs: Jobs, orders: Orders, guard: Guard) -> None:
-    """Puts the page into an app; holders of keys log in with their name and key."""
+def mount(app: FastAPI, jobs: Jobs, orders: Orders, guard: Guard, shown: Mapping[str, str] | None = None) -> None:
+    """Puts the page into an app; holders of keys log in with their name and key. `shown`: places of the models whose
+    reports are shown."""
 
     def knows(name: str, key: str) -> bool:
         user = guard.keys.find(key)
         return user is not None and user.name == name
 
-    page = Page(jobs, orders, guard).build()
+    page = Page(jobs, orders, guard, shown).build()
     page.queue(default_concurrency_limit=64, api_open=False)
     how: dict[str, Any] = dict(max_file_size=jobs.limits.upload, ssr_mode=False, show_error=False, footer_links=[])
     auth = knows if guard.require_keys else None
@@ -49,52 +55,67 @@ def mount(app: FastAPI, jobs: Jobs, orders: Orders, guard: Guard) -> None:
 class Page:
     """What the page shows, and what its buttons do for the user who presses them."""
 
-    def __init__(self, jobs: Jobs, orders: Orders, guard: Guard):
-        self.jobs, self.orders, self.guard = jobs, orders, guard
-        self.cards = orders.cards
+    def __init__(self, jobs: Jobs, orders: Orders, guard: Guard, shown: Mapping[str, str] | None = None):
+        self.jobs, self.orders, self.visits = jobs, orders, Visits(jobs, orders, guard)
+        self.edit_tab, self.tune_tab = EditTab(self.visits), TuneTab(self.visits)
+        self.models: list[gr.Dropdown] = []  # in each tab
+        self.report_tab = None if shown is None else ReportTab(self.visits, shown)
 
     def build(self) -> gr.Blocks:
         """Lays the page out."""
-        with gr.Blocks(title="vidjax", analytics_enabled=False) as page:
+        hidden = dict(api_visibility="private", show_progress="hidden")
+        with gr.Blocks(title="vidjax", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
             gr.Markdown("# vidjax")
+            models, changes = self.models, [page.load]
             with gr.Tabs() as tabs:
                 with gr.Tab("Make", id="make"):
                     fields, shown = self._build_form()
+                    models.append(fields[1])
                 with gr.Tab("Videos", id="videos") as second:
                     choice = gr.Radio([], label="Your videos, the newest first")
                     player, about = gr.HTML(), gr.JSON(label="Settings")
                     with gr.Row():
                         again = gr.Button("Again, with changes")
                         remove = gr.Button("Remove", variant="stop")
-            second.select(self.list_videos, None, choice, api_visibility="private")
-            page.load(self.list_videos, None, choice, api_visibility="private")
+                if any(card.moves for card in self.orders.cards.values()):
+                    with gr.Tab("Edit", id="edit"):
+                        models.append(self.edit_tab.build())
+                if self.jobs.limits.tune_steps and self.tune_tab.cards:
+                    with gr.Tab("Tune", id="tune") as tune:
+                        changes.append(self.tune_tab.build(tune).change)
+                if self.report_tab:
+                    with gr.Tab("Report", id="report"):
+                        models.append(self.report_tab.build())
+            for event in (second.select, page.load, shown[-1].change):
+                event(self.list_videos, None, choice, **hidden)
+            for event in changes:
+                event(self.list_models, None, models, **hidden)
             choice.change(self.show, choice, [player, about], api_visibility="private")
             again.click(self.again, choice, [tabs, *fields[:-1]], api_visibility="private")
             remove.click(self.remove, choice, choice, api_visibility="private")
-            shown[-1].change(self.list_videos, None, choice, api_visibility="private")
         return page
 
     def _build_form(self) -> tuple[list[Any], list[Any]]:
-        limits, card = self.jobs.limits, next(iter(self.cards.values()))
-        frames, height, width = card.size
+        limits, card = self.jobs.limits, next(iter(self.orders.cards.values()))
+        _, height, width = card.size
         with gr.Row():
             with gr.Column():
-                prompt = gr.Textbox(label="Prompt", lines=2, autofocus=True)
-                model = gr.Dropdown(list(self.cards), value=card.name, label="Model")
-                label = gr.Number(label="Class", precision=0, minimum=0, visible=bool(card.classes), value=None)
-                most = max(limits.frames, frames)
-                length = gr.Slider(card.strides[0], most, frames, step=card.strides[0], label="Frames")
-                size = gr.Textbox(f"{width}x{height}", label="Width x height")
-                steps = gr.Slider(1, max(limits.steps, card.num_steps), card.num_steps, step=1, label="Steps")
-                guidance = gr.Slider(0, 20, card.guidance_scale, step=0.1, label="Guidance")
-                negative = gr.Textbox(label="What to stay away from (wants guidance other than 1)")
-                seed = gr.Number(label="Seed (empty: a new one)", precision=0, minimum=0, value=None)
-                strength = gr.Slider(0.05, 1, 0.7, step=0.05, label="How much a clip may change")
-                file = gr.File(label="Picture or clip to start from", type="binary")
-            with gr.Column():
+                prompt = gr.Textbox("", label="Prompt", lines=2, autofocus=True)
                 with gr.Row():
-                    start = gr.Button("Make", variant="primary")
-                    stop = gr.Button("Stop")
+                    start = gr.Button("Make", variant="primary", min_width=100)
+                    stop = gr.Button("Stop", min_width=100)
+                model = gr.Dropdown(list(self.orders.cards), value=card.name, label="Model")
+                label = gr.Textbox("", label="Class, a number", visible=bool(card.classes))
+                file = gr.File(label="Picture or clip to start from", type="binary", height=130)
+                with gr.Accordion("Settings", open=False):
+                    length = gr.Slider(label="Frames", **length_of(card, limits.frames))
+                    size = gr.Textbox(f"{width}x{height}", label="Width x height")
+                    steps = gr.Slider(1, max(limits.steps, card.num_steps), card.num_steps, step=1, label="Steps")
+                    guidance = gr.Slider(0, 20, card.guidance_scale, step=0.1, label="Guidance")
+                    negative = gr.Textbox("", label="What to stay away from (wants guidance other than 1)")
+                    seed = gr.Textbox("", label="Seed (empty: a new one)")
+                    strength = gr.Slider(0.05, 1, CLIP_STRENGTH, step=0.05, label="How much a clip may change")
+            with gr.Column():
                 state, said, picture = gr.State(), gr.Markdown(), gr.HTML()
                 done = gr.State()
         fields = [prompt, model, label, length, size, steps, guidance, negative, seed, strength, file]
@@ -105,84 +126,59 @@ class Page:
         model.input(self.choose, model, [label, length, size, steps, guidance], api_visibility="private")
         return fields, shown
 
-    def user(self, request: gr.Request) -> User:
-        """Finds the user of a request. Raises gr.Error if the key was taken away."""
-        if not self.guard.require_keys:
-            return User(LOCAL)
-        user = self.guard.keys.named(request.username or "")
-        if user is None:
-            raise gr.Error("your key is no longer known: log in again")
-        return user
-
-    def find(self, id: str, request: gr.Request) -> Job:
-        """Finds a video of the user. Raises gr.Error."""
-        try:
-            return self.jobs.get(self.user(request), id)
-        except Refused as refused:
-            raise gr.Error(refused.message) from None
-
     async def make(
         self,
         prompt: str,
         model: str,
-        label: int | None,
+        label: str,
         frames: int,
         size: str,
         steps: int,
         guidance: float,
         negative: str,
-        seed: int | None,
+        seed: str,
         strength: float,
         content: bytes | None,
         request: gr.Request,
     ) -> AsyncIterator[tuple[Any, ...]]:
         """Asks for a video, and yields its id, a line about it, how it looks by now, and at the end that it is done."""
-        user = self.user(request)
-        given = dict(prompt=prompt, model=model, frames=int(frames), size=size.replace(" ", ""), steps=int(steps))
-        given |= dict(guidance=guidance, negative_prompt=negative, strength=strength)
-        given |= {name: int(value) for name, value in (("label", label), ("seed", seed)) if value is not None}
+        user = self.visits.user(request)
+        given = dict(prompt=prompt or "", model=model, frames=int(frames), size=size.replace(" ", ""), steps=int(steps))
+        given |= dict(guidance=guidance, negative_prompt=negative or "", strength=strength)
+        given |= {name: value.strip() for name, value in (("label", label), ("seed", seed)) if value and value.strip()}
+        aside = read_aside if content else run_in_threadpool
         try:
-            job = await run_in_threadpool(self.orders.create, user, given, content)
+            job = await aside(lambda: self.orders.create(user, given, content))
         except Refused as refused:
             raise gr.Error(refused.message) from None
-        line, picture = "", ""
-        async for event in watch(self.jobs, user, job):
-            if event.event == "preview":
-                picture = show_picture(event.data["url"], f"preview at step {event.data['step']}")
-            else:
-                line = describe(event.data)
-            yield job.id, line, picture, gr.skip()
-        try:
-            final = await run_in_threadpool(self.jobs.get, user, job.id)
-        except Refused:
-            return
-        yield job.id, line, self.play(final) if final.status == DONE else picture, job.id
+        async for found in self.visits.follow(user, [job.id]):
+            for each, line in found:
+                picture = await run_in_threadpool(self.visits.show, each)
+                yield job.id, line, picture or gr.skip(), job.id if each.status == DONE else gr.skip()
 
     def stop(self, id: str | None, request: gr.Request) -> str:
         """Cancels the video that is being made."""
-        if not id:
-            return "nothing is being made"
-        try:
-            return describe(view_job(self.jobs.cancel(self.user(request), id), None))
-        except Refused as refused:
-            return refused.message
+        return self.visits.stop([id] if id else [], request)
 
-    def choose(self, name: str) -> list[Any]:
+    def choose(self, name: str, request: gr.Request) -> list[Any]:
         """Sets the form to what another model makes by default."""
-        card = self.cards[name]
-        frames, height, width = card.size
-        length = dict(minimum=card.strides[0], step=card.strides[0], maximum=max(self.jobs.limits.frames, frames))
+        card, limits = self.visits.card(name, request), self.jobs.limits
         return [
-            gr.update(visible=bool(card.classes), value=None),
-            gr.update(value=frames, **length),
-            f"{width}x{height}",
-            gr.update(value=card.num_steps, maximum=max(self.jobs.limits.steps, card.num_steps)),
+            gr.update(visible=bool(card.classes), value=""),
+            gr.update(**length_of(card, limits.frames)),
+            f"{card.size[2]}x{card.size[1]}",
+            gr.update(value=card.num_steps, maximum=max(limits.steps, card.num_steps)),
             card.guidance_scale,
         ]
 
+    def list_models(self, request: gr.Request) -> Any:
+        """Lists the models that the user may ask as choices, in each tab."""
+        found = [gr.update(choices=self.visits.choices(request))] * len(self.models)
+        return found if len(found) > 1 else found[0]
+
     def list_videos(self, request: gr.Request) -> Any:
         """Lists the user's finished videos as choices."""
-        found, _ = self.jobs.list(self.user(request), SHOWN, None, True)
+        found, _ = self.jobs.list(self.visits.user(request), SHOWN, None, True)
         names = [(name_of(job.settings), job.id) for job in found if job.status == DONE]
         return gr.update(choices=names, value=None)
 
@@ -190,54 +186,22 @@ class Page:
         """Shows a video and its settings."""
         if not id:
             return "", None
-        job = self.find(id, request)
-        return self.play(job), {"id": job.id, **job.settings}
+        job = self.visits.find(id, request)
+        return self.visits.show(job), {"id": job.id, **job.settings}
 
     def again(self, id: str | None, request: gr.Request) -> list[Any]:
         """Opens the form with the settings of a video."""
         if not id:
             raise gr.Error("choose a video first")
-        how = self.find(id, request).settings
-        values = [how["prompt"], how["model"], how["label"], how["frames"], f"{how['width']}x{how['height']}"]
+        how = self.visits.find(id, request).settings
+        label = "" if how["label"] is None else str(how["label"])
+        values = [how["prompt"], how["model"], label, how["frames"], f"{how['width']}x{how['height']}"]
         strength = how["strength"] if how["reference"] == "clip" else gr.skip()
-        values += [how["steps"], how["guidance"], how["negative_prompt"], how["seed"], strength]
+        values += [how["steps"], how["guidance"], how["negative_prompt"], str(how["seed"]), strength]
         return [gr.update(selected="make"), *values]
 
     def remove(self, id: str | None, request: gr.Request) -> Any:
         """Removes a video and lists the others."""
         if id:
-            self.jobs.remove(self.user(request), self.find(id, request).id)
+            self.jobs.remove(self.visits.user(request), self.visits.find(id, request).id)
         return self.list_videos(request)
-
-    def play(self, job: Job) -> str:
-        """Makes a player of a finished video."""
-        video, poster = (address(self.jobs, job, name) for name in (VIDEO, THUMBNAIL))
-        words = escape(name_of(job.settings), quote=True)
-        return f'<video controls autoplay loop muted playsinline aria-label="{words}" poster="{poster}" src="{video}">'
-
-
-def address(jobs: Jobs, job: Job, name: str) -> str:
-    """Returns a file of a job as a data URL."""
-    content = (jobs.folder(job.id) / name).read_bytes()
-    return f"data:{TYPES[name]};base64,{base64.b64encode(content).decode()}"
-
-
-def show_picture(url: str, words: str) -> str:
-    """Makes an image of a data URL."""
-    return f'<img alt="{escape(words, quote=True)}" src="{url}">'
-
-
-def name_of(how: dict[str, Any]) -> str:
-    """Names a video by its prompt and seed."""
-    what = how["prompt"] or (f"class {how['label']}" if how["label"] is not None else how["model"])
-    return f"{what[:80]} · seed {how['seed']}"
-
-
-def describe(view: dict[str, Any]) -> str:
-    """Says in one line how far a video is."""
-    if view["status"] == "queued":
-        return f"waits behind {view['queue_position']} others"
-    if view["status"] == "in_progress":
-        return f"step {view['step']} of {view['steps']}"
-    error = f": {view['error']['message']}" if view["error"] else ""
-    return f"{view['status']}{error}, seed {view['seed']}"

@@ -1,5 +1,5 @@
-"""The routes under /v1, in the shape that serving systems agreed on. An app's state holds `jobs`, `orders`, `cards` and
-the `guard`."""
+"""The routes under /v1, in the shape that serving systems agreed on. An app's state holds `jobs`, `orders` and the
+`guard`."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, TypeAlias
@@ -9,13 +9,14 @@ from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from vidjax.serving.bodies import idempotency_of, read_fields
+from vidjax.serving.bodies import FILE, MASK, idempotency_of, read_fields
 from vidjax.serving.events import watch
 from vidjax.serving.files import PREVIEW, TYPES, VARIANTS, VIDEO
 from vidjax.serving.jobs import DONE, Job, Jobs
 from vidjax.serving.keys import User
 from vidjax.serving.refused import Refused
 from vidjax.serving.requests import find_card, invalid
+from vidjax.serving.uploads import read_aside
 from vidjax.serving.views import view_card, view_job
 
 router = APIRouter(prefix="/v1")
@@ -51,19 +52,36 @@ def show(jobs: Jobs, job: Job) -> dict[str, Any]:
 @router.post("/videos")
 async def create(request: Request, user: Who, jobs: All) -> dict[str, Any]:
     """Lets a video wait."""
-    fields, content = await read_fields(request, jobs.limits.upload)
+    fields, files = await read_fields(request, jobs.limits.upload)
     orders, key = request.app.state.orders, idempotency_of(request)
-    return await run_in_threadpool(lambda: show(jobs, orders.create(user, fields, content, key)))
+    aside = read_aside if files else run_in_threadpool
+    return await aside(lambda: show(jobs, orders.create(user, fields, files.get(FILE), key)))
+
+
+@router.post("/videos/edits")
+async def edit(request: Request, user: Who, jobs: All) -> dict[str, Any]:
+    """Lets a clip wait that a prompt changes, inside a mask if there is one."""
+    fields, files = await read_fields(request, jobs.limits.upload, (FILE, MASK))
+    orders, key = request.app.state.orders, idempotency_of(request)
+    return await read_aside(lambda: show(jobs, orders.edit(user, fields, files.get(FILE), files.get(MASK), key)))
+
+
+@router.post("/tunes")
+async def tune(request: Request, user: Who, jobs: All) -> dict[str, Any]:
+    """Lets a model wait that is tuned on a clip or a picture."""
+    fields, files = await read_fields(request, jobs.limits.upload)
+    orders, key = request.app.state.orders, idempotency_of(request)
+    return await read_aside(lambda: show(jobs, orders.tune(user, fields, list(files.values()), key)))
 
 
 @router.post("/videos/{id}/remix")
 async def remix(request: Request, user: Who, jobs: All, id: str) -> dict[str, Any]:
     """Lets a video wait that starts from a finished one."""
-    fields, content = await read_fields(request, jobs.limits.upload)
-    if content:
+    fields, files = await read_fields(request, jobs.limits.upload)
+    if files:
         raise invalid("a remix starts from its video: leave input_reference out")
     orders, key = request.app.state.orders, idempotency_of(request)
-    return await run_in_threadpool(lambda: show(jobs, orders.remix(user, id, fields, key)))
+    return await read_aside(lambda: show(jobs, orders.remix(user, id, fields, key)))
 
 
 @router.get("/videos")
@@ -120,13 +138,13 @@ def remove(user: Who, jobs: All, id: str) -> dict[str, Any]:
     return {"id": id, "object": "video.deleted", "deleted": True}
 
 
-@router.get("/models", dependencies=[Depends(find_user)])
-def list_models(request: Request) -> dict[str, Any]:
-    """Lists the models."""
-    return {"object": "list", "data": [view_card(card) for card in request.app.state.cards.values()]}
+@router.get("/models")
+def list_models(request: Request, user: Who) -> dict[str, Any]:
+    """Lists the models, also those that the user has tuned."""
+    return {"object": "list", "data": [view_card(card) for card in request.app.state.orders.cards_of(user).values()]}
 
 
-@router.get("/models/{name}", dependencies=[Depends(find_user)])
-def retrieve_model(request: Request, name: str) -> dict[str, Any]:
+@router.get("/models/{name}")
+def retrieve_model(request: Request, user: Who, name: str) -> dict[str, Any]:
     """Describes a model."""
-    return view_card(find_card(name, request.app.state.cards))
+    return view_card(find_card(name, request.app.state.orders.cards_of(user)))

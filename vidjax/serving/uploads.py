@@ -2,12 +2,14 @@
 
 import contextlib
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import anyio
+import anyio.to_thread
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from vidjax.data.pictures import is_picture, read_picture
 from vidjax.data.transforms import cover_size, crop_at
@@ -17,7 +19,16 @@ from vidjax.serving.files import INPUT
 from vidjax.serving.refused import Refused
 
 MAX_CUT = 8  # times the pixels that are used
-AT_ONCE = threading.Semaphore(2)  # a picture of the largest size that is read takes hundreds of megabytes
+MAX_PICTURES = 20  # that a model is tuned on
+# Threads of their own: others would wait for uploads. A picture of the largest size takes hundreds of megabytes.
+READERS = anyio.CapacityLimiter(2)
+
+Result = TypeVar("Result")
+
+
+async def read_aside(function: Callable[[], Result]) -> Result:
+    """Runs what reads an upload in one of the threads for that."""
+    return await anyio.to_thread.run_sync(function, limiter=READERS)
 
 
 def kind_of(content: bytes) -> str:
@@ -31,16 +42,27 @@ def read_upload(content: bytes, frames: int, size: tuple[int, int]) -> UInt8[np.
     Raises Refused for what is neither, is damaged, has fewer frames or another shape by far.
     """
     try:
-        with AT_ONCE:
-            scaled = read_picture_at(content, size) if is_picture(content) else read_clip(content, frames, size)
+        scaled = read_picture_at(content, size) if is_picture(content) else read_clip(content, frames, size)
     except BrokenClip as error:
         raise Refused(400, "invalid_input_reference", f"input_reference can't be read: {error}") from None
     return np.ascontiguousarray(crop_at(scaled, size, (0.5, 0.5)))
 
 
-def read_picture_at(content: bytes, size: tuple[int, int]) -> UInt8[np.ndarray, "1 h w 3"]:
-    """Reads a picture so large that it covers `size`. Raises BrokenClip."""
-    picture = read_picture(content)
+def read_mask(content: bytes, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Reads where a picture of a mask is white, cut as `read_upload` cuts a clip of the same shape. Raises Refused."""
+    try:
+        if not is_picture(content):
+            raise BrokenClip("it is no picture")
+        scaled = read_picture_at(content, size, "L")
+    except BrokenClip as error:
+        raise Refused(400, "invalid_mask", f"mask can't be read: {error}") from None
+    return crop_at(scaled, size, (0.5, 0.5))[0, :, :, 0] >= 128
+
+
+def read_picture_at(content: bytes, size: tuple[int, int], mode: str = "RGB") -> UInt8[np.ndarray, "1 h w c"]:
+    """Reads a picture in Pillow's `mode` so large that it covers `size`. Raises BrokenClip."""
+    picture = read_picture(content, mode)
+    picture = picture.reshape(*picture.shape[:2], -1)
     return resize(picture[None], covering(*picture.shape[:2], size))
 
 
@@ -61,15 +83,15 @@ def covering(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
     return covers
 
 
-def keep_input(folder: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
-    """Writes what a video starts from into its folder."""
-    with whole_file(folder / INPUT) as part, part.open("wb") as opened:
-        np.save(opened, frames)
+def keep_input(folder: Path, array: np.ndarray, name: str = INPUT) -> None:
+    """Writes what a video starts from, or its mask, into its folder."""
+    with whole_file(folder / name) as part, part.open("wb") as opened:
+        np.save(opened, array)
 
 
-def read_input(folder: Path) -> UInt8[np.ndarray, "t h w 3"]:
-    """Reads what a video starts from."""
-    return np.load(folder / INPUT, allow_pickle=False)
+def read_input(folder: Path, name: str = INPUT) -> np.ndarray:
+    """Reads what a video starts from, uint8 [t, h, w, 3], or its mask, bool [t, h, w]."""
+    return np.load(folder / name, allow_pickle=False)
 
 
 @contextlib.contextmanager

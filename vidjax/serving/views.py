@@ -12,7 +12,7 @@ def view_job(job: Job, position: int | None) -> dict[str, Any]:
     share = 100 if job.status == DONE else min(99, 100 * job.step // how["total"])
     return {
         "id": job.id,
-        "object": "video",
+        "object": job.kind,
         "status": job.status,
         "progress": share,
         "step": job.step,
@@ -58,4 +58,5 @@ def view_card(card: Card) -> dict[str, Any]:
         "guidance": card.guidance_scale,
         "sampler": card.sampler,
         "input_reference": card.moves,
+        "tunes": card.tunes or None,
     }

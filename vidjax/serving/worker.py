@@ -1,8 +1,6 @@
 """A worker: the process that holds the models and makes one video, or one batch of videos, at a time."""
 
 import logging
-import os
-import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,16 +14,19 @@ from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 from vidjax.generation import watermark
 from vidjax.generation.cascade import AnyGenerator, Cascade
+from vidjax.generation.editing import mask_latents
 from vidjax.generation.generator import Generator
 from vidjax.generation.pretrained import load_generator
+from vidjax.models.parameters import abstract_parameters
 from vidjax.models.video_model import Codec
 from vidjax.recipes.run import Run
 from vidjax.runtime.storage import parse_path, whole_file
-from vidjax.serving.files import PREVIEW, SHEET, THUMBNAIL, VIDEO
-from vidjax.serving.jobs import Job, Jobs
+from vidjax.serving.files import MASK, PREVIEW, RUN, SHEET, THUMBNAIL, VIDEO
+from vidjax.serving.jobs import TUNE, Job, Jobs
 from vidjax.serving.previews import Previews
 from vidjax.serving.requests import Card, together
 from vidjax.serving.uploads import read_input
+from vidjax.weights import pretrained
 
 PREVIEW_SECONDS = 0.5  # between two of a video
 IDLE_SECONDS = 0.1  # between two looks for jobs
@@ -38,10 +39,15 @@ class Stopped(Exception):
     """Nobody wants the videos in hand any more."""
 
 
+def is_folder(path: str) -> bool:
+    """Whether a model is in the layout of diffusers, or one file; otherwise it is a run."""
+    return Path(path).is_file() or any((Path(path) / name).exists() for name in FOLDER_FILES)
+
+
 def open_model(path: str, frames: int | None = None, **options: str | None) -> AnyGenerator:
     """Loads a run, or a folder in the layout of diffusers. Raises InputError."""
     place = Path(path)
-    if place.is_file() or any((place / name).exists() for name in FOLDER_FILES):
+    if is_folder(path):
         generator = load_generator(place, frames, **options)
         if "picture" in generator.embedder_names:
             raise InputError(f"--model={path}: it moves pictures, which is not served yet; vidjax.sample --image does")
@@ -49,8 +55,19 @@ def open_model(path: str, frames: int | None = None, **options: str | None) -> A
     return Run(parse_path(path, "--model")).generator()
 
 
-def make_card(name: str, generator: AnyGenerator) -> Card:
-    """Describes a model."""
+def find_tuning(path: str) -> str:
+    """Tells whether a folder may be tuned, as a model of "images" or of "videos"; "" for runs, and what reads no
+    text."""
+    if not is_folder(path):
+        return ""
+    loaded = pretrained.load(path, weights=False)
+    if loaded.tokenize is None:
+        return ""
+    return "videos" if any("temp" in place for place in abstract_parameters(loaded.model)) else "images"
+
+
+def make_card(name: str, generator: AnyGenerator, tunes: str = "") -> Card:
+    """Describes a model; `tunes` as `find_tuning` tells it."""
     how, names = generator.defaults, generator.embedder_names
     last = generator.last if isinstance(generator, Cascade) else generator
     return Card(
@@ -67,6 +84,8 @@ def make_card(name: str, generator: AnyGenerator) -> Card:
         moves=isinstance(generator, Generator) and how.chunk is None and generator.channels == 3,
         alone=isinstance(generator, Cascade) or how.eta > 0,
         created=int(time.time()),
+        strength=how.strength,
+        tunes=tunes,
     )
 
 
@@ -80,6 +99,7 @@ class Worker:
         self.jobs, self.generators, self.name, self.batch = jobs, generators, name, batch
         self.previews = {name: Previews(each.codec is not None) for name, each in generators.items()}
         self._programs: set[tuple] = set()
+        self._tuned: tuple[str, AnyGenerator, Previews] | None = None  # the one that was asked for last
 
     def run(self) -> None:
         """Makes videos for ever."""
@@ -91,11 +111,8 @@ class Worker:
         """Makes the videos of the next jobs; False if none waits."""
         if not (batch := self.jobs.claim(self.name, self.batch)):
             return False
-        model = batch[0].settings["model"]
-        hand = Hand(self.jobs, self.name, batch, self.previews.get(model, Previews(False)))
+        hand = Hand(self.jobs, self.name, batch)
         try:
-            if model not in self.generators:
-                raise InputError(f"the model {model} is no longer served")
             self._make(hand)
         except Stopped:
             pass
@@ -110,7 +127,7 @@ class Worker:
 
     def _make(self, hand: "Hand") -> None:
         batch, how = hand.batch, hand.batch[0].settings
-        generator = self.generators[how["model"]]
+        generator, hand.previews = self._find(how["model"])
         latents = self._sample(generator, hand)
         if not hand.wanted:
             raise Stopped
@@ -120,6 +137,18 @@ class Worker:
                 hand.previews.fit(each, video)
                 write_results(self.jobs.folder(job.id), watermark.embed(video), how["fps"])
                 self.jobs.complete(self.name, job.id)
+
+    def _find(self, model: str) -> tuple[AnyGenerator, Previews]:
+        """Returns a model: one of the server's, or one that a user has tuned. Raises InputError if it is gone."""
+        if model in self.generators:
+            return self.generators[model], self.previews[model]
+        if self._tuned is None or self._tuned[0] != model or not (self.jobs.folder(model) / RUN).is_dir():
+            self._tuned = None  # two would take twice the memory
+            if not model.startswith(f"{TUNE}_") or not (self.jobs.folder(model) / RUN).is_dir():
+                raise InputError(f"the model {model} is no longer served")
+            generator = Run(self.jobs.folder(model) / RUN).generator()
+            self._tuned = model, generator, Previews(generator.codec is not None)
+        return self._tuned[1:]
 
     def _sample(self, generator: AnyGenerator, hand: "Hand") -> Float[Array, "b t h w c"]:
         """Samples the latents of the jobs in hand, in a batch that is filled up."""
@@ -141,7 +170,7 @@ class Worker:
             if len(jobs) > 1:
                 noise = [generator.noise(1, frames, size, job.settings["seed"]) for job in jobs]
                 options["noise"] = np.concatenate(noise)
-            options |= start_from(generator, [self.jobs.folder(job.id) for job in jobs], how)
+            options |= start_from(generator, [self.jobs.folder(job.id) for job in jobs], how, hand)
         self._forget(tuple(str(how[key]) for key in ("model", "frames", "height", "width", "sampler", "reference")))
         prompts = [job.settings["prompt"] if job.settings["label"] is None else job.settings["label"] for job in jobs]
         return generator.latents(prompts, progress=hand.report, look=hand.look, **options)[: len(hand.batch)]
@@ -170,14 +199,15 @@ def look_away(done: object) -> None:
 class Hand:
     """The jobs that a worker makes now: notes how far they are, and stops when nobody wants them."""
 
-    def __init__(self, jobs: Jobs, worker: str, batch: Sequence[Job], previews: Previews):
-        self.jobs, self.worker, self.batch, self.previews = jobs, worker, batch, previews
+    def __init__(self, jobs: Jobs, worker: str, batch: Sequence[Job]):
+        self.jobs, self.worker, self.batch, self.previews = jobs, worker, batch, Previews(False)
         self.wanted = {job.id for job in batch}
+        self.before = 0  # steps of what comes before the sampler
         self._preview, self._shown = 0, 0.0
 
     def report(self, done: object) -> None:
         """Notes the number of steps done. Raises Stopped if no job is wanted any more."""
-        self.wanted &= self.jobs.advance(self.worker, sorted(self.wanted), int(done), self._preview)
+        self.wanted &= self.jobs.advance(self.worker, sorted(self.wanted), self.before + int(done), self._preview)
         if not self.wanted:
             raise Stopped
 
@@ -191,7 +221,7 @@ class Hand:
             if job.id in self.wanted and (content := self.previews.encode(each, seconds)):
                 with whole_file(self.jobs.folder(job.id) / PREVIEW) as part:
                     part.write_bytes(content)
-                self._preview = int(done)
+                self._preview = self.before + int(done)
         self._shown = time.monotonic()
 
     def fail(self, code: str, message: str) -> None:
@@ -200,11 +230,14 @@ class Hand:
             self.jobs.fail(self.worker, id, code, message)
 
 
-def start_from(generator: Generator, folders: Sequence[Path], how: Mapping) -> dict:
-    """What `Generator.latents` takes so that a picture is the first frame, or a clip what the video begins as."""
+def start_from(generator: Generator, folders: Sequence[Path], how: Mapping, hand: Hand) -> dict:
+    """What `Generator.latents` takes so that a picture is the first frame, or a clip what the video begins as, or what
+    an edit changes. The steps of an inversion are noted in `hand`."""
     if not how["reference"]:
         return {}
     inputs = np.stack([read_input(folder) for folder in folders])
+    if how["reference"] == "edit":
+        return start_edit(generator, generator.encode(inputs), folders[0], how, hand)
     if how["reference"] == "clip":
         return dict(begin=generator.encode(inputs), strength=how["strength"])
     stride = generator.codec.autoencoder.strides[0] if isinstance(generator.codec, Codec) else 1
@@ -212,6 +245,24 @@ def start_from(generator: Generator, folders: Sequence[Path], how: Mapping) -> d
     latents = np.zeros((len(inputs), t, h, w, c), np.float32)
     latents[:, :1] = generator.encode(inputs.repeat(stride, 1))
     return dict(known=(latents, (np.arange(t) == 0).astype(np.float32)))
+
+
+def start_edit(
+    generator: Generator, latents: Float[np.ndarray, "b t h w c"], folder: Path, how: Mapping, hand: Hand
+) -> dict:
+    """What `Generator.latents` takes to edit a clip, as `generation.editing.edits` does: it starts from the clip under
+    noise, or at strength 1 from the clip's inversion, and stays what it is outside of the mask in `folder`."""
+    start: dict = {}
+    if how["strength"] < 1:
+        start |= dict(begin=latents, strength=how["strength"])
+    else:
+        nothing = -1 if "label" in generator.embedder_names else ""
+        under = [nothing] * len(latents)
+        start["noise"] = generator.invert(latents, under, num_steps=how["steps"], progress=hand.report)
+        hand.before = how["steps"]
+    if (folder / MASK).is_file():
+        start["kept"] = latents, mask_latents(read_input(folder, MASK), latents.shape[1:4])
+    return start
 
 
 def write_results(folder: Path, video: UInt8[np.ndarray, "t h w c"], fps: float) -> None:
@@ -226,18 +277,6 @@ def write_results(folder: Path, video: UInt8[np.ndarray, "t h w c"], fps: float)
     for name, picture in pictures.items():
         with whole_file(folder / name) as part:
             Image.fromarray(np.ascontiguousarray(picture)).save(part, quality=90)
-
-
-def watch_parent() -> None:
-    """Ends this process as soon as the one that started it is gone, also in the middle of a step."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.25)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def quiet_stops() -> None:

@@ -1,0 +1,139 @@
+"""The page in a real browser: Chromium of a package, led by Playwright. Wants the extras `page` and `browser`."""
+
+import secrets
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from vidjax.data.video_writing import write_mp4
+from vidjax.serving.files import MASK
+from vidjax.serving.uploads import read_input
+
+pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+WIDTHS = {"desk": 1280, "phone": 390}
+PATIENCE = 120_000  # milliseconds: machines differ
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, serving):
+    """Opens the page as a new user who has logged in, in a window of some width."""
+    opened = []
+
+    def open_page(width):
+        name = f"browser-{secrets.token_hex(4)}"
+        token = serving.keys.add(name)
+        context = browser.new_context(viewport={"width": width, "height": 844})
+        opened.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{serving.url}/")
+        page.get_by_label("username").fill(name)
+        page.get_by_label("password").fill(token)
+        page.keyboard.press("Enter")
+        page.get_by_label("Prompt", exact=True).wait_for()
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+
+
+@pytest.fixture
+def working(serving):
+    """The worker, at work."""
+    stop = threading.Event()
+    thread = threading.Thread(target=lambda: [serving.worker.run_next() for _ in iter(lambda: stop.wait(0.05), True)])
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def tab_to(page, found, most=80):
+    """Moves the focus by the Tab key alone."""
+    for _ in range(most):
+        if found.evaluate("each => each === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"the Tab key does not reach {found}")
+
+
+def test_a_video_by_keyboard_alone_and_another_key_does_not_see_it(visit, working):
+    one, other = visit(WIDTHS["desk"]), visit(WIDTHS["desk"])
+    tab_to(one, one.get_by_label("Prompt", exact=True))
+    one.keyboard.type("a fox in the browser")
+    tab_to(one, one.get_by_role("button", name="Settings"))
+    one.keyboard.press("Enter")
+    tab_to(one, one.get_by_label("number input for Steps"))
+    one.keyboard.press("Control+A")
+    one.keyboard.type("200")
+    tab_to(one, one.get_by_role("button", name="Make", exact=True))
+    one.keyboard.press("Enter")
+    one.get_by_text("step", exact=False).filter(has_text="of 200").first.wait_for()
+    one.get_by_text("completed, seed").wait_for()
+    player = one.locator("video")
+    one.wait_for_function("document.querySelector('video').readyState > 0")
+    assert "a fox in the browser" in player.get_attribute("aria-label")
+
+    tab_to(one, one.get_by_role("tab", name="Make"), 200)
+    one.keyboard.press("ArrowRight")
+    choice = one.get_by_role("radio", name="a fox in the browser")
+    choice.wait_for()
+    tab_to(one, choice)
+    one.keyboard.press("Space")
+    one.locator("video[aria-label*='a fox in the browser']").last.wait_for()
+
+    other.get_by_role("tab", name="Videos").click()
+    other.get_by_role("button", name="Again, with changes").wait_for()
+    other.wait_for_timeout(1000)
+    assert other.get_by_role("radio").count() == 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_tab_is_wider_than_the_window(visit, width):
+    page = visit(WIDTHS[width])
+    names = page.get_by_role("tab").all_inner_texts()
+    assert names == ["Make", "Videos", "Edit", "Tune"]
+    for name in names:
+        page.get_by_role("tab", name=name).click()
+        page.locator("[role=tabpanel]:visible").wait_for()
+        page.wait_for_timeout(300)  # for what moves
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide == 0, name
+
+
+def test_a_mask_is_drawn_and_an_edit_stands_beside_its_clip(visit, working, serving, tmp_path):
+    write_mp4(tmp_path / "clip.mp4", np.full((2, 64, 64, 3), 90, np.uint8), 4.0)
+    page = visit(WIDTHS["desk"])
+    page.get_by_role("tab", name="Edit").click()
+    panel = page.locator("[role=tabpanel]:visible")
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "clip.mp4")
+    panel.get_by_text("clip.mp4").wait_for()
+    page.wait_for_timeout(2000)  # it comes under the brush
+    canvas = panel.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.up()
+    page.get_by_label("Prompts, one a line").fill("a cat\na dog")
+    page.get_by_role("button", name="Edit", exact=True).click()
+    page.locator("figcaption").filter(has_text="a dog: completed").wait_for()
+    assert page.locator(".beside video").count() == 2
+    masks = list(serving.jobs.videos.glob(f"*/{MASK}"))
+    assert len(masks) == 2 and 0 < read_input(masks[0].parent, MASK).mean() < 0.9
