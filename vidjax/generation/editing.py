@@ -25,11 +25,6 @@ from vidjax.runtime.storage import AnyPath, whole_file
 Latents = Float[np.ndarray, "b t h w c"]
 
 
-def split_prompts(prompts: str) -> list[str]:
-    """Splits one string at each ; into prompts."""
-    return [prompt.strip() for prompt in prompts.split(";") if prompt.strip()]
-
-
 def invert_once(generator: Generator, latents: Latents, file: AnyPath) -> Latents:
     """Inverts `latents` to noise under the empty prompt (Mokady et al. 2023), once: the noise is cached in `file`.
 
@@ -226,7 +221,7 @@ def show(
 ) -> dict[str, Any]:
     """Writes edits of the first clip into `workdir`/samples; returns entries and figures for summary.json."""
     clip, how = clips[0], generator.defaults
-    prompts = split_prompts(how.prompts) or [captions[0]]
+    prompts = how.prompt_list or [captions[0]]
     videos = edits(generator, clips, prompts, captions[0], workdir)
     about = {"model": str(workdir), "clip": captions[0], **asdict(how)}
     found: dict[str, Any] = {"samples": write_edits(workdir, clip, prompts, videos, how.fps, about)}

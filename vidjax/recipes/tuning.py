@@ -166,7 +166,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         generator, rest = whole()
         generator.params = weighed(section, source, {**rest, **state.frozen, **state.ema})
         clips, texts = first_windows(dataset)
-        prompts = (editing.split_prompts(generator.defaults.prompts) or texts)[:PREVIEWED]
+        prompts = (generator.defaults.prompt_list or texts)[:PREVIEWED]
         return np.stack(editing.edits(generator, clips, prompts, texts[0], common["folder"] / "preview"))
 
     return Stage(
@@ -197,7 +197,7 @@ def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoMode
         if once and getattr(data, key) != works:
             raise InputError(f"config.data.{key} has no effect: tuning encodes each clip's first window, once")
     sample = settings.construct(SampleConfig, section.get("sample"), "sample")
-    if not (editing.split_prompts(sample.prompts) or section.get("prompt")):
+    if not (sample.prompt_list or section.get("prompt")):
         raise InputError("there is no prompt: set --config.prompt, what the clip shows, or --config.sample.prompts")
     if len(sample.blend) > 1 and len(sample.blend) > (clips := len(make_dataset(data, seed=0))):
         raise InputError(f"config.sample.blend={sample.blend} has {len(sample.blend)} weights for {clips} clips")
