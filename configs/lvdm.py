@@ -4,6 +4,7 @@ python -m vidjax.main --config=configs/lvdm.py            eight shipped captione
 python -m vidjax.main --config=configs/lvdm.py:sky        the paper's recipe, 16 frames of 256x256: a GPU or a pod
 also :ucf101 and :taichi, and beyond the paper :faceforensics, :mead and :webvid (with captions): DATA says how they lie
 --config.stages.autoencoder.perceptual=FILE adds their LPIPS term (vgg and heads, safetensors)
+python -m vidjax.main --config=configs/lvdm.py:shapes     drawn shapes, captions whose combinations training never saw
 python -m vidjax.main --config=configs/lvdm.py:adversary  the shipped clips, the autoencoder against discriminators
 
 Long videos, by frames that are known (`python -m vidjax.sample --frames=1000 ...`):
@@ -16,6 +17,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
+from vidjax.data.combinations import SPLITS
 from vidjax.models.autoencoder import LVDM
 from vidjax.recipes.config import variants
 
@@ -38,7 +40,8 @@ def get_config(variant: str = "clips") -> ConfigDict:
         **{name: partial(paper, name) for name in DATA},
         sky_prediction=lambda: known(64, 4, dict(unconditional=0.5, first=0.5)),
         sky_interpolation=lambda: known(20, 1, dict(unconditional=0.1, interpolation=0.9)),
-        long=shapes,
+        long=long,
+        shapes=shapes,
     )
 
 
@@ -165,7 +168,7 @@ def known(frames: int, every: int, masks: dict) -> dict:
     return recipe
 
 
-def shapes() -> dict:
+def long() -> dict:
     """Drawn shapes that cross the picture and come in again, 32x32; half of the clips are continued ones."""
     recipe = clips()
     recipe["data"] = dict(source="shapes", frames=16, size=32, cache=True)
@@ -179,4 +182,19 @@ def shapes() -> dict:
     recipe["stages"]["diffusion"]["loss"] = dict(frame_masks=masks, known_level=0.25)
     recipe["stages"]["diffusion"]["train"] |= dict(steps=1000, validate_every=None)
     recipe["sample"] |= dict(num_steps=25, known=2, known_level=0.1, fps=8.0)
+    return recipe
+
+
+def shapes() -> dict:
+    """Drawn shapes whose captions say size, colour, shape and direction; samples are of captions never trained on."""
+    recipe = clips()
+    recipe["data"] = dict(source="combinations", frames=8, size=32, cache=True)
+    recipe["autoencoder"] |= dict(patch=(4, 8, 8), latent_channels=48)
+    recipe["conditioning"]["text"] |= dict(layers=0)  # words by themselves: none changes what another says
+    recipe["model"] |= dict(channels=(96,), attention_levels=True, heads=4)
+    recipe["diffusion"]["shift"] = 3.0
+    stage = recipe["stages"]["diffusion"]
+    stage["train"] |= dict(steps=1500, batch_size=16, sample_every=None, validate_every=None, ema=0.995)
+    unseen = ";".join(c.caption for c in SPLITS["heldout"])
+    recipe["sample"] |= dict(num_steps=20, per_caption=4, fps=8.0, prompts=unseen)
     return recipe

@@ -26,7 +26,7 @@ DEFAULTS |= dict(animate_diff="default", svd="temporal", videocrafter="temporal"
 RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
 RECIPES += ["lvdm_text:paper", "lvdm_text:clips", "imagen_video:paper", "imagen_video:clips"]
 RECIPES += ["lvdm:adversary", "lvdm:sky_prediction", "lvdm:sky_interpolation", "lvdm:long", "vdm:clips", "vdm:ucf101"]
-RECIPES += ["lvdm:faceforensics", "lvdm:mead", "lvdm:webvid"]
+RECIPES += ["lvdm:faceforensics", "lvdm:mead", "lvdm:webvid", "lvdm:shapes"]
 
 RELEASED = {"lvdm:sky": 548_904_580, "lvdm_text:paper": 958_924_964}  # parameters of the released U-Nets
 

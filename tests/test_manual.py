@@ -1,5 +1,6 @@
 """The manual: its commands exist with these flags and settings, its Python runs, and its tables have what there is."""
 
+import ast
 import json
 import re
 import runpy
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,20 @@ def test_the_recipe_of_ones_own_builds(tmp_path):
     names: dict = {}
     exec(*code("recipes.md"), names)
     assert build(checked(names["get_config"]()), "diffusion", tmp_path).train.steps == 100
+
+
+def test_notebooks_are_listed_without_outputs_and_what_they_import_is_there():
+    """Continuous integration runs them."""
+    notebooks = sorted((DOCS / "notebooks").glob("*"))
+    assert [path.name for path in notebooks] == re.findall(
+        r"\]\(notebooks/(\S+)\)", (DOCS / "notebooks.md").read_text()
+    )
+    for path in notebooks:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+        for node in ast.walk(ast.parse("\n".join("".join(cell["source"]) for cell in cells))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("vidjax"):
+                assert all(hasattr(import_module(node.module), name.name) for name in node.names)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent == DOCS], ids=lambda page: page.name)

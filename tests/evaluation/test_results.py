@@ -1,5 +1,6 @@
 """What a finished run shows are the samples themselves, and beside each the held-out window that is nearest to it."""
 
+import dataclasses
 import importlib.util
 import json
 import shlex
@@ -12,14 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidjax.data.combinations import CAPTIONS, SIZES, SPLITS
+from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.data.shapes import draw
 from vidjax.data.video_reading import probe, read_frames
 from vidjax.data.video_writing import slug
 from vidjax.errors import InputError
-from vidjax.evaluation.results import beside_real, next_lines, rate_distortion
+from vidjax.evaluation.page import write_report
+from vidjax.evaluation.results import beside_real, next_lines, print_table, rate_distortion, samples_of
 from vidjax.evaluation.videos import in_folder
 from vidjax.generation.editing import write_edits
+from vidjax.generation.generator import Generator, what_to_ask
+from vidjax.generation.options import SampleConfig
 from vidjax.generation.output import write_index, write_samples
 from vidjax.models.autoencoder import Posterior
+from vidjax.runtime.storage import write_json
 
 
 def clips(*levels, frames=4):
@@ -167,3 +175,38 @@ def test_a_program_is_named_only_where_it_is_installed(monkeypatch):
     for installed in (True, False):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=installed: found or None)
         assert any(line.startswith("tensorboard ") for line in next_lines(Path("w"), (), "")) == installed
+
+
+class Draughtsman(Generator):
+    """A perfect model of drawn clips: it draws what the caption says, but `wrong` properties of its own."""
+
+    embedder_names, codec, tokenize = ("text",), None, staticmethod(str.encode)
+
+    def __init__(self, prompts, **wrong):
+        self.defaults, self.wrong = SampleConfig(prompts=prompts, per_caption=2), wrong
+
+    def __call__(self, prompts, seed):
+        found = []
+        for prompt in prompts:
+            what = dataclasses.replace(CAPTIONS[prompt], **self.wrong)
+            start = (0.4 + 0.1 * seed, 0.5)
+            found.append(draw(what.shape, what.colour, what.direction, 4, 32, SIZES[what.size], start))
+        return np.stack(found)
+
+
+def test_a_recipes_prompts_are_sampled_and_judged_though_no_clip_has_them(tmp_path, capsys):
+    asked = [each.caption for each in SPLITS["heldout"][:3]]
+    dataset = make_dataset(DataConfig(source="shapes", frames=4, size=32), seed=0)  # few clips, of other captions
+    judged = {}
+    for name, wrong in {"right": {}, "wrong": dict(direction="up", size="large")}.items():
+        (tmp_path / name).mkdir()
+        model = Draughtsman("; ".join(asked), **wrong)
+        assert what_to_ask(model, dataset) == (asked, asked)
+        found = samples_of(tmp_path / name, model, dataset)
+        assert [entry["caption"] for entry in found["samples"]] == asked and "retrieval" not in found
+        judged[name] = list(found["drawn"].values())
+    assert judged == {"right": [1.0] * 5, "wrong": [0.0, 1.0, 1.0, pytest.approx(1 / 3), 0.0]}
+    print_table({**found, "seconds": {}, "peak_memory_gb": 0.0})
+    assert "samples that show the colour of the caption" in capsys.readouterr().out
+    write_json(tmp_path / "summary.json", found)
+    assert "Samples that show all four" in write_report(tmp_path).read_text()

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from vidjax.data.combinations import combinations
 from vidjax.data.layouts import frames, pattern, ucf101
 from vidjax.data.pictures import SUFFIXES
 from vidjax.data.shapes import shapes_source
@@ -291,6 +292,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "array_record": array_record,
     "idx": idx,
     "shapes": shapes_source,
+    "combinations": combinations,
 }
 
 

@@ -3,7 +3,7 @@
 from itertools import product
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from vidjax.data.source import Item, Source
 from vidjax.data.video_reading import ArrayVideo
@@ -11,6 +11,7 @@ from vidjax.data.video_reading import ArrayVideo
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (220, 50, 40), "green": (50, 190, 70), "blue": (50, 90, 220), "yellow": (235, 210, 60)}
 MOVES = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+FIELD = (128, 128, 128)
 FRAMES, SIZE, RADIUS, SPEED, FPS = 32, 64, 0.17, 1 / 24, 8.0
 
 
@@ -24,15 +25,32 @@ def _inside(shape: str, y: np.ndarray, x: np.ndarray, r: float) -> np.ndarray:
     return np.minimum(r / 2 - y, (y + r - np.sqrt(3) * abs(x)) / 2)  # equilateral, point up, circumradius r
 
 
-def draw(shape: str, colour: str, move: str, frames: int = FRAMES, size: int = SIZE) -> UInt8[np.ndarray, "t h w 3"]:
-    """Draws the clip "a {colour} {shape} moves {move}", antialiased, on a torus: the motion never ends."""
+def coverage(
+    shape: str, size: int, radius: float = RADIUS, centre: tuple[float, float] = (0.5, 0.5)
+) -> Float[np.ndarray, "h w"]:
+    """Returns how much of each pixel of a square picture the shape covers, 0 to 1; all else in widths of the picture,
+    which is a torus."""
     grid = (np.arange(size) + 0.5) / size
-    rgb, field = np.array(COLOURS[colour], np.float32), np.array((128, 128, 128), np.float32)
+    dy, dx = ((grid - c + 0.5) % 1 - 0.5 for c in centre)
+    return np.clip(_inside(shape, dy[:, None], dx[None, :], radius) * size + 0.5, 0, 1)
+
+
+def draw(
+    shape: str,
+    colour: str,
+    move: str,
+    frames: int = FRAMES,
+    size: int = SIZE,
+    radius: float = RADIUS,
+    start: tuple[float, float] = (0.5, 0.5),
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Draws the clip "a {colour} {shape} moves {move}", antialiased, on a torus: the motion never ends. `start` is the
+    centre in the first frame, (down, right)."""
+    rgb, field = np.array(COLOURS[colour], np.float32), np.array(FIELD, np.float32)
     video = []
     for t in range(frames):
-        dy, dx = (((grid - 0.5 - v * SPEED * t) + 0.5) % 1 - 0.5 for v in MOVES[move])
-        cover = np.clip(_inside(shape, dy[:, None], dx[None, :], RADIUS) * size + 0.5, 0, 1)[..., None]
-        video.append(field + cover * (rgb - field))
+        y, x = (s + v * SPEED * t for s, v in zip(start, MOVES[move]))
+        video.append(field + coverage(shape, size, radius, (y, x))[..., None] * (rgb - field))
     return np.round(np.stack(video)).astype(np.uint8)
 
 

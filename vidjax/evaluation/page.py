@@ -96,6 +96,10 @@ def _figures(summary: Mapping[str, Any]) -> str:
         if _finite(summary.get(key)):
             reference = other.format(summary[against]) if _finite(summary.get(against)) else "" if against else other
             cells.append((name, form.format(summary[key]), reference))
+    cells += [
+        (f"Samples that show {what}", f"{100 * share:.1f}%", "100%")
+        for what, share in _numbers(summary.get("drawn")).items()
+    ]
     return _table(("", "this run", "against"), cells)
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from vidjax import __version__
+from vidjax.data.combinations import CAPTIONS
 from vidjax.data.pipeline import Dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_writing import contact_sheet, slug, write_mp4
@@ -24,7 +25,7 @@ from vidjax.generation import editing
 from vidjax.generation.cascade import AnyGenerator
 from vidjax.generation.generator import Generator, what_to_ask
 from vidjax.generation.output import write_index, write_samples
-from vidjax.metrics import retrieval
+from vidjax.metrics import drawn, retrieval
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.video_model import Codec
@@ -98,8 +99,10 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
     found: dict[str, Any] = {"samples": entries, "data": about_data}
     if codec and through:
         found |= reconstruction(workdir, codec, dataset, measured, heldout, *zip(*through))
-    if generator.tokenize and small:
-        texts = dataset.texts
+    if set(names) <= CAPTIONS.keys():
+        found["drawn"] = drawn.shares([(video, name) for name, videos in zip(names, per_caption) for video in videos])
+    texts = dataset.texts if generator.tokenize and small else []
+    if texts and set(names) <= set(texts):
         of, own = dict(zip(measured, heldout)), [texts.index(name) for name in names]
         if all(i in of and texts.count(texts[i]) == 1 for i in own):
             train = dataset.windows("train", per_clip=MAX_WINDOWS_PER_CLIP, clips=own)
@@ -127,7 +130,7 @@ def asked_for(generator: AnyGenerator, dataset: Dataset, used: Sequence[int]) ->
     if "text" not in generator.embedder_names or len(dataset) > MAX_CLIPS_TO_EVALUATE or len(used) == len(dataset):
         return prompts, names
     texts = dataset.texts
-    kept = [name for name in names if name in {texts[i] for i in used}]
+    kept = [name for name in names if name not in texts or name in {texts[i] for i in used}]
     return list(kept), kept
 
 
@@ -264,6 +267,7 @@ def print_table(summary: Mapping[str, Any]) -> None:
         "samples, among all windows (dB)": summary.get("sample_psnr_all"),
         "  the clip's mean window (dB)  ": summary.get("mean_window_psnr_all"),
         "motion of samples over clips": summary.get("motion_ratio"),
+        **{f"samples that show {what}": share for what, share in summary.get("drawn", {}).items()},
         "clip inverted and back, relative error": summary.get("inversion_error"),
         "  with guidance": summary.get("guided_error"),
         "  with guidance, null-text": summary.get("null_text_error"),

@@ -45,12 +45,13 @@ def listed(folder: Path) -> set[str] | None:
 
 
 def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
-    """Samples `count` videos of a run's model, `batch` at a time; captions are spread over the data set's, classes
+    """Samples `count` videos of a run's model, `batch` at a time; captions are spread over the
+    recipe's prompts or else the data set's, classes
     and the pictures that clips begin with come in turn. The same count gives the same videos; all processes make them
     together. Raises InputError at once if the run is not trained."""
     generator, dataset = run.generator(), run.dataset()
     if "text" in generator.embedder_names:
-        known = dataset.texts
+        known = generator.defaults.prompt_list or dataset.texts
     elif "label" in generator.embedder_names:
         known = list(range(dataset.num_classes))
     else:

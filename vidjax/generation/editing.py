@@ -25,16 +25,11 @@ from vidjax.runtime.storage import AnyPath, whole_file
 Latents = Float[np.ndarray, "b t h w c"]
 
 
-def split_prompts(prompts: str) -> list[str]:
-    """Splits one string at each ; into prompts."""
-    return [prompt.strip() for prompt in prompts.split(";") if prompt.strip()]
-
-
 def what_to_edit(generator: Generator, captions: Sequence[str]) -> list[str]:
     """Chooses the prompts of the edits: the recipe's, else the clips' captions; one empty one where no text is read."""
     if generator.tokenize is None:
         return [""]
-    return split_prompts(generator.defaults.prompts) or list(captions)
+    return generator.defaults.prompt_list or list(captions)
 
 
 def invert_once(generator: Generator, latents: Latents, file: AnyPath) -> Latents:

@@ -496,19 +496,25 @@ class Generator:
 
 @runtime_checkable
 class HasConditions(Protocol):
-    """A generator, of whatever kind, that names its model's conditions."""
+    """A generator, of whatever kind, that names its model's conditions and has defaults of sampling."""
 
     @property
     def embedder_names(self) -> tuple[str, ...]:
         """Names of the conditions."""
         ...
 
+    @property
+    def defaults(self) -> SampleConfig:
+        """What the recipe samples with."""
+        ...
+
 
 def what_to_ask(generator: HasConditions, dataset: Dataset) -> tuple[list[str | int], list[str]]:
-    """Chooses every caption of a small data set, every class, or a few unconditional samples; with a name each."""
+    """Chooses the recipe's prompts or else every caption of a small data set, every class, or a few unconditional
+    samples; with a name each."""
     conditions = generator.embedder_names
     if "text" in conditions:
-        texts = list(dict.fromkeys(dataset.texts[:LOOKED_AT]))[:16]
+        texts = generator.defaults.prompt_list or list(dict.fromkeys(dataset.texts[:LOOKED_AT]))[:16]
         return list(texts), texts
     if "label" in conditions:
         return list(range(dataset.num_classes)), [f"class {i}" for i in range(dataset.num_classes)]

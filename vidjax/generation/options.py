@@ -38,7 +38,7 @@ class SampleConfig:
     spacing: str | None = None
     per_caption: int = 1
     fps: float = 15.0
-    prompts: str = ""  # of edits, with ; between them
+    prompts: str = ""  # of edits, or in place of the data set's captions, with ; between them
     invert: bool = True  # edits start from the inverted clip, not from noise
     null_text: int = 0  # updates per step of null-text inversion, under the clip's own prompt (theirs: 10)
     blend: tuple[float, ...] = ()  # weights of the inversions of the first so many clips
@@ -58,6 +58,11 @@ class SampleConfig:
     motion_bucket: float = 127.0  # what a model that moves a picture is told of the motion, 0 to 255
     picture_noise: float = 0.02  # standard deviation of the noise on the picture, in pixels from -1 to 1
     decode_frames: int | None = None  # decoded at once by a decoder that looks over time; default: all
+
+    @property
+    def prompt_list(self) -> list[str]:
+        """The prompts one by one."""
+        return [prompt.strip() for prompt in self.prompts.split(";") if prompt.strip()]
 
     @property
     def chunks(self) -> tuple[int, int] | None:

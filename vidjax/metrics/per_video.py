@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from vidjax.data.combinations import PROPERTIES
 from vidjax.errors import InputError
-from vidjax.metrics import flow, reconstruction
+from vidjax.metrics import drawn, flow, reconstruction
 
 
 @dataclasses.dataclass
@@ -25,6 +26,11 @@ class Judged:
     def flow(self) -> np.ndarray:
         """Optical flow, see `flow.flow`."""
         return flow.flow(self.frames)
+
+    @functools.cached_property
+    def drawn(self) -> dict[str, bool]:
+        """Which properties of its caption a drawn clip shows, see `drawn.agreement`."""
+        return drawn.agreement(self.frames, self.prompt)
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
@@ -65,6 +71,11 @@ def alignment(video: Judged) -> float:
 
 
 METRICS = {
+    **{
+        f"drawn_{name}": Metric(f"share that show the {name} of the caption", lambda v, name=name: float(v.drawn[name]))
+        for name in PROPERTIES
+    },
+    "drawn_all": Metric("share that show all of the caption", lambda video: float(all(video.drawn.values()))),
     "frame_consistency": Metric("cosine of successive frames' CLIP embeddings x 100", consistency, needs="clip"),
     "text_alignment": Metric("cosine of frames' and caption's CLIP embeddings x 100", alignment, needs="clip"),
     "clipsim": Metric("cosine of frames' and caption's CLIP embeddings", lambda v: alignment(v) / 100, needs="clip"),

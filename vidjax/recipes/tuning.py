@@ -203,7 +203,7 @@ def check_samples(section: Mapping[str, Any], data: DataConfig, model: VideoMode
         if once and getattr(data, key) != works:
             raise InputError(f"config.data.{key} has no effect: tuning encodes each clip's first window, once")
     sample = settings.construct(SampleConfig, section.get("sample"), "sample")
-    if "text" in model.embedders and not (editing.split_prompts(sample.prompts) or section.get("prompt")):
+    if "text" in model.embedders and not (sample.prompt_list or section.get("prompt")):
         raise InputError("there is no prompt: set --config.prompt, what the clip shows, or --config.sample.prompts")
     if len(sample.blend) > 1 and len(sample.blend) > (clips := len(make_dataset(data, seed=0))):
         raise InputError(f"config.sample.blend={sample.blend} has {len(sample.blend)} weights for {clips} clips")

@@ -1,0 +1,58 @@
+"""Drawn clips whose captions combine four properties; training sees three quarters of the combinations."""
+
+import dataclasses
+from itertools import product
+
+from vidjax.data.shapes import COLOURS, FPS, MOVES, SHAPES, draw
+from vidjax.data.source import Item, Source
+from vidjax.data.video_reading import ArrayVideo
+from vidjax.errors import InputError
+
+SIZES = {"small": 0.15, "large": 0.23}  # radius, in widths of the picture
+PLACES, FRAMES, PIXELS = 8, 13, 32  # clips per combination; their frames, height and width
+MARGIN = 0.24  # of the centre to the border, in widths: every shape is whole in every frame
+PROPERTIES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "direction": tuple(MOVES)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """What a clip shows: a value of each of `PROPERTIES`."""
+
+    size: str
+    colour: str
+    shape: str
+    direction: str
+
+    @property
+    def caption(self) -> str:
+        """Says all four, no two of them in neighbouring words."""
+        return f"a {self.shape} that is {self.colour} and {self.size} moves {self.direction}"
+
+    @property
+    def heldout(self) -> bool:
+        """Whether training never sees it: red circles, green squares and blue triangles, of either size and in every
+        direction."""
+        return tuple(COLOURS).index(self.colour) == SHAPES.index(self.shape)
+
+
+COMBINATIONS = tuple(Combination(*values) for values in product(*PROPERTIES.values()))
+CAPTIONS = {each.caption: each for each in COMBINATIONS}
+SPLITS = {split: tuple(c for c in COMBINATIONS if c.heldout == (split == "heldout")) for split in ("train", "heldout")}
+
+
+def combinations(path: str = "", split: str = "train") -> Source:
+    """Returns the 72 combinations of split "train" or the 24 of "heldout", each on `PLACES` parallel ways
+    across the picture; the class is the shape. `path` is ignored. Raises InputError for another split."""
+    if split not in SPLITS:
+        raise InputError(f"data.split={split!r} is unknown: choose from {', '.join(SPLITS)}")
+    shown = SPLITS[split]
+
+    def item(i: int) -> Item:
+        what, place = shown[i // PLACES], i % PLACES
+        down, right = MOVES[what.direction]
+        beside = MARGIN + (1 - 2 * MARGIN) * place / (PLACES - 1)
+        start = tuple(beside if not v else MARGIN if v > 0 else 1 - MARGIN for v in (down, right))
+        clip = lambda: draw(what.shape, what.colour, what.direction, FRAMES, PIXELS, SIZES[what.size], start)
+        return Item(f"{what.caption} {place}", what.caption, SHAPES.index(what.shape), lambda: ArrayVideo(clip(), FPS))
+
+    return Source(len(shown) * PLACES, item, len(SHAPES))
