@@ -11,6 +11,7 @@ from vidjax.models import kernels
 from vidjax.models.attention import Attention, sinusoid_interleaved
 from vidjax.models.kernels.attention import ATTENTION, attend, choose_attention, join_heads, part_heads
 from vidjax.models.layers import Context
+from vidjax.models.unet import REMAT
 
 
 def qkv(n, m, d=8, dtype=jnp.float32):
@@ -71,14 +72,15 @@ def test_what_cudnn_is_asked_for_is_plain_attention(monkeypatch, n, m, masked):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), route("cudnn"), route("plain"))
 
 
-def test_heads_are_joined_as_they_were_parted():
+@pytest.mark.parametrize("turned", [False, True])
+def test_heads_are_joined_as_they_were_parted(turned):
     """Values and gradients in bf16, where the gradient's product with the identity is exact."""
     x, y = (jax.random.normal(jax.random.key(i), (2, 6, 3 * 8), jnp.bfloat16) for i in range(2))
     plain = rearrange(x, "b (r n) (k d) -> (b r) n k d", r=2, k=3)
 
     def passed(x):
-        heads = part_heads(x, 3)
-        return join_heads(heads * jnp.arange(1, 4).astype(x.dtype)[:, None, None], 2)
+        heads = part_heads(x, 3, turned)
+        return join_heads(heads * jnp.arange(1, 4).astype(x.dtype)[:, None, None], 2, turned)
 
     out, back = jax.vjp(passed, x)
     np.testing.assert_array_equal(out, (plain * jnp.arange(1, 4)[:, None]).astype(x.dtype).reshape(4, 3, 24))
@@ -127,6 +129,19 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
         assert named(4096, 8192, tpu, **half) == named(4096, 8192, hopper, **half) == "chunked"
     with kernels.textbook():
         assert named(4096, 8192, tpu) == named(4096, 8192, cpu) == "plain"
+
+
+def test_what_flash_attention_puts_out_may_be_kept():
+    """The result and a number for each query and head, beside what goes in: the kernel need not run again."""
+    shape = jax.ShapeDtypeStruct((2, 128, 256), jnp.bfloat16)
+
+    def kept(remat):
+        run = jax.checkpoint(lambda *a: attend(*a, 128), policy=REMAT[remat])
+        with on("tpu", "TPU v5 lite"):
+            pull = jax.eval_shape(lambda *a: jax.vjp(run, *a)[1], *[shape] * 3)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    assert kept("attention") - kept("full") == shape.size + 2 * 128 * 2
 
 
 def test_interleaved_positions():

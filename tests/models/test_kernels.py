@@ -8,7 +8,7 @@ from flax import nnx
 
 from vidjax.models import kernels
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
-from vidjax.models.kernels.moments import mean_of_groups, moments
+from vidjax.models.kernels.moments import mean_of_groups, mean_over, moments
 from vidjax.models.layers import linear
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.runtime.platforms import platform
@@ -82,9 +82,9 @@ def test_small_networks_have_forward_derivatives_on_accelerators_unasked(platfor
 def test_one_pass_over_bfloat16_finds_the_variance_that_two_find():
     """With a mean twenty times the deviation, against float64."""
     x = (jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 12)) + 20).astype(jnp.bfloat16)
-    mean = lambda y: mean_of_groups(y, (2, 3), 3)
+    mean, pool = (lambda y: mean_over(y, (2, 3))), (lambda y: mean_of_groups(y, 3))
     with on("tpu"):
-        made = jax.jit(lambda x: moments(x, mean), backend="cpu").trace(x).jaxpr
+        made = jax.jit(lambda x: moments(x, mean, pool), backend="cpu").trace(x).jaxpr
     found = jax.core.eval_jaxpr(made.jaxpr, made.consts, x)
     groups = np.asarray(x, np.float64).reshape(2, 4, 8, 8, 3, 4)
     for got, wanted in zip(found, (groups.mean((2, 3, 5)), groups.var((2, 3, 5)))):

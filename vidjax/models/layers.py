@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
-from vidjax.models.kernels.moments import mean_of_groups, moments
+from vidjax.models.kernels.moments import mean_of_groups, mean_over, moments
 from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways
 from vidjax.models.kernels.products import product
 from vidjax.models.kernels.sums import add_row, scale_row, spread
@@ -95,7 +95,8 @@ class GroupNorm(nnx.Module):
         within = tuple(range(1 if ctx.frames else 2, x.ndim - 1))
         axes = {"frame": within, "clip": within if ctx.frames else (1, *within), "pixel": (1,)}[self.over]
         clip = ctx.frames if self.over == "clip" else 0
-        statistics = moments(x, lambda y: mean_of_clips(mean_of_groups(y, axes, self.groups), clip))
+        pool = lambda means: mean_of_clips(mean_of_groups(means, self.groups), clip)
+        statistics = moments(x, lambda y: mean_over(y, axes), pool)  # by channel first: half the time on a CPU
         mean, variance = (checkpoint_name(number, STATISTICS) for number in statistics)
         near = jax.lax.stop_gradient(mean)  # whatever it is, what follows is the same, and the gradient has a sum less
         slope = scale_row(jax.lax.rsqrt(variance + self.eps), self.scale[...])
@@ -144,10 +145,12 @@ class Linear(nnx.Linear):
     """A linear layer; the gradient of its bias is that of `sums.add_row`."""
 
     def __call__(self, inputs: Float[Array, "*s c"]) -> Float[Array, "*s d"]:
-        if self.bias is None:
-            return super().__call__(inputs)
-        x, kernel, bias = promote_dtype((inputs, self.kernel[...], self.bias[...]))
-        return add_row(product(x, kernel), bias)
+        numbers = (((inputs.ndim - 1,), (0,)), ((), ()))
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        how = dict(precision=self.precision, preferred_element_type=self.preferred_element_type)
+        y = self.dot_general(x, kernel, numbers, **how)
+        return y if bias is None else add_row(y, bias)
 
 
 def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> Linear:

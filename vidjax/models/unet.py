@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Num
 from vidjax.errors import InputError, check_range
 from vidjax.models.attention import OnTokens, Transformer
 from vidjax.models.convolution import Conv
+from vidjax.models.kernels.attention import FLASH
 from vidjax.models.layers import (
     MLP,
     Context,
@@ -245,6 +246,7 @@ def save_matmuls(prim, *_, **params) -> bool:
 REMAT: dict[str, Callable | None] = {
     "none": None,  # everything is kept for the backward pass
     "dots": save_matmuls,
+    "attention": jax.checkpoint_policies.save_only_these_names(FLASH),  # and on TPUs what flash attention puts out
     "full": jax.checkpoint_policies.nothing_saveable,  # only what goes into a stage is kept
 }
 

@@ -16,6 +16,7 @@ from vidjax.runtime.platforms import device_kind, platform
 
 CHUNK = 128  # queries at a time
 WIDTH = 128  # numbers in a row of a TPU's memory and of its matrix units
+FLASH = "flash"  # what the kernel keeps for its backward pass, by this name in `jax.checkpoint`
 SIDE_BY_SIDE = 512  # tokens of short sequences in one
 # A layer with more weights, one for each (query, key) pair of each head, doesn't keep them for the backward pass.
 # Milliseconds on two AVX-512 cores, all at once and chunked, of 4 x 8 heads of 40, 1024 queries and 2048 keys: forward
@@ -105,15 +106,15 @@ def splash(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = Non
         q_layout=layout, k_layout=layout, v_layout=layout,
     )  # fmt: skip
     whole = kernel.MultiHeadMask([kernel.FullMask((rows, columns))] * heads)
-    run = kernel.make_splash_mha(whole, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    run = kernel.make_splash_mha(
+        whole, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=FLASH, interpret=interpret
+    )
 
     def laid_out(a: Array, size: int) -> Array:
         """[b, heads, tokens, head_dim] in whole blocks; the kernel turns the last two again for its layout."""
         a = rearrange(a, "(b r) n c -> b (r n) c", r=count)
         a = jnp.pad(a, ((0, 0), (0, size - a.shape[1]), (0, 0)))
-        if turned:
-            return rearrange(a.swapaxes(1, 2), "b (k d) n -> b k d n", d=head_dim).swapaxes(2, 3)
-        return part_heads(a, heads)
+        return part_heads(a, heads, turned)
 
     segments = None
     if mask is not None or columns > count * m or count > 1:
@@ -124,44 +125,52 @@ def splash(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = Non
         over = lambda ids: jnp.broadcast_to(ids, (b // count, ids.shape[-1])).astype(jnp.int32)
         segments = kernel.SegmentIds(over(asks), over(there))
     out = jax.vmap(run)(laid_out(q, rows) * head_dim**-0.5, laid_out(k, columns), laid_out(v, columns), segments)
-    out = join_heads(out[:, :, : count * n], count)
+    out = join_heads(out[:, :, : count * n], count, turned)
     return _or_mean(out, v, mask)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def part_heads(a: Float[Array, "b n c"], heads: int) -> Float[Array, "b k n d"]:
-    """Takes heads apart; the gradient is joined by a product with the identity in bf16 and fp16, where that is exact.
-
-    For heads of 128 numbers: XLA's TPU compiler moves those of 8192 tokens, 512 features, from the outside to each
-    other's side in 185 k cycles (v5e); a product reads them as they are, 44 k. The barriers here and below keep what
-    comes after, a reshape, from being done before.
-    """
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def part_heads(a: Float[Array, "b n c"], heads: int, turned: bool) -> Float[Array, "b k n d"]:
+    """Takes heads apart; `turned`: with the tokens along the rows, as the kernel reads them, but not its gradients."""
+    if turned:
+        return rearrange(a.swapaxes(1, 2), "b (k d) n -> b k d n", k=heads).swapaxes(2, 3)
     return rearrange(a, "b n (k d) -> b k n d", k=heads)
 
 
-def _joined_slope(heads: int, _: None, slope: Float[Array, "b k n d"]) -> tuple[Float[Array, "b n c"]]:
-    if slope.dtype not in (jnp.bfloat16, jnp.float16):
-        return (rearrange(slope, "b k n d -> b n (k d)"),)
-    features = heads * slope.shape[-1]
-    identity = jnp.eye(features, dtype=slope.dtype).reshape(heads, -1, features)
-    return (jax.lax.optimization_barrier(jnp.einsum("bknd,kdc->bnc", slope, identity)),)
+part_heads.defvjp(
+    lambda a, heads, turned: (part_heads(a, heads, turned), None),
+    lambda heads, turned, _, slope: (_side_by_side(slope),),
+)
 
 
-part_heads.defvjp(lambda a, heads: (part_heads(a, heads), None), _joined_slope)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def join_heads(a: Float[Array, "b k m d"], count: int) -> Float[Array, "_ n c"]:
-    """Puts heads side by side, and parts the tokens of `count` sequences."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def join_heads(a: Float[Array, "b k m d"], count: int, turned: bool) -> Float[Array, "_ n c"]:
+    """Puts heads side by side, and parts the tokens of `count` sequences. A product that follows reads heads of whole
+    rows as they are."""
+    if turned:
+        return rearrange(_side_by_side(a), "b (r n) c -> (b r) n c", r=count)
     return rearrange(a, "b k (r n) d -> (b r) n (k d)", r=count)
 
 
 join_heads.defvjp(
-    lambda a, count: (join_heads(a, count), a.shape),
-    lambda count, shape, slope: (
-        part_heads(jax.lax.optimization_barrier(slope.reshape(shape[0], shape[2], -1)), shape[1]),
+    lambda a, count, turned: (join_heads(a, count, turned), a.shape),
+    lambda count, turned, shape, slope: (
+        part_heads(jax.lax.optimization_barrier(slope.reshape(shape[0], shape[2], -1)), shape[1], False),
     ),
 )
+
+
+def _side_by_side(a: Float[Array, "b k n d"]) -> Float[Array, "b n c"]:
+    """Heads side by side by a product with the identity, in bf16 and fp16, where that is exact.
+
+    XLA's TPU compiler moves those of 8192 tokens, 512 features, from the outside to each other's side in 185 k cycles
+    (v5e); a product reads them as they are, 44 k. The barriers keep a reshape that comes after from being done before.
+    """
+    if a.dtype not in (jnp.bfloat16, jnp.float16):
+        return rearrange(a, "b k n d -> b n (k d)")
+    features = a.shape[1] * a.shape[3]
+    identity = jnp.eye(features, dtype=a.dtype).reshape(a.shape[1], -1, features)
+    return jax.lax.optimization_barrier(jnp.einsum("bknd,kdc->bnc", a, identity))
 
 
 def tokens_last(head_dim: int) -> bool:

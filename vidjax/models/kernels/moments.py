@@ -15,25 +15,34 @@ from vidjax.runtime.platforms import platform
 Mean = Callable[[Float[Array, "*s c"]], Float[Array, " *r"]]
 
 
-def moments(x: Float[Array, "*s c"], mean: Mean) -> tuple[Float[Array, " *r"], Float[Array, " *r"]]:
-    """(mean, variance) of x in fp32, by a function that takes means over axes and keeps these as 1.
+def moments(x: Float[Array, "*s c"], mean: Mean, pool: Mean | None = None) -> tuple[Array, Array]:
+    """(mean, variance) of x in fp32, by a function that takes means over axes and keeps these as 1. `pool` then takes
+    means of such means, which may have an axis more after the first.
 
     The variance is that of the differences from the mean. Accelerators, which read memory once where two sums do not
     wait for each other, take E[x^2] - E[x]^2 of bf16 and fp16: of numbers that are rounded to 2^-8 it is as exact,
     unless their mean is hundreds of times their deviation.
     """
     y = x.astype(jnp.float32)
-    first = mean(y)
     if platform() == "cpu" or kernels.choice().textbook or x.dtype not in (jnp.bfloat16, jnp.float16):
+        whole = lambda y: mean(y) if pool is None else pool(mean(y))
+        first = whole(y)
         near = jax.lax.stop_gradient(first)  # whatever it is, what follows is the same, and the gradient has a sum less
-        return first, mean(jnp.square(y - near)) - jnp.square(first - near)
-    return first, jnp.maximum(mean(jnp.square(y)) - jnp.square(first), 0)
+        return first, whole(jnp.square(y - near)) - jnp.square(first - near)
+    first, second = mean(y), mean(jnp.square(y))
+    if pool is not None:  # of both at once
+        first, second = jnp.unstack(pool(jnp.stack([first, second], 1)), axis=1)
+    return first, jnp.maximum(second - jnp.square(first), 0)
 
 
-def mean_of_groups(x: Float[Array, "*s c"], axes: Sequence[int], groups: int) -> Float[Array, "*r c"]:
-    """Returns the mean over `axes` of each of `groups` of channels, repeated for its channels; computed channel by
-    channel first: half the time on a CPU. On TPUs a product sums the channels, which lie along the lanes."""
-    x = total(x, tuple(axes)) / math.prod(x.shape[axis] for axis in axes)
+def mean_over(x: Float[Array, "*s c"], axes: Sequence[int]) -> Float[Array, "*r c"]:
+    """Returns the mean over `axes`, which stay, of size 1."""
+    return total(x, tuple(axes)) / math.prod(x.shape[axis] for axis in axes)
+
+
+def mean_of_groups(x: Float[Array, "*s c"], groups: int) -> Float[Array, "*s c"]:
+    """Returns the mean of each of `groups` of channels, repeated for its channels. On TPUs a product sums the channels,
+    which lie along the lanes."""
     if platform() == "tpu" and not kernels.choice().textbook:
         size = x.shape[-1] // groups
         members = jnp.repeat(jnp.eye(groups, dtype=x.dtype), size, 0)  # [c groups]
