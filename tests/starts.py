@@ -39,7 +39,6 @@ os.environ.update(environment)
 for stream, file in enumerate((os.devnull, *files)):
     os.dup2(os.open(file, os.O_RDWR), stream)
 os.chdir(folder)
-gc.set_threshold(20_000, 20, 20)  # tracing makes many small things, and few that go in circles
 sys.argv = [program, *arguments]
 runpy.run_module(program, run_name="__main__", alter_sys=True)
 """

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from vidjax.models import kernels
@@ -59,7 +59,7 @@ def _with_gradient(jaxpr: Any, moved: Sequence[bool], asked: Sequence[bool]) -> 
             flops, out = _with_gradient(inner, inputs[len(inputs) - len(inner.invars) :], asked)
             total += _turns(equation) * flops
         total += _own(equation) * (1 + sum(inputs[:2]))
-        real = lambda var: jax.dtypes.issubdtype(var.aval.dtype, np.inexact)
+        real = lambda var: jnp.issubdtype(var.aval.dtype, jnp.inexact)
         moving |= {var for var, does in zip(equation.outvars, out) if does and real(var)}
     return total, [moves(atom) for atom in jaxpr.outvars]
 

@@ -54,10 +54,11 @@ def make_train_step(
         # Each device keeps its own examples: micro-batch m takes every k-th one.
         whole = (batch, draws.keys, draws.uniforms)
         micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), whole)
-        work = lambda batch, keys, uniforms: loss_and_grads(state, batch, Draws(keys, uniforms, draws.step))
-        first = jax.eval_shape(lambda: work(*jax.tree.map(lambda x: x[0], micro)))
+        # jitted, it is traced for the shapes alone, and not for the loop again
+        work = jax.jit(lambda state, step, *part: loss_and_grads(state, part[0], Draws(*part[1:], step)))
+        first = jax.eval_shape(lambda: work(state, draws.step, *jax.tree.map(lambda x: x[0], micro)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
-        add = lambda total, part: (jax.tree.map(jnp.add, total, work(*part)), None)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, work(state, draws.step, *part)), None)
         total, _ = jax.lax.scan(add, zeros, micro)
         return jax.tree.map(lambda x: x / accumulate, total)
 
