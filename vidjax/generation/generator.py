@@ -213,7 +213,7 @@ class Generator:
             known=None if known is None else (over(known[0]), np.asarray(known[1])),
             level=how.known_level,
             strength=how.frame_guidance if self.model.masked else how.reconstruction,
-            subjects=[self._region(subject, mesh, len(prompts), filled, shape) for subject in subjects],
+            subjects=[self._region(subject, mesh, len(prompts), filled, shape, how.fps) for subject in subjects],
         )
         seen = dict(report=progress is not None, look=look is not None)
         static = Options(how.sampler, how.eta, guidance, how.rescale, how.chunks, how.frame_guidance != 1.0, **seen)
@@ -264,11 +264,11 @@ class Generator:
         if self._look is not None:
             self._look(done, latents)
 
-    def _region(self, subject: Subject, mesh: Mesh, count: int, filled: int, shape: Shape) -> Region:
+    def _region(self, subject: Subject, mesh: Mesh, count: int, filled: int, shape: Shape, fps: float) -> Region:
         """A subject of `count` videos as arrays, over the mesh. Raises InputError for a mask of another size."""
         check_subject(subject, shape)
         params = self.params if subject.params is None else self.lay_out(subject.params)
-        conditions = batch_over(mesh, self.conditions([subject.prompt] * count), filled)
+        conditions = batch_over(mesh, self.conditions([subject.prompt] * count, fps), filled)
         return Region(self._on(mesh, params), conditions, np.asarray(subject.mask, np.float32))
 
     def _start(self, count: int, shape: Shape, seed: int) -> tuple[Key[Array, " b"], Float[Array, "b t h w c"]]:
