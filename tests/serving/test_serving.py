@@ -147,7 +147,7 @@ def test_a_cancelled_video_stops_between_two_steps(serving, client, monkeypatch)
     with one.stream("GET", f"/v1/videos/{id}/events") as events:
         for line in events.iter_lines():
             said.append(line)
-            if line.startswith("data:") and '"status": "in_progress"' in line and '"step": 0,' not in line:
+            if "event: preview" in said and '"status": "in_progress"' in line and '"step": 0,' not in line:
                 assert one.post(f"/v1/videos/{id}/cancel").json()["status"] == "cancelled"
     worker.join()
     assert "event: preview" in said and "event: progress" in said
