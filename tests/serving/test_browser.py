@@ -89,8 +89,8 @@ def test_a_video_by_keyboard_alone_and_another_key_does_not_see_it(visit, workin
     one.wait_for_function("document.querySelector('video').readyState > 0")
     assert "a fox in the browser" in player.get_attribute("aria-label")
 
-    tab_to(one, one.get_by_role("tab", name="Make"), 200)
-    one.keyboard.press("ArrowRight")
+    tab_to(one, one.get_by_role("tab", name="Videos"))
+    one.keyboard.press("Enter")
     choice = one.get_by_role("radio", name="a fox in the browser")
     choice.wait_for()
     tab_to(one, choice)

@@ -43,6 +43,8 @@ def test_killed_and_started_again_it_makes_the_same_video(folder, env, tmp_path)
     again, uncut = (client.get(f"/v1/videos/{id}/content").content for id in ids)
     assert again == uncut
     assert client.get("/v1/videos", headers={"host": "elsewhere.example"}).status_code == 403
+    other = program("serve", "--port=0", f"--folder={tmp_path / 'served'}", f"--model=fox={folder}", env=env)
+    assert other.returncode == 1 and "--folder" in other.stderr and "in use by process" in other.stderr
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 0

@@ -4,6 +4,7 @@ import io
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from vidjax.data.video_reading import read_frames
 from vidjax.data.video_writing import write_mp4
 from vidjax.generation import watermark
-from vidjax.serving.worker import Worker
+from vidjax.serving.requests import parse, settle, together
+from vidjax.serving.worker import Worker, make_card
 
 ASK = dict(prompt="a fox", seed=5)
 
@@ -145,7 +147,7 @@ def test_a_cancelled_video_stops_between_two_steps(serving, client, monkeypatch)
     with one.stream("GET", f"/v1/videos/{id}/events") as events:
         for line in events.iter_lines():
             said.append(line)
-            if line.startswith("data:") and '"status": "in_progress"' in line and '"step": 0,' not in line:
+            if "event: preview" in said and '"status": "in_progress"' in line and '"step": 0,' not in line:
                 assert one.post(f"/v1/videos/{id}/cancel").json()["status"] == "cancelled"
     worker.join()
     assert "event: preview" in said and "event: progress" in said
@@ -292,3 +294,10 @@ def test_what_is_over_expires(serving, client):
     serving.jobs.expire()
     assert code(one.get(f"/v1/videos/{ids[0]}/content")) == (404, "not_found")
     assert not serving.jobs.folder(ids[0]).exists() and one.get(f"/v1/videos/{ids[1]}").json()["status"] == "queued"
+
+
+def test_a_sampler_that_draws_noise_for_a_batch_makes_one_video_at_a_time(serving, generator, monkeypatch):
+    monkeypatch.setattr(generator, "defaults", replace(generator.defaults, eta=0.5))
+    cards = {"fox": make_card("fox", generator)}
+    found = [together(settle(parse({**ASK, **more}), cards, serving.jobs.limits)) for more in ({}, {"sampler": "ddpm"})]
+    assert found == ["", ""]

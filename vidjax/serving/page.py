@@ -25,7 +25,7 @@ SHOWN = 50  # videos of a user
 CACHE_SECONDS = (600, 3600)  # how often Gradio's copies of uploads are looked at, and how long they are kept
 CSS = """
 img, video {max-width: 100%; image-rendering: pixelated}
-.html-container > img, .html-container > video {min-width: min(100%, 16rem)}
+.prose > img, .prose > video {min-width: min(100%, 16rem)}
 .beside {display: flex; flex-wrap: wrap; gap: 1rem}
 .beside figure {margin: 0; flex: 1 1 9rem; max-width: 18rem}
 .beside img, .beside video {width: 100%}

@@ -104,7 +104,8 @@ class Visits:
         """Makes a player of a finished video."""
         video, poster = (self._address(job, name) for name in (VIDEO, THUMBNAIL))
         words = escape(name_of(job.settings), quote=True)
-        return f'<video controls autoplay loop muted playsinline aria-label="{words}" poster="{poster}" src="{video}">'
+        how = f'controls autoplay loop muted playsinline aria-label="{words}"'
+        return f'<video {how} poster="{poster}" src="{video}"></video>'
 
     def _address(self, job: Job, name: str) -> str:
         return address((self.jobs.folder(job.id) / name).read_bytes(), TYPES[name])
