@@ -194,7 +194,7 @@ def shapes() -> dict:
     recipe["model"] |= dict(channels=(96,), attention_levels=True, heads=4)
     recipe["diffusion"]["shift"] = 3.0
     stage = recipe["stages"]["diffusion"]
-    stage["train"] |= dict(steps=1500, batch_size=16, sample_every=None, validate_every=None, ema=0.995)
+    stage["train"] |= dict(steps=3000, batch_size=16, sample_every=None, validate_every=None, ema=0.995)
     unseen = ";".join(c.caption for c in SPLITS["heldout"])
     recipe["sample"] |= dict(num_steps=20, per_caption=4, fps=8.0, prompts=unseen)
     return recipe

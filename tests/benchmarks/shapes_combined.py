@@ -63,7 +63,9 @@ def main() -> None:
         videos = [video for seed, batch in enumerate(batches, 100) for video in generator(batch, seed=seed)]
         rows[f"{split}, samples"] = shares(list(zip(videos, captions)))
         sheet = list(zip(captions, videos))[: len(SPLITS["heldout"])]
-        contact_sheet(args.out / f"{split}.png", [video for _, video in sheet], labels=[text for text, _ in sheet])
+        contact_sheet(
+            args.out / f"{split}.png", [video[None] for _, video in sheet], labels=[text for text, _ in sheet]
+        )
     found = {
         "command": " ".join(["python", "tests/benchmarks/shapes_combined.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

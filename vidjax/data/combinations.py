@@ -49,9 +49,10 @@ def combinations(path: str = "", split: str = "train") -> Source:
 
     def item(i: int) -> Item:
         what, place = shown[i // PLACES], i % PLACES
-        down, right = MOVES[what.direction]
         beside = MARGIN + (1 - 2 * MARGIN) * place / (PLACES - 1)
-        start = tuple(beside if not v else MARGIN if v > 0 else 1 - MARGIN for v in (down, right))
+        begin = lambda along: beside if not along else MARGIN if along > 0 else 1 - MARGIN
+        down, right = MOVES[what.direction]
+        start = (begin(down), begin(right))
         clip = lambda: draw(what.shape, what.colour, what.direction, FRAMES, PIXELS, SIZES[what.size], start)
         return Item(f"{what.caption} {place}", what.caption, SHAPES.index(what.shape), lambda: ArrayVideo(clip(), FPS))
 
