@@ -14,10 +14,13 @@ from tiny_folder import I2VGEN, write_folder
 from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
 from vidjax.generation.pretrained import load_generator
+from vidjax.models.keys import Keys
+from vidjax.models.lora import lora_tensors
 from vidjax.models.picture_tokens import PictureTokensTraining, averaging, places_of
 from vidjax.recipes import build as recipe
 from vidjax.recipes.run import train
-from vidjax.weights import pretrained
+from vidjax.training.strategies import strategy
+from vidjax.weights import lora, pretrained
 
 CLIP = Path(__file__).parents[2] / "vidjax" / "clips" / "real" / "path.mp4"
 SIZE, FRAMES = (16, 24), 3
@@ -127,6 +130,21 @@ def test_a_folder_goes_out_bit_equal(folder, tmp_path):
     there = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
     assert there == sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*"))
     assert all((folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in there)
+
+
+def test_adapters_go_out_and_come_back(folder, tmp_path):
+    """Those of the U-Net; what reads the picture has none."""
+    model, tune = pretrained.load(folder).model, strategy("lora", rank=2)
+    tune.surgery(model, Keys(0))
+    tensors = lora_tensors(model)
+    assert tensors and all(path.startswith("unet.") for path in tensors)
+    pretrained.save_adapters(model, tensors, folder, tmp_path)
+    back = lora.load(tmp_path, 1)
+    ends = ("lora_down", "lora_up")
+    assert {path for path in back if path.endswith(ends)} == {path for path in tensors if path.endswith(ends)}
+    for path in tensors:
+        if path.endswith("lora_down"):
+            np.testing.assert_array_equal(back[path], tensors[path])
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ class Generator:
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
         lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
-        pictures: Sequence[UInt8[np.ndarray, "p q 3"]] | UInt8[np.ndarray, "n p q 3"] | None = None,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n p q 3"] | None = None,
         subjects: Sequence[Subject] = (),
         progress: Report | None = None,
         look: Look | None = None,
@@ -455,7 +455,7 @@ class Generator:
 
     def _picture_conditions(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "p q 3"]] | UInt8[np.ndarray, "n p q 3"] | None,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n p q 3"] | None,
         size: tuple[int, ...],
         shape: Shape,
         keys: Key[Array, " b"],

@@ -146,7 +146,7 @@ class PictureTokens(nnx.Module):
 
     def seen(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "p q 3"]],
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"],
         size: tuple[int, int],
         shape: tuple[int, ...],
         normal: Callable[[tuple[int, ...]], Array],
