@@ -20,7 +20,7 @@ from vidjax.data.shapes import draw
 from vidjax.data.video_writing import write_mp4
 from vidjax.recipes.config import OPTIONS
 from vidjax.recipes.named import recipe_files
-from vidjax.weights import configs
+from vidjax.weights import configs, families
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -124,7 +124,7 @@ def test_every_recipe_is_in_the_table():
 
 def test_what_is_read_and_what_is_refused_are_in_the_table_of_checkpoints():
     read, refused = (DOCS / "checkpoints.md").read_text().split("Refused by name")
-    assert all(f"`{name}`" in read for name in configs.CLASSES)
+    assert all(f"`{name}`" in read for name in (*configs.CLASSES, *families.FAMILIES))
     assert first_cells(refused) == set(configs.NOT_YET)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_configs import RECIPES, ROOT, config
-from tiny_folder import CONFIGS, STABLE_DIFFUSION_1, STABLE_VIDEO, VIDEO, write_configs
+from tiny_folder import CONFIGS, I2VGEN, STABLE_DIFFUSION_1, STABLE_VIDEO, VIDEO, write_configs
 
 from vidjax.models.parameters import abstract_parameters
 from vidjax.recipes import build as recipe
@@ -21,6 +21,7 @@ FILE = Path(__file__).with_name("parameter_paths.txt")
 TUNING = ["tune_a_video:default", "tune_a_video:released", "tune_a_video:dreamix", "dreambooth:full", "dreambooth:text"]
 TUNING += ["dreambooth:lora", "dreambooth:video", "align_latents:default", "motion_director:default"]
 TUNING += ["animate_diff:default", "svd:temporal", "svd:lora", "svd:full"]
+TUNING += ["i2vgen:full", "i2vgen:temporal", "i2vgen:lora"]
 TINY = ["tiny:pixels", "tiny:latent"]
 NAMES = [*TINY, *RECIPES, *TUNING]
 
@@ -30,7 +31,7 @@ def lines_of(name: str, folder: Path) -> list[str]:
     made = config(name, ROOT / ("tests" if name in TINY else "configs"))
     if "pretrained" in made:
         own = CONFIGS | ({"unet": VIDEO} if name.startswith("motion") else {})
-        own = STABLE_VIDEO if name.startswith("svd") else own
+        own = STABLE_VIDEO if name.startswith("svd") else I2VGEN if name.startswith("i2vgen") else own
         around = write_configs(folder / "pretrained", own if name in TUNING else STABLE_DIFFUSION_1)
         made |= dict(pretrained=str(around)) | ({} if own is STABLE_VIDEO else dict(prompt="a fox"))
     if "prior" in made.get("finetune", {}):

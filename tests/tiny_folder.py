@@ -134,6 +134,36 @@ STABLE_VIDEO = {
     ),
 }
 
+# An I2VGen-XL: a ModelScope, both towers of CLIP. Its text encoder's last layer is not used.
+I2VGEN = {
+    "unet": dict(
+        _class_name="I2VGenXLUNet",
+        sample_size=8,
+        block_out_channels=[32],
+        down_block_types=["CrossAttnDownBlock3D"],
+        up_block_types=["CrossAttnUpBlock3D"],
+        layers_per_block=1,
+        cross_attention_dim=24,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    ),
+    "vae": CONFIGS["vae"],
+    "text_encoder": dict(CONFIGS["text_encoder"], num_hidden_layers=2, hidden_act="gelu"),
+    "image_encoder": dict(STABLE_VIDEO["image_encoder"], patch_size=16, image_size=32),
+    "feature_extractor": dict(crop_size=dict(height=32, width=32), size=dict(shortest_edge=32)),
+    "scheduler": dict(
+        _class_name="DDIMScheduler",
+        beta_schedule="squaredcos_cap_v2",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+        steps_offset=1,
+        timestep_spacing="leading",
+    ),
+}
+
 
 def write_configs(
     path: Path, configs: dict = CONFIGS, vocabulary: Sequence[str] = VOCABULARY, merges: Sequence[str] = MERGES

@@ -52,6 +52,9 @@ IMAGE = flags.DEFINE_multi_string(
 )
 MOTION_BUCKET = flags.DEFINE_float("motion_bucket", None, "With --image, how much moves: 0 to 255; default: 127.")
 IMAGE_NOISE = flags.DEFINE_float("image_noise", None, "With --image, noise on it, which makes it move; default: 0.02.")
+PICTURE_TWICE = flags.DEFINE_bool(
+    "picture_twice", None, "I2VGen-XL: whether the picture counts twice beside each frame, as its training had it."
+)
 FPS = flags.DEFINE_float("fps", None, "Frames per second of the video; some models are told; default: the recipe's.")
 DECODE_FRAMES = flags.DEFINE_integer(
     "decode_frames",
@@ -129,7 +132,8 @@ def main() -> None:
         return write_long(generator, prompts, size, options, parse_local(os.fspath(out)))
     arrays = given_arrays(generator, size)
     if pictures:
-        arrays["pictures"] = fit_pictures(pictures, size)
+        whole = getattr(generator.model.embedders.get("picture"), "whole", False)
+        arrays["pictures"] = pictures if whole else fit_pictures(pictures, size)
     trained, chunk = generator.size[0], generator.defaults.chunk
     if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
         print(
@@ -152,7 +156,7 @@ def check_flags() -> None:
     """Raises InputError for flags that do not go together."""
     if bool(WORKDIR.value) == bool(PRETRAINED.value):
         raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
-    for flag in (INFLATE, NORM_OVER, MOTION_ADAPTER):
+    for flag in (INFLATE, NORM_OVER, MOTION_ADAPTER, PICTURE_TWICE):
         if WORKDIR.value and flag.value:
             raise InputError(f"--{flag.name} is for --pretrained; a run has layers of its own")
     if KARRAS.value and SPACING.value not in (None, "karras"):
@@ -341,7 +345,7 @@ def make_generator() -> "AnyGenerator":
     from vidjax.generation.pretrained import load_generator
 
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)
-    given["motion_adapter"] = MOTION_ADAPTER.value
+    given["motion_adapter"], given["twice"] = MOTION_ADAPTER.value, PICTURE_TWICE.value
     return load_generator(Path(PRETRAINED.value), **given)
 
 

@@ -74,7 +74,7 @@ def test_what_a_video_is_told_and_shown(folder):
     [
         (["a cat"], np.zeros((1, *SIZE, 3), np.uint8), "does not read text; it knows picture"),
         ([""], None, "moves a picture and has none: give it one, --image"),
-        ([""], np.zeros((2, *SIZE, 3), np.uint8), "the pictures are"),
+        ([""], np.zeros((2, *SIZE, 3), np.uint8), "there are 2 pictures for 1 videos; give one each"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(folder, prompts, pictures, said):

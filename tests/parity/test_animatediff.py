@@ -21,7 +21,7 @@ from vidjax.generation.adapters import merge_lora_files  # noqa: E402
 from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
-from vidjax.weights import animatediff, configs, convert, pretrained  # noqa: E402
+from vidjax.weights import animatediff, convert, pretrained  # noqa: E402
 from vidjax.weights.diffusers import ANIMATEDIFF  # noqa: E402
 from vidjax.weights.diffusers import unet as skeleton  # noqa: E402
 
@@ -281,7 +281,7 @@ def test_at_full_size_every_key_is_read_and_the_counts_are_the_published_ones():
             reference = diffusers.UNetMotionModel(cross_attention_dim=768, use_motion_mid_block=mid)
             alone = diffusers.MotionAdapter(use_motion_mid_block=mid)
         config = json.loads(json.dumps({**reference.config, "_class_name": "UNetMotionModel"}))
-        ours, rules = configs.unet_config(config)
+        ours, rules = animatediff.read_unet(config)
         model = nnx.eval_shape(lambda ours=ours: UNet(ours, rngs=OneKey()))
         shapes = {path: leaf.shape for path, leaf in convert.parameters(model).items()}
         tensors = {key: np.broadcast_to(np.uint8(0), tuple(v.shape)) for key, v in reference.state_dict().items()}

@@ -165,7 +165,7 @@ class Generator:
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
         lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
-        pictures: UInt8[np.ndarray, "n p q 3"] | None = None,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n p q 3"] | None = None,
         subjects: Sequence[Subject] = (),
         progress: Report | None = None,
         look: Look | None = None,
@@ -179,9 +179,10 @@ class Generator:
         the others go: a model trained with frame masks sees them under the noise of `known_level`, another is guided by
         `reconstruction`. begin: latents that get the noise of the first of the last `strength` share of the steps, all
         that is then done (Meng et al. 2022, SDEdit). nulls: null captions per step, from `null_text`. lowres: the
-        videos that a stage of a cascade makes larger. pictures: what the videos begin with, of their size. subjects:
-        each acts in its mask, the prompt outside of all; where masks meet, the mean of them. progress: is called with
-        the number of steps done, look: with that and the clean latents that are predicted there. Raises InputError.
+        videos that a stage of a cascade makes larger. pictures: what the videos begin with, of their size; a model with
+        `picture.whole` takes them of any. subjects: each acts in its mask, the prompt outside of all; where masks meet,
+        the mean of them. progress: is called with the number of steps done, look: with that and the clean latents that
+        are predicted there. Raises InputError.
         """
         how, shape = with_options(self.defaults, options), self.latent_shape(frames, size)
         self._check_memory(how, len(prompts), shape, self._video_size(frames, size))
@@ -192,7 +193,7 @@ class Generator:
         conditions = {
             **self.conditions(prompts, how.fps),
             **self._lowres_conditions(lowres, shape, keys, how.lowres_level),
-            **self._picture_conditions(pictures, self._video_size(frames, size)[1:], keys, how),
+            **self._picture_conditions(pictures, self._video_size(frames, size)[1:], shape, keys, how),
         }
         mesh = self._mesh(shape[0], how.chunk)
         guidance, filled = sampling.guidance_mode(how, mesh, len(prompts), shape)
@@ -457,8 +458,9 @@ class Generator:
 
     def _picture_conditions(
         self,
-        pictures: UInt8[np.ndarray, "n p q 3"] | None,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n p q 3"] | None,
         size: tuple[int, ...],
+        shape: Shape,
         keys: Key[Array, " b"],
         how: SampleConfig,
     ) -> Conditions:
@@ -471,12 +473,14 @@ class Generator:
             return {}
         if pictures is None:
             raise InputError("this model moves a picture and has none: give it one, --image")
-        if pictures.shape != (count, *size, 3):
-            raise InputError(f"the pictures are {pictures.shape}, these videos begin with {(count, *size, 3)}")
-        eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, sampling.APART), (*size, 3)))(keys)
-        each = lambda value: np.full(count, value, np.float32)
-        seen = {"frame": pictures, "eps": eps, "level": each(how.picture_noise)}
-        seen |= {"fps": each(how.fps), "motion": each(how.motion_bucket)}
+        if how.chunk and self.model.picture.whole:
+            raise InputError(f"sample.chunk={how.chunk}: this model is told the place of each frame; leave it out")
+        if len(pictures) != count:
+            raise InputError(f"there are {len(pictures)} pictures for {count} videos; give one each")
+        normal = lambda shape: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, sampling.APART), shape))(
+            keys
+        )
+        seen = self.model.embedders["picture"].seen(pictures, size, shape, normal, how)
         mesh = self._mesh(1)
         entry = run_over(mesh, self._see_pictures, self._on(mesh, self.params), seen)
         return {"picture": jax.tree.map(jnp.asarray, entry)}

@@ -203,14 +203,16 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """x + ff(norm(x)), gated by the exact gelu (Shazeer 2020)."""
+    """x + ff(norm(x)), gated by the exact gelu (Shazeer 2020). `plain`: neither norm nor gate."""
 
-    def __init__(self, dim: int, zero: bool = False, *, rngs: nnx.Rngs):
-        self.norm = LayerNorm(dim, rngs=rngs)
-        self.proj_in = linear(dim, 8 * dim, rngs=rngs)
+    def __init__(self, dim: int, zero: bool = False, plain: bool = False, *, rngs: nnx.Rngs):
+        self.norm = nnx.data(None if plain else LayerNorm(dim, rngs=rngs))
+        self.proj_in = linear(dim, (4 if plain else 8) * dim, rngs=rngs)
         self.proj_out = linear(4 * dim, dim, zero=zero, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*s c"], ctx: Context) -> Float[Array, "*s c"]:
+        if self.norm is None:
+            return x + self.proj_out(gelu(self.proj_in(x)))
         h, gate = jnp.split(self.proj_in(self.norm(x, ctx)), 2, -1)
         return x + self.proj_out(h * gelu(gate))
 

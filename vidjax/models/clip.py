@@ -44,12 +44,18 @@ class ClipTextConfig(Tower):
     """The defaults are ViT-L's, in Stable Diffusion 1; Stable Diffusion 2 has the first 23 layers of OpenCLIP's ViT-H.
 
     `eos`: the id of the token to pool at. Configs written before 2023 say 2, which no text contains; it stands for the
-    highest id in the text.
+    highest id in the text. `skip`: the last so many layers are there, but nothing goes through them.
     """
 
     vocabulary: int = 49408
     length: int = 77
     eos: int = 49407
+    skip: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.skip < self.layers:
+            raise InputError(f"CLIP's skip={self.skip} leaves none of its {self.layers} layers; lower it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +136,7 @@ class ClipText(nnx.Module):
         if mask is not None:
             visible = visible & mask[:, None, None]
         x = look_up(self.token_embedding, ids) + look_up(self.position_embedding, jnp.arange(n))
-        for layer in self.layers:
+        for layer in self.layers[: len(self.layers) - self.config.skip]:
             x = layer(x, visible)
         x = self.final_layer_norm(x)
         end = jnp.argmax(ids if self.config.eos == 2 else ids == self.config.eos, -1)

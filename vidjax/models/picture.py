@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,8 @@ class PictureEmbedder(nnx.Module):
     """
 
     key, drop = "picture", 0.0  # `draw` hides it
+    whole = False  # pictures have the size of the video
+    Training = PictureTraining
 
     def __init__(self, config: ClipImageConfig, features: int = 256, *, rngs: nnx.Rngs):
         self.encoder = ClipImage(config, rngs=rngs)
@@ -90,6 +92,22 @@ class PictureEmbedder(nnx.Module):
             "numbers": jnp.stack([fps - 1, motion, level], 1),
             "shown": jnp.ones((len(level), 2)),
         }
+
+    def seen(
+        self,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"],
+        size: tuple[int, int],
+        shape: tuple[int, ...],
+        normal: Callable[[tuple[int, ...]], Array],
+        how: Any,
+    ) -> dict[str, Any]:
+        """Makes the arguments of `entry` for pictures of `size` (h, w), `normal(shape)` for each, and what of a
+        SampleConfig the network is told. Raises InputError for pictures of another size."""
+        if wrong := [each.shape for each in pictures if each.shape != (*size, 3)]:
+            raise InputError(f"a picture is {wrong[0]}, these videos begin with {(*size, 3)}")
+        each = lambda value: np.full(len(pictures), value, np.float32)
+        told = {"level": each(how.picture_noise), "fps": each(how.fps), "motion": each(how.motion_bucket)}
+        return {"frame": np.stack(pictures), "eps": normal((*size, 3)), **told}
 
     def draw(self, codec: Any, video: UInt8[Array, "b t h w 3"], draws: Draws) -> dict[str, Array]:
         """Makes the entry for clips in training: their first frames, under noise of a random level, and now and then

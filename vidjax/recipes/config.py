@@ -22,6 +22,7 @@ from vidjax.models.autoencoder import AutoencoderConfig
 from vidjax.models.conditioning import EMBEDDERS, FRAME_MASKS
 from vidjax.models.discriminator import DiscriminatorConfig
 from vidjax.models.picture import PictureTraining
+from vidjax.models.picture_tokens import PictureTokensTraining
 from vidjax.models.unet import UNetConfig
 from vidjax.recipes.tuning import Prior, TunedConfig
 from vidjax.runtime.sharding import make_mesh
@@ -48,7 +49,7 @@ OPTIONS: dict[str, Any] = dict(
     model=_options(UNetConfig, TunedConfig, without=("out_channels", "tokens_dim", "vector_dim")),
     conditioning={
         **{name: _options(kind, without=("rngs",)) for name, kind in EMBEDDERS.items()},
-        "picture": _options(PictureTraining, without=("fps",)),
+        "picture": _options(PictureTraining, PictureTokensTraining, without=("fps",)),
     },
     diffusion=_options(*SCHEDULES.values(), schedule=str, prediction=str),
     loss=_options(

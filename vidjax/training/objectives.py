@@ -35,6 +35,7 @@ def diffusion(
     anchor: float = 1.0,
     own_images: int = 0,
     image_share: float | None = None,
+    offset_noise: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """E ||prediction - target||^2 over noise and time (Ho et al. 2020, eq. 14), with conditions dropped at random.
 
@@ -42,8 +43,9 @@ def diffusion(
     `sample_times`. every, own_images: which latents are diffused, see `clips_to_diffuse` and `stills`. image_share: the
     stills' share of the loss, by default all frames count alike (Dreamix: 1 - alpha); where it is 1, the network does
     not see the clip (MotionDirector's spatial loss). debiased, anchor: weight (theirs: 1) and beta of MotionDirector's
-    second loss, see `debias`. A model that enlarges a smaller video is given one made of the clip, see `models.lowres`.
-    Raises InputError where these contradict each other, the data or the model.
+    second loss, see `debias`. offset_noise: weight of further noise that is one number for each channel of a frame, so
+    that the mean changes, too (VGen: 0.1). A model that enlarges a smaller video is given one made of the clip, see
+    `models.lowres`. Raises InputError where these contradict each other, the data or the model.
     """
     clip, still = clips_to_diffuse(model, batch, draws, every, own_images)
     images = still.shape[1]
@@ -55,6 +57,8 @@ def diffusion(
     known = sample_known(draws, clip.shape[1], images, frame_masks)
     t = sample_times(schedule, draws, known, known_level)
     eps = draws.named("noise").normal(x0.shape[1:])
+    if offset_noise:
+        eps += offset_noise * draws.named("offset_noise").normal((x0.shape[1], 1, 1, x0.shape[-1]))
     cond = sample_conditions(model, batch, draws, schedule, x0, images, known)
     predicted = model(*schedule.network_input(schedule.q_sample(x0, eps, t), t), cond, images)
     residual = predicted - schedule.target(x0, eps, t, prediction)

@@ -31,7 +31,7 @@ def _leave(model: nnx.Module, rngs: nnx.Rngs) -> None:
     """The surgery of a strategy that adds nothing."""
 
 
-def _paths(pattern: str, outside: str = r"^(codec|text|picture)\.") -> Strategy:
+def _paths(pattern: str, outside: str = r"^(codec|text|picture\.encoder)\.") -> Strategy:
     """Train what `pattern` finds, but nothing that `outside` finds."""
     return Strategy(_leave, lambda path: bool(re.search(pattern, path)) and not re.search(outside, path))
 

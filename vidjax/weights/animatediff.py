@@ -19,11 +19,12 @@ from vidjax.errors import InputError
 from vidjax.models.attention import sinusoid_interleaved
 from vidjax.models.clip import ClipTextConfig
 from vidjax.models.layers import Over
-from vidjax.models.unet import Temporal
+from vidjax.models.unet import Temporal, UNetConfig
 from vidjax.runtime.storage import write_json
 from vidjax.settings import choose
+from vidjax.weights.configs import expect, unet_config
 from vidjax.weights.convert import Rules, rename
-from vidjax.weights.diffusers import rename_blocks
+from vidjax.weights.diffusers import ANIMATEDIFF, rename_blocks
 from vidjax.weights.folder import INDEX, Folder, read_file, read_json, read_weights
 from vidjax.weights.single_file import Renamed, SingleFile
 
@@ -108,6 +109,13 @@ def temporal(config: Mapping[str, Any]) -> Temporal:
         norm_over=choose(over, {"frame": "frame", "clip": "clip"}, f"unet/config.json: {NORM_OVER}"),
         longest=config.get("motion_max_seq_length", 32),
     )
+
+
+def read_unet(config: Mapping[str, Any], norm_over: Over | None = None) -> tuple[UNetConfig, Rules]:
+    """Converts the config.json of a UNetMotionModel; also returns `ANIMATEDIFF`. Raises InputError."""
+    expect(config := plain(config), UNET, "unet/config.json")
+    image, _ = unet_config(image_config(config), norm_over)
+    return dataclasses.replace(image, after_attention=temporal(config)), ANIMATEDIFF
 
 
 @dataclasses.dataclass(frozen=True)

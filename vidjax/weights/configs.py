@@ -12,20 +12,18 @@ from vidjax.models.clip import ACTIVATIONS, ClipImageConfig, ClipTextConfig
 from vidjax.models.layers import Over
 from vidjax.models.unet import Temporal, UNetConfig
 from vidjax.settings import choose
-from vidjax.weights import animatediff
 from vidjax.weights.convert import Rules
-from vidjax.weights.diffusers import ANIMATEDIFF, MODELSCOPE, TUNE_A_VIDEO
+from vidjax.weights.diffusers import MODELSCOPE, TUNE_A_VIDEO
 
 Config = Mapping[str, Any]
 
-CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel", animatediff.CLASS)}
+CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel")}
 NOT_YET = {
-    "I2VGenXLUNet": "I2VGen-XL",
     "ControlNetModel": "a ControlNet",
     "SparseControlNetModel": "AnimateDiff's SparseCtrl",
     "T2IAdapter": "a T2I-Adapter",
 }
-READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope, ZeroScope, AnimateDiff and Stable Video Diffusion"
+READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope, ZeroScope, AnimateDiff, Stable Video Diffusion, I2VGen-XL"
 NORM_OVER = "vidjax_norm_over"  # in a folder of Tune-A-Video that was written here, if not as its code computes
 SILU = ("silu", "swish")
 UNET = {  # key: the values that the U-Net here stands for
@@ -133,10 +131,6 @@ def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConf
     """
     where = "unet/config.json"
     name = class_of(config, CLASSES, where)
-    if name == animatediff.CLASS:
-        expect(config := animatediff.plain(config), animatediff.UNET, where)
-        image, _ = unet_config(animatediff.image_config(config), norm_over)
-        return dataclasses.replace(image, after_attention=animatediff.temporal(config)), ANIMATEDIFF
     expect(config, UNET, where)
     if name == "UNet3DConditionModel" and "flip_sin_to_cos" not in config:
         name = "ModelScope"  # a namesake: showlab's class has that option, diffusers' has not

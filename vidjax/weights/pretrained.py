@@ -1,9 +1,11 @@
 """Models of other projects, from a folder of diffusers' or one file of Stable Diffusion's, train and sample here."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,11 @@ from vidjax.runtime.storage import write_json
 from vidjax.weights import animatediff, convert, diffusers, lora
 from vidjax.weights.animatediff import WithMotion
 from vidjax.weights.components import Part
-from vidjax.weights.configs import NORM_OVER, sampler, schedule, unet_config
+from vidjax.weights.configs import NORM_OVER, sampler, schedule
 from vidjax.weights.families import VIDEO_FILES, family_of
 from vidjax.weights.folder import INDEX, Folder, read_json
 from vidjax.weights.single_file import SingleFile
 from vidjax.weights.sources import open_source
-from vidjax.weights.stable_video import VideoComponents
 from vidjax.weights.tensors import read
 from vidjax.weights.video_file import Entries, VideoFile
 
@@ -71,6 +72,7 @@ def load(
     remat: str = "none",
     weights: bool = True,
     motion_adapter: str | Path | None = None,
+    twice: bool | None = None,
 ) -> Pretrained:
     """Loads a folder, or one file, with a U-Net, an autoencoder and a CLIP; images are videos of one frame.
 
@@ -79,11 +81,12 @@ def load(
     parameters whose paths match the regular expression `fresh`, with `inflate` by default all over time ("temp"). Every
     other parameter without weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype:
     of all parameters; memory stays near one copy of them. weights: false for a model of shapes, which reads no weights.
-    motion_adapter: AnimateDiff's motion modules for a Stable Diffusion 1, see `animatediff.read_adapter`.
-    Raises InputError.
+    motion_adapter: AnimateDiff's motion modules for a Stable Diffusion 1, see `animatediff.read_adapter`. twice: of
+    I2VGen-XL, see `models.picture_tokens`; None: as the folder says, else once. Raises InputError.
     """
     if (file := open_video_file(path)) is not None:
-        for flag, value in (("inflate", inflate), ("norm_over", norm_over), ("motion_adapter", motion_adapter)):
+        given = dict(inflate=inflate, norm_over=norm_over, motion_adapter=motion_adapter, twice=twice)
+        for flag, value in given.items():
             if value:
                 raise InputError(
                     f"{flag}={value!r} is for image models, {path} is a video model of {file.family}'s: leave it out"
@@ -112,9 +115,13 @@ def load(
         return VideoModel(unet, components.embedders(unet, rngs), codec, remat=remat, rngs=rngs)
 
     model = nnx.eval_shape(lambda: make(OneKey()))
+    if twice is not None:
+        if not hasattr(model.embedders.get("picture"), "twice"):
+            raise InputError(f"twice={twice} is of I2VGen-XL, {path} is another model: leave it out")
+        model.picture.twice = twice
     if weights:
         check_size(model, path, dtype)
-        own = Part("unet", model.unet, [*rules, *diffusers.unet(unet.blocks_per_level)], [], animatediff.BUFFERS)
+        own = Part("unet", model.unet, [*rules, *diffusers.unet(unet.blocks_per_level)], [], family.ignore)
         fill(model, lambda: make(Keys(0)), folder, [own, *components.parts(model)], fresh, dtype)
     name, caveat = sampler(scheduler)
     return Pretrained(
@@ -164,7 +171,7 @@ def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> So
     source = open_source(path)
     if not motion_adapter:
         return source
-    unet_config(source.config("unet"))  # raises for one that is not read
+    family_of(config := source.config("unet")).read_unet(config, None)  # raises for one that is not read
     return WithMotion(source, animatediff.read_adapter(motion_adapter))
 
 
@@ -172,7 +179,7 @@ def moves_pictures(path: str | Path) -> bool:
     """Whether the model at `path` makes videos of pictures. Raises InputError if there is none."""
     if open_video_file(path) is not None:
         return False
-    return family_of(open_source(path).config("unet")).components is VideoComponents
+    return family_of(open_source(path).config("unet")).pictures
 
 
 def fill(
@@ -217,6 +224,7 @@ def save(
         return file.write(model, out / file.path.name)
     folder = open_model(source, motion_adapter)
     config = config_for(model.unet.config, folder.config("unet"))
+    config = family_of(config).write_config(config, model)
     image = image and is_tune_a_video(config)
     if image:
         config = deflate_config(config)
@@ -229,28 +237,29 @@ def save(
     if (out / INDEX).is_file():
         index = read_json(out / INDEX, "it is model_index.json of diffusers")
         write_json(out / INDEX, {**index, **(RELEASED if is_tune_a_video(config) else IMAGE if image else {})})
-    motion = config["_class_name"] == animatediff.CLASS
-    for part, tensors in tensors_by_part(model, source, config):
-        leave = r"\.(attn|norm)_temp\." if image else r"$^"
-        tensors = {key: np.ascontiguousarray(v) for key, v in tensors.items() if not re.search(leave, key)}
-        if motion and part.name == "unet":
-            tensors = animatediff.add_buffers(tensors, config, buffers_of(folder))
+    leave = r"\.(attn|norm)_temp\." if image else r"$^"
+    for name, file, tensors in tensors_by_part(model, source, config):
+        tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items() if not re.search(leave, key)}
+        if name == "unet":
+            tensors = family_of(config).complete(tensors, config, partial(buffers_of, folder))
             if (alone := out / "motion_adapter").is_dir():
                 write_motion_modules(tensors, alone)
-        save_file(tensors, out / part.name / f"{part.file}.safetensors", metadata={"format": "pt"})
+        save_file(dict(tensors), out / name / f"{file}.safetensors", metadata={"format": "pt"})
 
 
 def tensors_by_part(
     model: VideoModel, source: str | Path, config: Mapping[str, Any]
-) -> Iterator[tuple[Part, dict[str, np.ndarray]]]:
-    """Yields the parts of a model that came from `source`, each with its tensors under the keys of a folder whose
-    U-Net has the config.json `config`."""
+) -> Iterator[tuple[str, str, dict[str, np.ndarray]]]:
+    """Yields (part, file, its tensors) for each part of a model that came from `source`, under the keys of a folder
+    whose U-Net has the config.json `config`."""
     family = family_of(config)
     keys = [*diffusers.unet_keys(model.unet.config.blocks_per_level), *family.keys]
     projections = "" if linear_projection(config, model.unet.config) else r"|attentions\.\d+\.proj_(in|out)"
-    for part in (Part("unet", model.unet, [], keys), *family.components.of(source).parts(model)):
-        pointwise = rf"(conv_shortcut|quant_conv{projections})\.weight$"
-        yield part, convert.unfit(parameters(part.module), part.keys, pointwise)
+    pointwise = rf"(conv_shortcut|quant_conv{projections})\.weight$"
+    every = (Part("unet", model.unet, [], keys), *family.components.of(source).parts(model))
+    for (name, file), parts in itertools.groupby(every, lambda part: (part.name, part.file)):
+        made = [convert.unfit(parameters(part.module), part.keys, pointwise) for part in parts]
+        yield name, file, {key: value for each in made for key, value in each.items()}
 
 
 def save_single_file(model: VideoModel, source: str | Path, out: str | Path) -> None:
@@ -265,7 +274,7 @@ def save_single_file(model: VideoModel, source: str | Path, out: str | Path) -> 
     if is_tune_a_video(config):
         raise InputError(f"the U-Net has layers over time that {source} has not; take --format=tune_a_video")
     out.mkdir(parents=True, exist_ok=True)
-    file.write({part.name: tensors for part, tensors in tensors_by_part(model, source, config)}, out / file.path.name)
+    file.write({name: tensors for name, _, tensors in tensors_by_part(model, source, config)}, out / file.path.name)
 
 
 def buffers_of(folder: Source) -> Mapping[str, np.ndarray]:
