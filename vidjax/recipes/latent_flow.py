@@ -110,7 +110,7 @@ def flow_statistics(
     mean, square = np.concatenate([run_over(place, run, state, group) for group in groups]).mean(0).astype(np.float64)
     variance = square - mean**2
     variance[:2] = variance[:2].mean()
-    return {"shift": (-mean).tolist(), "scale": (1 / np.maximum(np.sqrt(variance), LEAST)).tolist()}
+    return {"shift": (-mean).tolist(), "scale": (1 / np.sqrt(np.maximum(variance, LEAST**2))).tolist()}
 
 
 def of_clips(generator: Generator, dataset: Dataset, count: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
