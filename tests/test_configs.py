@@ -22,11 +22,12 @@ from vidjax.training.stage import Stage, abstract_loss
 ROOT = Path(__file__).parents[1]
 DEFAULTS = dict(lvdm="clips", ddpm="fashion", vdm="clips", dreambooth="full", tune_a_video="default")
 DEFAULTS |= dict(align_latents="default", motion_director="default", lvdm_text="paper", imagen_video="paper")
-DEFAULTS |= dict(animate_diff="default", svd="temporal", videocrafter="temporal", i2vgen="full")
+DEFAULTS |= dict(animate_diff="default", svd="temporal", videocrafter="temporal", i2vgen="full", lfdm="shapes")
 RECIPES = ["lvdm:clips", "lvdm:sky", "lvdm:ucf101", "lvdm:taichi", "ddpm:mnist", "ddpm:fashion", "ddpm:cifar10"]
 RECIPES += ["lvdm_text:paper", "lvdm_text:clips", "imagen_video:paper", "imagen_video:clips"]
 RECIPES += ["lvdm:adversary", "lvdm:sky_prediction", "lvdm:sky_interpolation", "lvdm:long", "vdm:clips", "vdm:ucf101"]
 RECIPES += ["lvdm:faceforensics", "lvdm:mead", "lvdm:webvid", "lvdm:shapes"]
+RECIPES += ["lfdm:shapes", "lfdm:clips", "lfdm:mug", "lfdm:natops"]
 
 RELEASED = {"lvdm:sky": 548_904_580, "lvdm_text:paper": 958_924_964}  # parameters of the released U-Nets
 

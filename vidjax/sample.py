@@ -147,7 +147,8 @@ def main() -> None:
     latents = sample_latents(generator, prompts, size, options, arrays)
     if saved:
         save_latents(latents, saved)
-    videos, fps = generator.decode(latents, DECODE_FRAMES.value), options.get("fps", generator.defaults.fps)
+    videos = generator.decode(latents, DECODE_FRAMES.value, arrays.get("pictures"))
+    fps = options.get("fps", generator.defaults.fps)
     write_videos(generator, prompts, videos, fps, options, out)
     print(f"{len(prompts)} in {time.perf_counter() - began:.1f} s")
 

@@ -14,7 +14,7 @@ from vidjax.errors import InputError
 
 T = TypeVar("T")
 SECTIONS = ("data", "autoencoder", "discriminator", "model", "conditioning", "diffusion", "loss", "optimizer", "mesh")
-SECTIONS += ("train", "sample", "finetune")
+SECTIONS += ("train", "sample", "finetune", "flow")
 
 
 def near_match(name: str, known: typing.Iterable[str]) -> str:

@@ -27,9 +27,10 @@ from vidjax.generation.generator import Generator, what_to_ask
 from vidjax.generation.output import write_index, write_samples
 from vidjax.metrics import drawn, retrieval
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
+from vidjax.models.flow_autoencoder import FlowCodec
 from vidjax.models.patch_pca import patch_pca
 from vidjax.models.video_model import Codec
-from vidjax.recipes import moving
+from vidjax.recipes import latent_flow, moving
 from vidjax.recipes.run import Run
 from vidjax.runtime.processes import lead
 from vidjax.runtime.progress import count_off, watch
@@ -52,7 +53,9 @@ def show(run: Run) -> dict[str, Any]:
     summary["seconds"] = read_figures(workdir, "seconds")
     generator, dataset = run.generator(), run.dataset()
     began = time.perf_counter()
-    if not run.tuned:
+    if isinstance(generator, Generator) and isinstance(generator.codec, FlowCodec):
+        summary |= latent_flow.show(workdir, generator, dataset)
+    elif not run.tuned:
         summary |= samples_of(workdir, generator, dataset)
     else:
         assert isinstance(generator, Generator)

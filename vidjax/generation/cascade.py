@@ -96,10 +96,13 @@ class Cascade:
         return self.last.latents(prompts, **more, **options)
 
     def decode(
-        self, latents: Float[Array | np.ndarray, "b s i j z"], at_once: int | None = None
+        self,
+        latents: Float[Array | np.ndarray, "b s i j z"],
+        at_once: int | None = None,
+        pictures: UInt8[np.ndarray, "b h w 3"] | None = None,
     ) -> UInt8[np.ndarray, "b t h w c"]:
         """Decodes latents of the last generator to videos, as `Generator.decode`."""
-        return self.last.decode(latents, at_once)
+        return self.last.decode(latents, at_once, pictures)
 
     def reconstruct(self, videos: Sequence[UInt8[np.ndarray, "t h w c"]]) -> tuple[np.ndarray, np.ndarray]:
         """As `Generator.reconstruct`."""

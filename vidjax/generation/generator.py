@@ -39,6 +39,7 @@ from vidjax.generation.options import (
 )
 from vidjax.generation.sampling import Conditions, Motion, Network, Options, Region, Request
 from vidjax.generation.tiles import in_tiles
+from vidjax.models.flow_autoencoder import FlowCodec
 from vidjax.models.kernels.attention import CHUNK
 from vidjax.models.parameters import Params, merge
 from vidjax.models.unet import UNet
@@ -150,7 +151,8 @@ class Generator:
 
     def __call__(self, prompts: Prompts, **options: Any) -> UInt8[np.ndarray, "b t h w c"]:
         """Samples a video per prompt; arguments as in `latents`."""
-        return self.decode(self.latents(prompts, **options), options.get("decode_frames"))
+        latents = self.latents(prompts, **options)
+        return self.decode(latents, options.get("decode_frames"), options.get("pictures"))
 
     def latents(
         self,
@@ -382,10 +384,16 @@ class Generator:
         return self._in_parts("encoder", self._encode, video)
 
     def decode(
-        self, latents: Float[Array | np.ndarray, "b s i j z"], at_once: int | None = None
+        self,
+        latents: Float[Array | np.ndarray, "b s i j z"],
+        at_once: int | None = None,
+        pictures: UInt8[np.ndarray, "b h w 3"] | None = None,
     ) -> UInt8[np.ndarray, "b t h w c"]:
         """Decodes latents to videos, `at_once` frames at a time, by default those of `defaults`: of a decoder that
-        looks over time each such part ends without its neighbours. Raises InputError if they are not finite."""
+        looks over time each such part ends without its neighbours. pictures: what the videos begin with, for latents
+        that are the flow by which these are warped. Raises InputError if they are not finite."""
+        if isinstance(self.codec, FlowCodec) and pictures is not None:
+            latents = self.codec.beside(jnp.asarray(latents), pictures)
         return self._in_parts("decoder", self._decode, latents, at_once or self.defaults.decode_frames)
 
     def _in_parts(self, part: str, run: Callable[..., Any], x: Latents, at_once: int | None = None) -> np.ndarray:

@@ -22,6 +22,7 @@ from vidjax.recipes.autoencoder import autoencoder
 from vidjax.recipes.config import check_names, default_settings, stage_names, tunes
 from vidjax.recipes.diffusion import diffusion
 from vidjax.recipes.frozen import frozen_parts
+from vidjax.recipes.latent_flow import flow_autoencoder
 from vidjax.recipes.moving import moving
 from vidjax.recipes.tuning import tuning
 from vidjax.runtime import sharding
@@ -45,7 +46,8 @@ def build(config: Mapping[str, Any], name: str, workdir: AnyPath, max_steps: int
     optimizer = settings.construct(make_optimizer, section.get("optimizer"), "optimizer", steps=train.steps)
     if max_steps is not None:  # the learning rate follows the full length, so that a capped run can go on later
         train = dataclasses.replace(train, steps=min(train.steps, max_steps))
-    kinds = {**dict.fromkeys(objectives.OBJECTIVES, diffusion), "autoencoder": autoencoder}
+    kinds: dict[str, Any] = dict.fromkeys(objectives.OBJECTIVES, diffusion)
+    kinds |= dict(autoencoder=autoencoder, flow_autoencoder=flow_autoencoder)
     make = settings.choose(section.get("objective", name), kinds, "objective")
     if tunes(section):
         tune = moving if pretrained.moves_pictures(section["pretrained"]) else tuning

@@ -21,12 +21,13 @@ from vidjax.generation.generator import SampleConfig
 from vidjax.models.autoencoder import AutoencoderConfig
 from vidjax.models.conditioning import EMBEDDERS, FRAME_MASKS
 from vidjax.models.discriminator import DiscriminatorConfig
+from vidjax.models.flow_autoencoder import FlowConfig
 from vidjax.models.picture import PictureTraining
 from vidjax.models.picture_tokens import PictureTokensTraining
 from vidjax.models.unet import UNetConfig
 from vidjax.recipes.tuning import Prior, TunedConfig
 from vidjax.runtime.sharding import make_mesh
-from vidjax.training import adversarial, objectives
+from vidjax.training import adversarial, flow, objectives
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import TrainConfig
 from vidjax.training.strategies import STRATEGIES
@@ -45,6 +46,7 @@ def _options(*owners: Callable[..., Any], without: tuple[str, ...] = (), **more:
 OPTIONS: dict[str, Any] = dict(
     data=_options(DataConfig),
     autoencoder=_options(AutoencoderConfig),
+    flow=_options(FlowConfig),
     discriminator={kind: _options(DiscriminatorConfig) for kind in ("frame", "clip")},
     model=_options(UNetConfig, TunedConfig, without=("out_channels", "tokens_dim", "vector_dim")),
     conditioning={
@@ -56,6 +58,7 @@ OPTIONS: dict[str, Any] = dict(
         objectives.diffusion,
         objectives.autoencoder,
         adversarial.autoencoder,
+        flow.flow_autoencoder,
         without=("schedule", "prediction"),
         frame_masks=dict.fromkeys(FRAME_MASKS, float),
     ),
@@ -75,6 +78,7 @@ OPTIONS: dict[str, Any] = dict(
 OWNERS: dict[str, Callable[..., Any]] = {
     "data": DataConfig,
     "autoencoder": AutoencoderConfig,
+    "flow": FlowConfig,
     "model": TunedConfig,
     "optimizer": make_optimizer,
     "train": TrainConfig,

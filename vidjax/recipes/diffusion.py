@@ -21,6 +21,7 @@ from vidjax.models.parameters import Params
 from vidjax.models.stored import StoredMoments
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import VideoModel
+from vidjax.recipes import latent_flow
 from vidjax.recipes.frozen import FrozenParts, frozen_parts
 from vidjax.runtime import sharding
 from vidjax.runtime.storage import AnyPath
@@ -44,10 +45,12 @@ def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> St
         return make_generator(section, frozen, common["data"], graphdef, {})
 
     def preview(state: TrainState, dataset: Dataset) -> np.ndarray:
-        """Samples of the first prompts; where the stage makes videos larger, of the first clips."""
+        """Samples of the first prompts; where the stage makes videos larger or moves pictures, of the first clips."""
         generator = sampler(state.graphdef)
         generator.params = {**state.ema, **state.frozen}
         prompts = what_to_ask(generator, dataset)[0][:PREVIEWED]
+        if "picture" in generator.embedder_names:
+            return latent_flow.of_clips(generator, dataset, PREVIEWED)[0]
         if "lowres" not in generator.embedder_names:
             return generator(prompts)
         clips = np.concatenate(dataset.windows("train", per_clip=1, clips=range(len(prompts))))
@@ -68,7 +71,7 @@ def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> St
         trainable=lambda path: not path.startswith(frozen.prefixes),
         loaded=loaded,
         preview=None if common["data"].latents else preview,
-        encoder=frozen.encoder if frozen.in_latents else None,
+        encoder=frozen.encoder if frozen.in_latents and "flow" not in section else None,
         **common,
     )
 
@@ -102,6 +105,8 @@ def video_model(section: Mapping[str, Any], frozen: FrozenParts, *, rngs: nnx.Rn
     }
     model = dict(section["model"])
     codec: Any = frozen.codec(rngs)
+    more, concat = frozen.beside(codec)
+    embedders |= more
     channels = codec.autoencoder.latent_channels if codec else model.pop("in_channels", 3)
     if codec and section["data"].get("images") and not codec.per_frame("encoder"):
         raise InputError(
@@ -121,7 +126,7 @@ def video_model(section: Mapping[str, Any], frozen: FrozenParts, *, rngs: nnx.Rn
         UNetConfig,
         model,
         "model",
-        in_channels=channels + masked + channels * ("lowres" in embedders),
+        in_channels=channels + masked + channels * ("lowres" in embedders) + concat,
         out_channels=channels,
         tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None),
         vector_dim=sum(e.vector_dim or 0 for e in embedders.values()) or None,

@@ -16,6 +16,7 @@ from vidjax import settings
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.conditioning import EMBEDDERS
+from vidjax.models.flow_autoencoder import CHANNELS, FlowAutoencoder, FlowCodec, FlowConfig, SourceEmbedder
 from vidjax.models.keys import OneKey
 from vidjax.models.parameters import Params, abstract_parameters, merge
 from vidjax.models.text_encoder import byte_ids
@@ -49,6 +50,10 @@ class FrozenParts:
     def codec(self, rngs: nnx.Rngs) -> Codec | None:
         """Makes the autoencoder with random parameters."""
         return None
+
+    def beside(self, codec: Any) -> tuple[dict[str, Any], int]:
+        """Returns the embedders that go with the codec, and how many channels they lay beside the noisy ones."""
+        return {}, 0
 
     def text(self, rngs: nnx.Rngs) -> Any:
         """Makes the frozen text encoder with random parameters; None if the stage has none."""
@@ -95,6 +100,22 @@ class PartsOfStage(FrozenParts):
 
 
 @dataclasses.dataclass(frozen=True)
+class PartsOfFlow(PartsOfStage):
+    """The flow autoencoder that an earlier stage of the run has trained: what is diffused warps first frames, whose
+    features lie beside it."""
+
+    def codec(self, rngs: nnx.Rngs) -> Any:
+        """Makes the flow autoencoder with random parameters; the flow's shift and scale are known once it is
+        trained."""
+        config = settings.construct(FlowConfig, self.section["flow"], "flow")
+        return FlowCodec(FlowAutoencoder(config, rngs=rngs), **read_statistics(self.folder / "latents.json", CHANNELS))
+
+    def beside(self, codec: Any) -> tuple[dict[str, Any], int]:
+        """Returns the embedder of first frames."""
+        return {"picture": SourceEmbedder()}, codec.autoencoder.feature_channels
+
+
+@dataclasses.dataclass(frozen=True)
 class PartsOfFolder(FrozenParts):
     """The autoencoder, text encoder and tokenizer of a folder in the layout of diffusers."""
 
@@ -136,4 +157,8 @@ def frozen_parts(section: Mapping[str, Any], workdir: AnyPath) -> FrozenParts:
     """Returns what a stage with these settings does not train, by `config.pretrained` or its `source`."""
     if "pretrained" in section:
         return PartsOfFolder(section, section["pretrained"])
+    if "flow" in section:
+        if not section.get("source"):
+            raise InputError("config.flow: name the stage that trains the flow autoencoder as this one's source")
+        return PartsOfFlow(section, workdir / section["source"])
     return PartsOfStage(section, workdir / section["source"]) if section.get("source") else FrozenParts(section)

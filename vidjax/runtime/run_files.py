@@ -1,6 +1,7 @@
 """Reads what a run has written about itself. Files may be damaged since: each function then raises InputError."""
 
 import json
+from itertools import chain
 from typing import Any
 
 from vidjax.errors import InputError, reason
@@ -44,15 +45,18 @@ def read_figures(workdir: AnyPath, name: str) -> dict[str, float]:
     return found
 
 
-def read_statistics(path: AnyPath) -> dict[str, float]:
-    """Reads shift and scale of an autoencoder's latents; {} if they have not been measured yet."""
+def read_statistics(path: AnyPath, channels: int | None = None) -> dict[str, Any]:
+    """Reads shift and scale of an autoencoder's latents, numbers or tuples of one for each of `channels`; {} if they
+    have not been measured yet."""
     if not path.exists():
         return {}
     value = read_json(path)
-    right = isinstance(value, dict) and set(value) == {"shift", "scale"} and all(map(_number, value.values()))
-    if not right or value["scale"] == 0:
+    named = isinstance(value, dict) and set(value) == {"shift", "scale"}
+    found = {name: each if channels else [each] for name, each in value.items()} if named else {}
+    lists = all(isinstance(each, list) and len(each) == (channels or 1) for each in found.values())
+    if not (named and lists and all(map(_number, chain(*found.values())))) or 0 in found["scale"]:
         raise InputError(f"{path} is damaged (it is {reason(ValueError(json.dumps(value)))}): {REMEDY}")
-    return {name: float(number) for name, number in value.items()}
+    return {name: tuple(map(float, each)) if channels else float(each[0]) for name, each in found.items()}
 
 
 def _number(value: Any) -> bool:

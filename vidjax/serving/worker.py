@@ -49,10 +49,11 @@ def open_model(path: str, frames: int | None = None, **options: str | None) -> A
     place = Path(path)
     if is_folder(path):
         generator = load_generator(place, frames, **options)
-        if "picture" in generator.embedder_names:
-            raise InputError(f"--model={path}: it moves pictures, which is not served yet; vidjax.sample --image does")
-        return generator
-    return Run(parse_path(path, "--model")).generator()
+    else:
+        generator = Run(parse_path(path, "--model")).generator()
+    if "picture" in generator.embedder_names:
+        raise InputError(f"--model={path}: it moves pictures, which is not served yet; vidjax.sample --image does")
+    return generator
 
 
 def find_tuning(path: str) -> str:
