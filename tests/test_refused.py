@@ -156,7 +156,7 @@ def test_betas_that_are_none(copy, betas):
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("SparseControlNetModel", "SparseCtrl, which is not read yet; Stable Diffusion 1 and 2, Tune-A-Video"),
+        ("T2IAdapter", "a T2I-Adapter, which is not read yet; Stable Diffusion 1 and 2, Tune-A-Video"),
         ("I2VGenXLUNet", "I2VGen-XL, which is not read yet"),
     ],
 )

@@ -21,8 +21,6 @@ Config = Mapping[str, Any]
 CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel", animatediff.CLASS)}
 NOT_YET = {
     "I2VGenXLUNet": "I2VGen-XL",
-    "ControlNetModel": "a ControlNet",
-    "SparseControlNetModel": "AnimateDiff's SparseCtrl",
     "T2IAdapter": "a T2I-Adapter",
 }
 READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope, ZeroScope, AnimateDiff and Stable Video Diffusion"
