@@ -156,8 +156,7 @@ def test_betas_that_are_none(copy, betas):
 @pytest.mark.parametrize(
     "name, says",
     [
-        ("SparseControlNetModel", "SparseCtrl, which is not read yet; Stable Diffusion 1 and 2, Tune-A-Video"),
-        ("T2IAdapter", "a T2I-Adapter, which is not read yet"),
+        ("T2IAdapter", "a T2I-Adapter, which is not read yet; Stable Diffusion 1 and 2, Tune-A-Video"),
     ],
 )
 def test_families_that_are_not_read_yet_are_named(copy, name, says):

@@ -29,6 +29,10 @@ MOTION_ADAPTER = flags.DEFINE_string(
     None,
     "AnimateDiff's motion modules for --pretrained, a Stable Diffusion 1: a MotionAdapter folder, or a file of theirs.",
 )
+CONTROL = flags.DEFINE_string(
+    "control", None, "SparseCtrl or a ControlNet for --pretrained, a folder of diffusers: --image steers the video."
+)
+CONTROL_SCALE = flags.DEFINE_float("control_scale", None, "How much --control counts; default: 1.")
 INFLATE = flags.DEFINE_string("inflate", None, "What frames of an image folder see: tuned, zero_shot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
 NORM_OVER = flags.DEFINE_enum(
@@ -49,6 +53,9 @@ SUBJECT = flags.DEFINE_multi_string(
 )
 IMAGE = flags.DEFINE_multi_string(
     "image", [], "A picture that the video begins with; give the flag several times for several videos."
+)
+IMAGE_AT = flags.DEFINE_list(
+    "image_at", None, "Frames that --image are, such as 0,15, so many for each video; default: 0. -1 is the last one."
 )
 MOTION_BUCKET = flags.DEFINE_float("motion_bucket", None, "With --image, how much moves: 0 to 255; default: 127.")
 IMAGE_NOISE = flags.DEFINE_float("image_noise", None, "With --image, noise on it, which makes it move; default: 0.02.")
@@ -121,7 +128,7 @@ def main() -> None:
     generator = make_generator()
     if LORA.value:
         generator.params = merge_lora_files(generator, LORA.value)
-    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""] * max(len(IMAGE.value), 1)
+    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""] * max(len(IMAGE.value) // len(image_at()), 1)
     options = given_options()
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
     if pictures:
@@ -133,7 +140,7 @@ def main() -> None:
     arrays = given_arrays(generator, size)
     if pictures:
         whole = getattr(generator.model.embedders.get("picture"), "whole", False)
-        arrays["pictures"] = pictures if whole else fit_pictures(pictures, size)
+        arrays |= {"pictures": pictures if whole else fit_pictures(pictures, size), "picture_at": image_at()}
     trained, chunk = generator.size[0], generator.defaults.chunk
     if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
         print(
@@ -157,7 +164,7 @@ def check_flags() -> None:
     """Raises InputError for flags that do not go together."""
     if bool(WORKDIR.value) == bool(PRETRAINED.value):
         raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
-    for flag in (INFLATE, NORM_OVER, MOTION_ADAPTER, PICTURE_TWICE):
+    for flag in (INFLATE, NORM_OVER, MOTION_ADAPTER, CONTROL, PICTURE_TWICE):
         if WORKDIR.value and flag.value:
             raise InputError(f"--{flag.name} is for --pretrained; a run has layers of its own")
     if KARRAS.value and SPACING.value not in (None, "karras"):
@@ -173,9 +180,22 @@ def check_flags() -> None:
         raise InputError("--first_guidance is of videos without --motion; leave one out")
     if IMAGE.value and (others := [flag for flag in (MOTION, SUBJECT, KNOWN, LEVELS, BETWEEN) if flag.value]):
         raise InputError(f"--image moves one picture; leave --{others[0].name} out")
-    asked = len(PROMPT.value) + len(LABEL.value)
-    if IMAGE.value and asked not in (0, len(IMAGE.value)):
-        raise InputError(f"there are {len(IMAGE.value)} --image and {asked} --prompt or --label; give one each")
+    if CONTROL_SCALE.value is not None and not CONTROL.value:
+        raise InputError("--control_scale says how much a network counts; name the network, --control")
+    if IMAGE_AT.value and not IMAGE.value:
+        raise InputError("--image_at says which frames pictures are; name the pictures, --image")
+    asked, each = len(PROMPT.value) + len(LABEL.value), len(image_at())
+    if IMAGE.value and (len(IMAGE.value) % each or asked not in (0, len(IMAGE.value) // each)):
+        said = f"there are {len(IMAGE.value)} --image and {asked} --prompt or --label"
+        raise InputError(f"{said}; give {'one' if each == 1 else each} each")
+
+
+def image_at() -> list[int]:
+    """Reads --image_at. Raises InputError unless it is whole numbers."""
+    try:
+        return [int(number) for number in IMAGE_AT.value or [0]]
+    except ValueError:
+        raise InputError(f"--image_at={','.join(IMAGE_AT.value)} are no numbers of frames, such as 0,15") from None
 
 
 def given_options() -> dict[str, Any]:
@@ -191,6 +211,7 @@ def given_options() -> dict[str, Any]:
         "first_guidance": FIRST_GUIDANCE.value,
         "motion_bucket": MOTION_BUCKET.value,
         "picture_noise": IMAGE_NOISE.value,
+        "control_scale": CONTROL_SCALE.value,
         "fps": FPS.value,
         "decode_frames": DECODE_FRAMES.value,
     }
@@ -261,7 +282,7 @@ def write_videos(
 
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
     if IMAGE.value:
-        names = [name or Path(file).stem for name, file in zip(names, IMAGE.value)]
+        names = [name or Path(file).stem for name, file in zip(names, IMAGE.value[:: len(image_at())])]
     marked = np.stack([watermark.embed(video) for video in videos]) if WATERMARK.value else videos
     how = dict(seeds=[SEED.value], about=about_of(generator, options), kind=FORMAT.value)
     for entry in output.write_samples(out, names, list(marked[:, None]), fps, **how):
@@ -287,7 +308,7 @@ def is_long(generator: "AnyGenerator") -> bool:
         raise InputError("--known, --levels and --between are of long videos: say how long, --frames=1000")
     if FORMAT.value != "mp4":
         raise InputError(f"--format={FORMAT.value} is for videos made at once; leave it out, or make --frames fewer")
-    for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS, DECODE_FRAMES):
+    for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS, DECODE_FRAMES, IMAGE):
         if flag.value:
             raise InputError(f"--{flag.name} is for videos made at once; leave it out, or make --frames fewer")
     if BETWEEN.value and not LEVELS.value:
@@ -333,7 +354,8 @@ def about_of(generator: "AnyGenerator", options: dict) -> dict[str, Any]:
     how = dataclasses.asdict(dataclasses.replace(generator.defaults, **options))
     flags = {"model": WORKDIR.value or PRETRAINED.value, "lora": LORA.value, "subject": SUBJECT.value}
     flags |= {"motion_adapter": MOTION_ADAPTER.value} if MOTION_ADAPTER.value else {}
-    flags |= {"image": IMAGE.value} if IMAGE.value else {}
+    flags |= {"control": CONTROL.value} if CONTROL.value else {}
+    flags |= {"image": IMAGE.value, "image_at": image_at()} if IMAGE.value else {}
     return {**flags, "motion": MOTION.value, "init_noise": INIT_NOISE.value, "watermark": WATERMARK.value, **how}
 
 
@@ -346,7 +368,7 @@ def make_generator() -> "AnyGenerator":
     from vidjax.generation.pretrained import load_generator
 
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)
-    given["motion_adapter"], given["twice"] = MOTION_ADAPTER.value, PICTURE_TWICE.value
+    given |= dict(motion_adapter=MOTION_ADAPTER.value, control=CONTROL.value, twice=PICTURE_TWICE.value)
     return load_generator(Path(PRETRAINED.value), **given)
 
 

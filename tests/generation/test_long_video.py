@@ -108,6 +108,22 @@ def test_known_frames_stay_what_they_are_and_the_others_go_with_them(kind):
     np.testing.assert_array_equal(model.latents([""], known=(hidden, mask), frame_guidance=scale), made[0])
 
 
+def test_pictures_are_known_frames_of_a_model_that_learned_masks():
+    """In each video its own, where they are said to be; a model without masks says which see pictures."""
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    made = generator().latents(["", ""], pictures=pictures, picture_at=(0, -1))
+    known = np.zeros((2, 4, 8, 8, 1), np.float32)
+    known[:, [0, 3]] = np.float32(pictures.reshape(2, 2, 8, 8, 1)) / 127.5 - 1
+    expected = generator().latents(["", ""], known=(known, np.array([1, 0, 0, 1])))
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+    with pytest.raises(InputError, match="sees no picture, it knows no conditions: those that do are"):
+        generator(False).latents([""], pictures=pictures[:1])
+    with pytest.raises(
+        InputError, match=r"the pictures are \(4, 8, 8, 1\), these videos want \(2, 8, 8, 1\), 1 in each"
+    ):
+        generator().latents(["", ""], pictures=pictures)
+
+
 def test_a_model_without_known_frames_samples_as_ever():
     model = generator()
     clip, _ = next(sample_parts(long_video.make_plan(model, ""), seed=5))

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_folder import STABLE_VIDEO, write_folder
 
 from vidjax.errors import InputError
-from vidjax.generation.pictures import default_size, fit_pictures, read_pictures
+from vidjax.generation.pictures import default_size, fit_pictures, read_pictures, read_places
 from vidjax.generation.pretrained import load_generator
 from vidjax.weights import pretrained
 
@@ -84,7 +84,8 @@ def test_what_does_not_fit_the_model_is_refused(folder, prompts, pictures, said)
 
 def test_models_of_text_see_no_picture(tmp_path):
     generator = load_generator(write_folder(tmp_path / "folder"))
-    with pytest.raises(InputError, match="sees no picture; it knows text"):
+    said = "sees no picture, it knows text: those that do are Stable Video Diffusion, a Stable Diffusion with --control"
+    with pytest.raises(InputError, match=said):
         generator.latents([""], pictures=np.zeros((1, *SIZE, 3), np.uint8), size=SIZE)
 
 
@@ -116,3 +117,10 @@ def test_a_broken_folder_is_refused_in_one_line(folder, tmp_path):
         with pytest.raises(InputError, match=said) as caught:
             pretrained.load(broken)
         assert "\n" not in str(caught.value)
+
+
+def test_places_are_counted_from_both_ends():
+    assert read_places((0, -1), 16) == [0, 15]
+    for wrong in ((), (16,), (-17,), (15, -1)):
+        with pytest.raises(InputError, match="are no different frames of 16, which are 0 to 15"):
+            read_places(wrong, 16)

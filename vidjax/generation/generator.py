@@ -37,6 +37,7 @@ from vidjax.generation.options import (
     make_sampler,
     with_options,
 )
+from vidjax.generation.pictures import put_in_place, read_places
 from vidjax.generation.sampling import Conditions, Motion, Network, Options, Region, Request
 from vidjax.generation.tiles import in_tiles
 from vidjax.models.flow_autoencoder import FlowCodec
@@ -167,7 +168,8 @@ class Generator:
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
         lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n p q 3"] | None = None,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ e"]] | UInt8[np.ndarray, "n p q e"] | None = None,
+        picture_at: Sequence[int] = (0,),
         subjects: Sequence[Subject] = (),
         progress: Report | None = None,
         look: Look | None = None,
@@ -181,21 +183,29 @@ class Generator:
         the others go: a model trained with frame masks sees them under the noise of `known_level`, another is guided by
         `reconstruction`. begin: latents that get the noise of the first of the last `strength` share of the steps, all
         that is then done (Meng et al. 2022, SDEdit). nulls: null captions per step, from `null_text`. lowres: the
-        videos that a stage of a cascade makes larger. pictures: what the videos begin with, of their size; a model with
-        `picture.whole` takes them of any. subjects: each acts in its mask, the prompt outside of all; where masks meet,
-        the mean of them. progress: is called with the number of steps done, look: with that and the clean latents that
-        are predicted there. Raises InputError.
+        videos that a stage of a cascade makes larger. pictures: what the frames `picture_at` of the videos look like,
+        one video's after the other's, of their size; a model with `picture.whole` takes them of any. subjects: each
+        acts in its mask, the prompt outside of all; where masks meet, the mean of them. progress: is called with the
+        number of steps done, look: with that and the clean latents that are predicted there. Raises InputError.
         """
         how, shape = with_options(self.defaults, options), self.latent_shape(frames, size)
         self._check_memory(how, len(prompts), shape, self._video_size(frames, size))
         keys, own = self._start(len(prompts), shape, seed)
         noise = own if noise is None else noise
         check_noise(noise, own.shape)
+        video, names = self._video_size(frames, size), self.embedder_names
+        if pictures is not None and not {"picture", "control"} & set(names):
+            known = self._known_pictures(pictures, picture_at, video, own.shape[:2], known)
         check_known(known, own.shape, how.chunk)
         conditions = {
             **self.conditions(prompts, how.fps),
             **self._lowres_conditions(lowres, shape, keys, how.lowres_level),
-            **self._picture_conditions(pictures, self._video_size(frames, size)[1:], shape, keys, how),
+            **(
+                self._picture_conditions(pictures, picture_at, video[1:], shape, keys, how)
+                if "picture" in names
+                else {}
+            ),
+            **(self._control_conditions(pictures, picture_at, video, len(prompts), how) if "control" in names else {}),
         }
         mesh = self._mesh(shape[0], how.chunk)
         guidance, filled = sampling.guidance_mode(how, mesh, len(prompts), shape)
@@ -464,21 +474,82 @@ class Generator:
         embedder = self.model.embedders["lowres"]
         return sampling.lowres_conditions(self.schedule, embedder, lowres, shape, keys, level)
 
+    def _frames_of_pictures(
+        self, pictures: UInt8[np.ndarray, "n p q e"] | None, count: int, places: Sequence[int], size: Shape
+    ) -> UInt8[np.ndarray, "b k p q e"]:
+        """The pictures of each of `count` videos. Raises InputError for pictures that are missing, too many or too few,
+        or of another size."""
+        if pictures is None:
+            raise InputError("this model moves a picture and has none: give it one, --image")
+        wanted = (count * len(places), *size, self.channels)
+        if pictures.shape != wanted:
+            raise InputError(f"the pictures are {pictures.shape}, these videos want {wanted}, {len(places)} in each")
+        return pictures.reshape(count, len(places), *wanted[1:])
+
+    def _known_pictures(
+        self,
+        pictures: UInt8[np.ndarray, "n p q e"],
+        picture_at: Sequence[int],
+        video: Shape,
+        shape: Shape,
+        known: Masked | None,
+    ) -> Masked:
+        """Pictures as known frames of a model that learned masks of them, for latents of `shape` [b, t]; where these
+        are of several frames, the picture stands still in them. Raises InputError for other models."""
+        if not self.model.masked or known is not None:
+            raise InputError(
+                f"this model sees no picture, it knows {', '.join(self.embedder_names) or 'no conditions'}: those that "
+                "do are Stable Video Diffusion, a Stable Diffusion with --control, and runs that learned frame masks"
+            )
+        places, stride = read_places(picture_at, video[0]), self.codec.autoencoder.strides[0] if self.codec else 1
+        still = self._frames_of_pictures(pictures, shape[0], places, video[1:]).reshape(-1, 1, *pictures.shape[1:])
+        seen = self.encode(np.repeat(still, stride, 1))
+        seen = seen.reshape(shape[0], len(places), *seen.shape[2:])
+        return put_in_place(seen, [place // stride for place in places], shape[1])
+
+    def _control_conditions(
+        self,
+        pictures: UInt8[np.ndarray, "n p q e"] | None,
+        picture_at: Sequence[int],
+        video: Shape,
+        count: int,
+        how: SampleConfig,
+    ) -> Conditions:
+        """The batch entry of a model with a ControlNet: latents or pixels in [0, 1], and where some frames have one
+        the mask of these; else a single picture is that of all frames. Raises InputError as `_frames_of_pictures`."""
+        if how.chunk:
+            raise InputError("sample.chunk is not for models with --control; leave either out")
+        control = self.model.embedders["control"].network.control
+        places = read_places(picture_at, video[0])
+        own = self._frames_of_pictures(pictures, count, places, video[1:])
+        if control.widths:
+            seen = own.astype(np.float32) / 255
+        else:
+            latents = self.encode(own.reshape(-1, 1, *own.shape[2:]))
+            seen = latents.reshape(*own.shape[:2], *latents.shape[2:])
+        if not control.sparse and len(places) == 1:
+            hint = np.repeat(seen, video[0], 1)
+        else:
+            hint, mask = put_in_place(seen, places, video[0])
+            if control.sparse:
+                mask = np.broadcast_to(mask[:, None, None, None], (*hint.shape[:-1], 1))
+                hint = np.concatenate([hint, mask], -1)
+        return {"control": {"hint": jnp.asarray(hint), "scale": jnp.full(count, how.control_scale)}}
+
     def _picture_conditions(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "n p q 3"] | None,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ e"]] | UInt8[np.ndarray, "n p q e"] | None,
+        picture_at: Sequence[int],
         size: tuple[int, ...],
         shape: Shape,
         keys: Key[Array, " b"],
         how: SampleConfig,
     ) -> Conditions:
-        """The batch entry of a model that moves pictures; none for other models. Raises InputError for pictures that
-        are missing, too many or too few, of another size, or that the model cannot see."""
-        names, count = self.embedder_names, len(keys)
-        if "picture" not in names:
-            if pictures is not None:
-                raise InputError(f"this model sees no picture; it knows {', '.join(names) or 'no conditions'}")
-            return {}
+        """The batch entry of a model that moves pictures. Raises InputError for pictures that are missing, too many or
+        too few, of another size, or of other frames than the first."""
+        count = len(keys)
+        if tuple(picture_at) != (0,):
+            raise InputError("--image_at: the picture of this model is its first frame; leave it out")
         if pictures is None:
             raise InputError("this model moves a picture and has none: give it one, --image")
         if how.chunk and self.model.picture.whole:

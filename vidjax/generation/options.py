@@ -57,6 +57,7 @@ class SampleConfig:
     first_guidance: float | None = None  # of the first frame, from which it rises evenly to guidance_scale
     motion_bucket: float = 127.0  # what a model that moves a picture is told of the motion, 0 to 255
     picture_noise: float = 0.02  # standard deviation of the noise on the picture, in pixels from -1 to 1
+    control_scale: float = 1.0  # what a ControlNet finds counts so much
     decode_frames: int | None = None  # decoded at once by a decoder that looks over time; default: all
 
     @property
@@ -92,7 +93,7 @@ class SampleConfig:
         check_range("sample.", -100, 1000, first_guidance=self.first_guidance)
         check_range("sample.", 0, 1000, reconstruction=self.reconstruction)
         check_range("sample.", 0, 255, motion_bucket=self.motion_bucket)
-        check_range("sample.", 0, 10, picture_noise=self.picture_noise)
+        check_range("sample.", 0, 10, picture_noise=self.picture_noise, control_scale=self.control_scale)
         check_range("sample.", 0, 1, rescale=self.rescale, eta=self.eta, known_level=self.known_level)
         if not 0.1 <= self.fps <= 1000:
             raise InputError(f"sample.fps={self.fps} is not between 0.1 and 1000 frames per second")

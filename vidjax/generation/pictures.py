@@ -1,10 +1,10 @@
-"""Pictures that videos begin with, read from files and brought to the size of the video."""
+"""Pictures that are frames of videos: read from files, brought to the size of the video, put in their places."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from vidjax.data.pictures import read_picture
 from vidjax.data.transforms import cover_size, crop_at
@@ -43,3 +43,23 @@ def fit_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> UInt8
     """Scales pictures to cover `size` (height, width), bicubic with antialiasing, and crops them around the middle."""
     scaled = (resize(each[None], cover_size(*each.shape[:2], size)) for each in pictures)
     return np.concatenate([crop_at(each, size, (0.5, 0.5)) for each in scaled])
+
+
+def read_places(places: Sequence[int], frames: int) -> list[int]:
+    """The frames that pictures are given for, those below 0 counted from the end. Raises InputError for one that the
+    video has not, or that is there twice."""
+    found = [place + frames if place < 0 else place for place in places]
+    if not found or len(set(found)) < len(found) or not all(0 <= place < frames for place in found):
+        raise InputError(
+            f"--image_at={','.join(map(str, places))} are no different frames of {frames}, which are 0 to {frames - 1}"
+        )
+    return found
+
+
+def put_in_place(
+    seen: Float[np.ndarray, "b k h w c"], places: Sequence[int], frames: int
+) -> tuple[Float[np.ndarray, "b t h w c"], Float[np.ndarray, " t"]]:
+    """Returns videos that are zero but for frames in these places, and a mask that is 1 there."""
+    video = np.zeros((len(seen), frames, *seen.shape[2:]), np.float32)
+    video[:, places] = seen
+    return video, np.isin(np.arange(frames), places).astype(np.float32)

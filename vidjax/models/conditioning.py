@@ -22,7 +22,7 @@ from vidjax.settings import choose
 class Conditioning:
     """Each part may be absent. `mask` is 1 where a frame of the noisy input is known: clean or nearly so; `concat` are
     further channels beside those of the noisy input, with s = 1 the same for all frames; `start` is what the network
-    adds its output to."""
+    adds its output to; `control` what a ControlNet sees."""
 
     vector: Float[Array, "b v"] | None = None
     tokens: Float[Array, "b m d"] | None = None
@@ -30,6 +30,7 @@ class Conditioning:
     mask: Float[Array, "b t"] | None = None
     concat: Float[Array, "b s h w e"] | None = None
     start: Float[Array, "b t h w c"] | None = None
+    control: Mapping[str, Array] | None = None
 
 
 class TextEmbedder(nnx.Module):
@@ -147,8 +148,15 @@ def embed(
     join = lambda name, axis: (
         jnp.concatenate([p[name] for p in parts if name in p], axis) if any(name in p for p in parts) else None
     )
+    control = next((p["control"] for p in parts if "control" in p), None)
     return Conditioning(
-        join("vector", -1), join("tokens", 1), join("token_mask", 1), mask, join("concat", -1), join("start", -1)
+        join("vector", -1),
+        join("tokens", 1),
+        join("token_mask", 1),
+        mask,
+        join("concat", -1),
+        join("start", -1),
+        control,
     )
 
 

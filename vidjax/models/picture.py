@@ -103,11 +103,10 @@ class PictureEmbedder(nnx.Module):
     ) -> dict[str, Any]:
         """Makes the arguments of `entry` for pictures of `size` (h, w), `normal(shape)` for each, and what of a
         SampleConfig the network is told. Raises InputError for pictures of another size."""
-        if wrong := [each.shape for each in pictures if each.shape != (*size, 3)]:
-            raise InputError(f"a picture is {wrong[0]}, these videos begin with {(*size, 3)}")
+        frames = stack_of_size(pictures, size)
         each = lambda value: np.full(len(pictures), value, np.float32)
         told = {"level": each(how.picture_noise), "fps": each(how.fps), "motion": each(how.motion_bucket)}
-        return {"frame": np.stack(pictures), "eps": normal((*size, 3)), **told}
+        return {"frame": frames, "eps": normal((*size, 3)), **told}
 
     def draw(self, codec: Any, video: UInt8[Array, "b t h w 3"], draws: Draws) -> dict[str, Array]:
         """Makes the entry for clips in training: their first frames, under noise of a random level, and now and then
@@ -121,6 +120,15 @@ class PictureEmbedder(nnx.Module):
         token, beside = u >= 2 * how.drop, (u < how.drop) | (u >= 3 * how.drop)
         shown = jnp.stack([token, beside], 1).astype(jnp.float32)
         return {**self.entry(codec, video[:, 0], eps, level, fps, motion), "shown": shown}
+
+
+def stack_of_size(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "b h w 3"]:
+    """Stacks pictures. Raises InputError for one that is not of `size` (h, w)."""
+    if wrong := [each.shape for each in pictures if each.shape != (*size, 3)]:
+        raise InputError(f"a picture is {wrong[0]}, these videos begin with {(*size, 3)}")
+    return np.stack(pictures)
 
 
 def motion_of(video: UInt8[Array, "b t h w c"]) -> Float[Array, " b"]:

@@ -2,10 +2,11 @@
 (VideoCrafter 1, Chen et al. 2023; the resampler is Flamingo's, Alayrac et al. 2022)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -15,7 +16,7 @@ from vidjax.models.clip import ClipImage, ClipImageConfig
 from vidjax.models.kernels.attention import attend
 from vidjax.models.kernels.products import gelu
 from vidjax.models.layers import LayerNorm, linear
-from vidjax.models.picture import clip_pixels
+from vidjax.models.picture import clip_pixels, stack_of_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,17 @@ class ResampledPicture(nnx.Module):
         """Makes the entry for clips in training: their first frames, always shown."""
         return self.entry(codec, video[:, 0])
 
-    def entry(self, codec: Any, frame: UInt8[Array, "b h w 3"], **other: Any) -> dict[str, Array]:
-        """Makes the entry of a batch for pictures; what other models are told beside, this one is not."""
+    def seen(
+        self,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"],
+        size: tuple[int, int],
+        shape: tuple[int, ...],
+        normal: Callable[[tuple[int, ...]], Array],
+        how: Any,
+    ) -> dict[str, Any]:
+        """Makes the arguments of `entry` for pictures of `size` (h, w). Raises InputError for those of another size."""
+        return {"frame": stack_of_size(pictures, size)}
+
+    def entry(self, codec: Any, frame: UInt8[Array, "b h w 3"]) -> dict[str, Array]:
+        """Makes the entry of a batch for pictures."""
         return {"pixels": clip_pixels(to_unit(frame), self.encoder.config.size)}

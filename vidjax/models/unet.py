@@ -1,12 +1,14 @@
 """One U-Net for images and videos: a schedule of stages, each a few named layers."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Num
 
 from vidjax.errors import InputError, check_range
@@ -51,6 +53,7 @@ BLOCKS: dict[str, Block] = {
     "blend": (*SPATIAL, ("temporal", "blend")),  # Stable Video Diffusion
 }
 OVER_TIME = (("attn1", "time"), ("attn2", "time"), ("ff", "ff"))  # ModelScope, AnimateDiff
+ONCE_OVER_TIME = (("attn1", "time"), ("ff", "ff"))  # SparseCtrl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Temporal:
     relative: bool = False  # relative positions in its keys and values, here and in the stem (VideoCrafter 1)
     norm_over: Over = "clip"  # AnimateDiff's own code: "frame"; diffusers' port of it: "clip"
     longest: int | None = None  # frames that its positions were trained on; None: any number
+    attentions: int = 2  # SparseCtrl: 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,10 +201,12 @@ def attention(dim: int, heads: int, config: UNetConfig, *, rngs: nnx.Rngs) -> Tr
     return Transformer(dim, [inside], None, config.attention_norm_over, config.groups, rngs=rngs)
 
 
-def temporal(dim, heads, head_dim, config: UNetConfig, positions=False, norm_over: Over = "clip", *, rngs):
+def temporal(
+    dim, heads, head_dim, config: UNetConfig, positions=False, norm_over: Over = "clip", sublayers=OVER_TIME, *, rngs
+):
     """A transformer over time of its own; its inner width need not be that of the video."""
     inner = heads * head_dim
-    blocks = [block(OVER_TIME, site(inner, heads, config, rngs, positions))]
+    blocks = [block(sublayers, site(inner, heads, config, rngs, positions))]
     return Transformer(dim, blocks, inner, norm_over, config.groups, zero=True, rngs=rngs)
 
 
@@ -229,9 +235,9 @@ def stage(
         layers["attention"] = attention(cout, config.heads[level], config, rngs=rngs)
     if over_time:
         after = config.after_attention
-        heads = after.heads[level]
+        heads, sublayers = after.heads[level], OVER_TIME if after.attentions == 2 else ONCE_OVER_TIME
         layers["temporal_attention"] = temporal(
-            cout, heads, cout // heads, config, after.positions, after.norm_over, rngs=rngs
+            cout, heads, cout // heads, config, after.positions, after.norm_over, sublayers, rngs=rngs
         )
     return Sequential(**layers, **more)
 
@@ -251,14 +257,21 @@ REMAT: dict[str, Callable | None] = {
 }
 
 
-class UNet(nnx.Module):
-    """The U-Net of Ho et al. (2020) and its descendants on images and videos.
+def run(layers: Callable, ctx: Context, remat: str, *x: Array) -> Array:
+    """Applies layers to features side by side, as the policy of `REMAT` says."""
+    call = lambda x, ctx: layers(jnp.concatenate(x, -1), ctx)
+    call = call if remat == "none" else jax.checkpoint(call, policy=REMAT[remat])
+    return call(x, ctx)
 
-    Paths are `conv_in, time_embedding, add_embedding, stem.{positions, temporal_in}, {down, mid, up}.I.{resnet,
-    temporal_resnet, attention, temporal_attention, downsample, upsample}, conv_norm_out, conv_out`; stage I is
-    `level * (blocks_per_level + 1) + i`. The parameters of an image model are a subset, by path, of those of its
-    inflations.
-    """
+
+def skip_channels(config: UNetConfig) -> list[int]:
+    """Features of what a U-Net's first half keeps for the second, in order."""
+    levels = [[c] * (config.blocks_per_level + 1) for c in config.channels]
+    return [config.channels[0], *itertools.chain(*levels)][:-1]
+
+
+class Encoder(nnx.Module):
+    """The half of a U-Net on the way down, its middle included, which ControlNets have as well; paths are `UNet`'s."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         channels, n = config.channels, config.blocks_per_level
@@ -275,21 +288,13 @@ class UNet(nnx.Module):
         if config.stem_heads:
             stem["temporal_in"] = temporal(channels[0], *config.stem_heads, config, rngs=rngs)
         self.stem = Sequential(**stem)
-
-        def at(level, cin, cout, up=False, **more):
-            over_time, attend = after is not None and after.levels[level], config.attention_levels[level]
-            eps = 1e-6 if config.uneven_eps and (up or attend) else 1e-5
-            return stage(cin, cout, level, config, attend, over_time, eps, rngs=rngs, **more)
-
-        self.down, skips, cin = nnx.List([]), [channels[0]], channels[0]
+        self.down, cin = nnx.List([]), channels[0]
         for level, cout in enumerate(channels):
             for _ in range(n):
-                self.down.append(at(level, cin, cout))
+                self.down.append(self.stage_at(level, cin, rngs=rngs))
                 cin = cout
-                skips.append(cin)
             if level < last:
                 self.down.append(Sequential(downsample=Downsample(cin, rngs=rngs)))
-                skips.append(cin)
         over_time = after is not None and after.mid
         self.mid = nnx.List(
             [
@@ -297,31 +302,28 @@ class UNet(nnx.Module):
                 stage(cin, cin, last, config, False, False, rngs=rngs),
             ]
         )
-        self.up = nnx.List([])
-        for level in reversed(range(len(channels))):
-            for i in range(n + 1):
-                more = {"upsample": Upsample(channels[level], rngs=rngs)} if level and i == n else {}
-                self.up.append(at(level, cin + skips.pop(), channels[level], up=True, **more))
-                cin = channels[level]
-        self.conv_norm_out = GroupNorm(cin, config.groups, over=config.norm_over, rngs=rngs)
-        self.conv_out = Conv(cin, config.out_channels * config.patch**2, zero=True, rngs=rngs)
 
-    def __call__(
+    def stage_at(self, level: int, cin: int, up: bool = False, *, rngs: nnx.Rngs, **more) -> Sequential:
+        """Makes a stage of that level."""
+        config, after = self.config, self.config.after_attention
+        over_time, attend = after is not None and after.levels[level], config.attention_levels[level]
+        eps = 1e-6 if config.uneven_eps and (up or attend) else 1e-5
+        return stage(cin, config.channels[level], level, config, attend, over_time, eps, rngs=rngs, **more)
+
+    def encode(
         self,
         x: Float[Array, "b t h w c"],
         t: Num[Array, "b t"],
-        tokens: Float[Array, "b m d"] | None = None,
-        vector: Float[Array, "b v"] | None = None,
-        *,
-        token_mask: Bool[Array, "b m"] | None = None,
-        images: int = 0,
-        remat: str = "none",
-    ) -> Float[Array, "b t h w o"]:
-        """The prediction for noisy `x` at network times `t`, one for each frame.
+        tokens: Float[Array, "b m d"] | None,
+        vector: Float[Array, "b v"] | None,
+        token_mask: Bool[Array, "b m"] | None,
+        images: int,
+        remat: str,
+        beside: ArrayLike = 0.0,
+    ) -> tuple[list[Array], Array, Context]:
+        """Returns (what is kept for the way up, the middle's output, what the layers look at).
 
-        `token_mask` is true at real tokens. The last `images` frames are independent stills, which layers over time
-        leave alone. `remat` names a policy of `REMAT`.
-        Raises InputError when a condition that the model was built for is missing, or one is given that it lacks.
+        The arguments are those of `UNet`; `beside` is added to the first convolution's output. Raises InputError.
         """
         self.check_inputs(x, tokens, vector, images, remat)
         emb = self.time_embedding(sinusoid(t.astype(jnp.float32), self.config.channels[0]).astype(x.dtype))
@@ -331,22 +333,13 @@ class UNet(nnx.Module):
             emb = emb + self.add_embedding(vector)[:, None]
         ctx = Context(emb, tokens, token_mask, images)
 
-        def run(layers, x, *skip, ctx=ctx):
-            call = lambda x, ctx: layers(jnp.concatenate(x, -1), ctx)
-            call = call if remat == "none" else jax.checkpoint(call, policy=REMAT[remat])
-            return call((x, *skip), ctx)
-
-        skips = [run(self.stem, self.conv_in(to_patches(x, self.patch)))]
+        skips = [run(self.stem, ctx, remat, self.conv_in(to_patches(x, self.patch)) + beside)]
         for layers in self.down:
-            skips.append(run(layers, skips[-1]))
+            skips.append(run(layers, ctx, remat, skips[-1]))
         x = skips[-1]
         for layers in self.mid:
-            x = run(layers, x)
-        for layers in self.up:
-            skip = skips.pop()
-            size = skips[-1].shape[2:4] if skips else None
-            x = run(layers, x, skip, ctx=dataclasses.replace(ctx, size=size))
-        return from_patches(self.conv_out(silu_norm(self.conv_norm_out, x, ctx)), self.patch)
+            x = run(layers, ctx, remat, x)
+        return skips, x, ctx
 
     def check_inputs(self, x, tokens, vector, images, remat) -> None:
         """Raises InputError for inputs that the U-Net was not built for."""
@@ -375,3 +368,54 @@ class UNet(nnx.Module):
             )
         if remat not in REMAT:
             raise InputError(f"remat={remat!r} is not known; choose one of {', '.join(REMAT)}")
+
+
+class UNet(Encoder):
+    """The U-Net of Ho et al. (2020) and its descendants on images and videos.
+
+    Paths are `conv_in, time_embedding, add_embedding, stem.{positions, temporal_in}, {down, mid, up}.I.{resnet,
+    temporal_resnet, attention, temporal_attention, downsample, upsample}, conv_norm_out, conv_out`; stage I is
+    `level * (blocks_per_level + 1) + i`. The parameters of an image model are a subset, by path, of those of its
+    inflations.
+    """
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        channels, n, skips = config.channels, config.blocks_per_level, skip_channels(config)
+        self.up, cin = nnx.List([]), channels[-1]
+        for level in reversed(range(len(channels))):
+            for i in range(n + 1):
+                more = {"upsample": Upsample(channels[level], rngs=rngs)} if level and i == n else {}
+                self.up.append(self.stage_at(level, cin + skips.pop(), up=True, rngs=rngs, **more))
+                cin = channels[level]
+        self.conv_norm_out = GroupNorm(cin, config.groups, over=config.norm_over, rngs=rngs)
+        self.conv_out = Conv(cin, config.out_channels * config.patch**2, zero=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        t: Num[Array, "b t"],
+        tokens: Float[Array, "b m d"] | None = None,
+        vector: Float[Array, "b v"] | None = None,
+        *,
+        token_mask: Bool[Array, "b m"] | None = None,
+        images: int = 0,
+        remat: str = "none",
+        residuals: Sequence[Float[Array, "b t ..."]] | None = None,
+    ) -> Float[Array, "b t h w o"]:
+        """The prediction for noisy `x` at network times `t`, one for each frame.
+
+        `token_mask` is true at real tokens. The last `images` frames are independent stills, which layers over time
+        leave alone. `remat` names a policy of `REMAT`. `residuals` are added to what the way up takes from the way
+        down, in order, and the last of them to the middle (ControlNet, Zhang et al. 2023).
+        Raises InputError when a condition that the model was built for is missing, or one is given that it lacks.
+        """
+        skips, x, ctx = self.encode(x, t, tokens, vector, token_mask, images, remat)
+        if residuals is not None:
+            skips = [skip + more for skip, more in zip(skips, residuals[:-1], strict=True)]
+            x = x + residuals[-1]
+        for layers in self.up:
+            skip = skips.pop()
+            size = skips[-1].shape[2:4] if skips else None
+            x = run(layers, dataclasses.replace(ctx, size=size), remat, x, skip)
+        return from_patches(self.conv_out(silu_norm(self.conv_norm_out, x, ctx)), self.patch)

@@ -134,7 +134,12 @@ class VideoModel(nnx.Module):
         if cond.concat is not None:
             beside = jnp.broadcast_to(cond.concat, (*x.shape[:-1], cond.concat.shape[-1]))
             x = jnp.concatenate([x, beside], -1)
-        out = self.unet(x.astype(self.dtype), t, tokens, vector, token_mask=mask, images=images, remat=self.remat)
+        own = lambda a: None if a is None else a.astype(self.dtype)
+        x, tokens, vector = x.astype(self.dtype), own(cond.tokens), own(cond.vector)
+        how: dict[str, Any] = dict(token_mask=cond.token_mask, images=images, remat=self.remat)
+        if cond.control is not None:
+            how["residuals"] = self.embedders["control"].residuals(x, t, tokens, cond.control, **how)
+        out = self.unet(x, t, tokens, vector, **how)
         return out.astype(jnp.float32) + (0.0 if cond.start is None else cond.start)
 
     def denoiser(self, schedule: Schedule, prediction: str, cond: Conditioning):

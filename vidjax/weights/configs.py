@@ -19,8 +19,6 @@ Config = Mapping[str, Any]
 
 CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel")}
 NOT_YET = {
-    "ControlNetModel": "a ControlNet",
-    "SparseControlNetModel": "AnimateDiff's SparseCtrl",
     "T2IAdapter": "a T2I-Adapter",
 }
 READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope, ZeroScope, AnimateDiff, Stable Video Diffusion, I2VGen-XL"

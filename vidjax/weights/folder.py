@@ -20,6 +20,7 @@ STEMS = ("diffusion_pytorch_model", "model")  # of diffusers' and of transformer
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 LAYOUT = "unet/, vae/, text_encoder/, tokenizer/ and scheduler/"
 PICTURE_LAYOUT = "unet/, vae/, image_encoder/, feature_extractor/ and scheduler/"  # of Stable Video Diffusion
+STEERS = ("ControlNetModel", "SparseControlNetModel")  # classes of networks beside a pipeline, see `control`
 CONFIGS = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
 
 
@@ -44,7 +45,8 @@ class Folder:
             kind = path / "config.json"
             name = read_json(kind, f"name a folder with {LAYOUT}").get("_class_name") if kind.is_file() else None
             of = f" of a {name}" if isinstance(name, str) else ""
-            also = ", and this one as --motion_adapter" if name == "MotionAdapter" else ""
+            beside = {"MotionAdapter": "--motion_adapter"} | dict.fromkeys(STEERS, "--control")
+            also = f", and this one as {beside[name]}" if name in beside else ""
             raise InputError(f"{path} has no unet/ but {there}{of}; name a folder with {LAYOUT}{also}")
 
     def config(self, part: str) -> dict[str, Any]:

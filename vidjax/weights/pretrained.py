@@ -29,6 +29,7 @@ from vidjax.weights import animatediff, convert, diffusers, lora
 from vidjax.weights.animatediff import WithMotion
 from vidjax.weights.components import Part
 from vidjax.weights.configs import NORM_OVER, sampler, schedule
+from vidjax.weights.control import read_control
 from vidjax.weights.families import VIDEO_FILES, family_of
 from vidjax.weights.folder import INDEX, Folder, read_json
 from vidjax.weights.single_file import SingleFile
@@ -73,6 +74,7 @@ def load(
     weights: bool = True,
     motion_adapter: str | Path | None = None,
     twice: bool | None = None,
+    control: str | Path | None = None,
 ) -> Pretrained:
     """Loads a folder, or one file, with a U-Net, an autoencoder and a CLIP; images are videos of one frame.
 
@@ -82,10 +84,11 @@ def load(
     other parameter without weights and all weights without a parameter are errors. norm_over: see `unet_config`. dtype:
     of all parameters; memory stays near one copy of them. weights: false for a model of shapes, which reads no weights.
     motion_adapter: AnimateDiff's motion modules for a Stable Diffusion 1, see `animatediff.read_adapter`. twice: of
-    I2VGen-XL, see `models.picture_tokens`; None: as the folder says, else once. Raises InputError.
+    I2VGen-XL, see `models.picture_tokens`; None: as the folder says, else once. control: a network that steers it by
+    pictures, see `control.read_control`. Raises InputError.
     """
     if (file := open_video_file(path)) is not None:
-        given = dict(inflate=inflate, norm_over=norm_over, motion_adapter=motion_adapter, twice=twice)
+        given = dict(inflate=inflate, norm_over=norm_over, motion_adapter=motion_adapter, twice=twice, control=control)
         for flag, value in given.items():
             if value:
                 raise InputError(
@@ -107,12 +110,16 @@ def load(
         raise InputError(
             f"{path}: the U-Net reads tokens of {unet.tokens_dim} features, its CLIP has {components.tokens_dim}"
         )
+    steer = read_control(control, weights) if control else None
+    if steer:
+        steer.check(unet)
     scheduler = folder.config("scheduler")
     noise, prediction = schedule(scheduler)
 
     def make(rngs: nnx.Rngs) -> VideoModel:
         codec = components.codec(rngs)
-        return VideoModel(unet, components.embedders(unet, rngs), codec, remat=remat, rngs=rngs)
+        embedders = components.embedders(unet, rngs) | ({"control": steer.embedder(rngs)} if steer else {})
+        return VideoModel(unet, embedders, codec, remat=remat, rngs=rngs)
 
     model = nnx.eval_shape(lambda: make(OneKey()))
     if twice is not None:
@@ -121,6 +128,8 @@ def load(
         model.picture.twice = twice
     if weights:
         check_size(model, path, dtype)
+        if steer:
+            steer.load(model.control.network, dtype)
         own = Part("unet", model.unet, [*rules, *diffusers.unet(unet.blocks_per_level)], [], family.ignore)
         fill(model, lambda: make(Keys(0)), folder, [own, *components.parts(model)], fresh, dtype)
     name, caveat = sampler(scheduler)
