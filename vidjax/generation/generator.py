@@ -200,13 +200,11 @@ class Generator:
         conditions = {
             **self.conditions(prompts, how.fps),
             **self._lowres_conditions(lowres, shape, keys, how.lowres_level),
-            **(
-                self._picture_conditions(pictures, picture_at, video[1:], shape, keys, how)
-                if "picture" in names
-                else {}
-            ),
-            **(self._control_conditions(pictures, picture_at, video, len(prompts), how) if "control" in names else {}),
         }
+        if "picture" in names:
+            conditions |= self._picture_conditions(pictures, picture_at, video[1:], shape, keys, how)
+        if "control" in names:
+            conditions |= self._control_conditions(pictures, picture_at, video, len(prompts), how)
         mesh = self._mesh(shape[0], how.chunk)
         guidance, filled = sampling.guidance_mode(how, mesh, len(prompts), shape)
         over = partial(batch_over, mesh, size=filled)

@@ -125,7 +125,7 @@ class VideoModel(nnx.Module):
         self, x: Float[Array, "b t h w c"], t: Float[Array, "b t"], cond: Conditioning, images: int = 0
     ) -> Float[Array, "b t h w c"]:
         own = lambda a: None if a is None else a.astype(self.dtype)
-        tokens, vector, mask = own(cond.tokens), own(cond.vector), cond.token_mask
+        tokens, vector = own(cond.tokens), own(cond.vector)
         if self.masked:
             known = jnp.zeros(x.shape[:2]) if cond.mask is None else cond.mask
             x = jnp.concatenate([x, jnp.broadcast_to(known[..., None, None, None], (*x.shape[:-1], 1))], -1)
@@ -134,8 +134,7 @@ class VideoModel(nnx.Module):
         if cond.concat is not None:
             beside = jnp.broadcast_to(cond.concat, (*x.shape[:-1], cond.concat.shape[-1]))
             x = jnp.concatenate([x, beside], -1)
-        own = lambda a: None if a is None else a.astype(self.dtype)
-        x, tokens, vector = x.astype(self.dtype), own(cond.tokens), own(cond.vector)
+        x = x.astype(self.dtype)
         how: dict[str, Any] = dict(token_mask=cond.token_mask, images=images, remat=self.remat)
         if cond.control is not None:
             how["residuals"] = self.embedders["control"].residuals(x, t, tokens, cond.control, **how)
