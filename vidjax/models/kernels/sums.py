@@ -13,7 +13,7 @@ from vidjax.runtime.platforms import platform
 
 Axes = tuple[int, ...]  # neighbours
 ROWS = 8  # of a TPU's registers, which hold 8 x 128 numbers
-MANY = 1024  # rows, of which a TPU takes the sum as a product
+MANY = 256  # rows, of which a TPU takes the sum as a product
 
 
 def as_products() -> bool:
