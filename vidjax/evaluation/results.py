@@ -89,7 +89,8 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
     measured = [i for i, clip in zip(used, every) if len(clip)]
     heldout = [clip for clip in every if len(clip)]
     through = []
-    if generator.codec and heldout:
+    codec = generator.codec
+    if isinstance(codec, Codec) and heldout:
         each = watch(heldout, "reconstructing held-out windows", "clip", len(heldout))
         through = [generator.reconstruct(list(clip)) for clip in each]
     if not lead():
@@ -99,8 +100,8 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
     entries = write_samples(workdir / "samples", names, per_caption, how.fps, seeds=seeds, about=about)
     write_index(workdir / "samples", entries)
     found: dict[str, Any] = {"samples": entries, "data": about_data}
-    if through:
-        found |= reconstruction(workdir, generator.codec, dataset, measured, heldout, *zip(*through))
+    if through and isinstance(codec, Codec):
+        found |= reconstruction(workdir, codec, dataset, measured, heldout, *zip(*through))
     if generator.tokenize and small:
         texts = dataset.texts
         of, own = dict(zip(measured, heldout)), [texts.index(name) for name in names]
