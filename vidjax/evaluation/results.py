@@ -90,7 +90,7 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
     measured = [i for i, clip in zip(used, every) if len(clip)]
     heldout = [clip for clip in every if len(clip)]
     through, codec = [], generator.codec
-    if codec and heldout:
+    if isinstance(codec, Codec) and heldout:
         each = watch(heldout, "reconstructing held-out windows", "clip", len(heldout))
         through = [generator.reconstruct(list(clip)) for clip in each]
     if not lead():
@@ -100,7 +100,7 @@ def samples_of(workdir: AnyPath, generator: AnyGenerator, dataset: Dataset) -> d
     entries = write_samples(workdir / "samples", names, per_caption, how.fps, seeds=seeds, about=about)
     write_index(workdir / "samples", entries)
     found: dict[str, Any] = {"samples": entries, "data": about_data}
-    if codec and through:
+    if isinstance(codec, Codec) and through:
         found |= reconstruction(workdir, codec, dataset, measured, heldout, *zip(*through))
     if set(names) <= CAPTIONS.keys():
         found["drawn"] = drawn.shares([(video, name) for name, videos in zip(names, per_caption) for video in videos])

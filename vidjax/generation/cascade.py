@@ -11,6 +11,7 @@ from vidjax.data.pipeline import DataConfig
 from vidjax.errors import InputError
 from vidjax.generation.generator import Generator, Prompts, Report
 from vidjax.generation.options import SampleConfig
+from vidjax.models.flow_autoencoder import FlowCodec
 from vidjax.models.lowres import LowresEmbedder
 from vidjax.models.parameters import Params
 from vidjax.models.video_model import Codec, VideoModel
@@ -141,7 +142,7 @@ class Cascade:
         self.last.params = params
 
     @property
-    def codec(self) -> Codec | None:
+    def codec(self) -> Codec | FlowCodec | None:
         """Codec of the last generator."""
         return self.last.codec
 

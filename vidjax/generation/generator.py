@@ -122,7 +122,7 @@ class Generator:
         return merge(self.network.graphdef, self.params)
 
     @property
-    def codec(self) -> Codec | None:
+    def codec(self) -> Codec | FlowCodec | None:
         """The model's codec; None for a model of pixels."""
         return self.model.codec
 
