@@ -99,7 +99,7 @@ def test_latents_and_features_depend_on_what_they_should(model, video):
     np.testing.assert_allclose(changed[:, :2], z[:, :2], atol=1e-5)
     assert jnp.abs(changed[:, 2] - z[:, 2]).max() > 1e-4
     entry = jax.eval_shape(lambda frame: embedder.entry(codec, frame), video[:, 0])
-    assert entry.shape == (2, 8, 8, model.feature_channels)
+    assert entry["features"].shape == (2, 8, 8, model.feature_channels)
 
 
 def test_sizes_that_do_not_halve_are_refused(model):

@@ -401,7 +401,7 @@ class Generator:
         looks over time each such part ends without its neighbours. pictures: what the videos begin with, for latents
         that are the flow by which these are warped. Raises InputError if they are not finite."""
         if isinstance(self.codec, FlowCodec) and pictures is not None:
-            latents = self.codec.beside(jnp.asarray(latents), pictures)
+            latents = self.codec.beside(jnp.asarray(latents), jnp.asarray(pictures))
         return self._in_parts("decoder", self._decode, latents, at_once or self.defaults.decode_frames)
 
     def _in_parts(self, part: str, run: Callable[..., Any], x: Latents, at_once: int | None = None) -> np.ndarray:

@@ -2,6 +2,7 @@
 there (Ni et al. 2023, Conditional Image-to-Video Generation with Latent Flow Diffusion Models, LFDM)."""
 
 import dataclasses
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -258,17 +259,17 @@ class SourceEmbedder(nnx.Module):
 
     key, drop, vector_dim, tokens_dim = "picture", 0.0, None, None
 
-    def null(self, picture: Float[Array, "b i j f"]) -> Float[Array, "b i j f"]:
+    def null(self, picture: Mapping[str, Array]) -> Mapping[str, Array]:
         """Guidance does not steer away from it."""
         return picture
 
-    def __call__(self, picture: Float[Array, "b i j f"]) -> dict[str, Array]:
-        return {"concat": picture[:, None]}
+    def __call__(self, picture: Mapping[str, Array]) -> dict[str, Array]:
+        return {"concat": picture["features"][:, None]}
 
-    def entry(self, codec: FlowCodec, frame: UInt8[Array, "b h w 3"], **told: Array) -> Float[Array, "b i j f"]:
+    def entry(self, codec: FlowCodec, frame: UInt8[Array, "b h w 3"], **told: Array) -> dict[str, Array]:
         """Makes the entry of a batch; what other models are told of pictures does not matter."""
-        return codec.autoencoder.features(to_unit(frame).astype(codec.dtype)).astype(jnp.float32)
+        return {"features": codec.autoencoder.features(to_unit(frame).astype(codec.dtype)).astype(jnp.float32)}
 
-    def draw(self, codec: FlowCodec, video: UInt8[Array, "b t h w 3"], draws: Draws) -> Float[Array, "b i j f"]:
+    def draw(self, codec: FlowCodec, video: UInt8[Array, "b t h w 3"], draws: Draws) -> dict[str, Array]:
         """Makes the entry for clips in training."""
         return self.entry(codec, video[:, 0])
