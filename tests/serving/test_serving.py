@@ -140,6 +140,7 @@ def test_a_repeated_request_is_one_video(client):
 def test_a_cancelled_video_stops_between_two_steps(serving, client, monkeypatch):
     monkeypatch.setattr("vidjax.serving.worker.PREVIEW_SECONDS", 0.0)
     one = client()
+    assert post(one).status_code == 200 and serving.worker.run_next()  # from which previews have their colours
     id = post(one, {**ASK, "steps": 200}).json()["id"]
     worker = threading.Thread(target=serving.worker.run_next)
     worker.start()
