@@ -21,6 +21,7 @@ from vidjax.models.conditioning import ClipEmbedder, RateEmbedder
 from vidjax.models.resampler import ResampledPicture, ResamplerConfig
 from vidjax.models.unet import Temporal, UNetConfig
 from vidjax.models.video_model import VideoModel
+from vidjax.weights import clip, open_clip
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.single_file import LDM, UNET, levels
@@ -29,7 +30,6 @@ from vidjax.weights.video_file import FEED_FORWARD, Entry, Filling, VideoFile
 STEM, STEM_HEADS = "init_attn.0.", 8
 ENCODER, RESAMPLER = "embedder.model.visual.", "image_proj_model."  # of the model that moves a picture
 HEAD = 64  # features of a head of the resampler
-ENCODER_HEAD = 80  # of OpenCLIP's ViT-H
 SCALE = "scale_arr"  # what x0 is multiplied by at each level
 FRAMES = 16
 
@@ -49,17 +49,6 @@ CRAFTER: Rules = [
     (r"(blocks\.\d+)\.norm([12])\.", r"\1.attn\2.norm."),
     (r"(blocks\.\d+)\.norm3\.", r"\1.ff.norm."),
     *FEED_FORWARD,
-]
-# Keys of OpenCLIP's image tower, once `in_proj` is parted, and of the resampler.
-ENCODER_RULES: Rules = [
-    (r"^positional_embedding$", "position_embedding.weight"),
-    (r"^conv1\.", "patch_embedding."),
-    (r"^ln_(pre|post)\.", r"\1_layernorm."),
-    (r"^transformer\.resblocks\.", "layers."),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.attn\.", ".self_attn."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
 RESAMPLER_RULES: Rules = [
     (r"^latents$", "queries"),
@@ -157,7 +146,7 @@ class CrafterFile(VideoFile):
             dim=dim,
             hidden=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
             layers=layers,
-            heads=max(dim // ENCODER_HEAD, 1),
+            heads=max(dim // open_clip.IMAGE_HEAD, 1),
             activation="gelu",
             projection=None,
             size=patch * round((shapes["positional_embedding"][0] - 1) ** 0.5),
@@ -199,21 +188,16 @@ class CrafterFile(VideoFile):
         found = [unet, *self.image_fillings(model)]
         if not self.moves_picture:
             return found
-        clip: dict[str, Entry] = {}
-        for key in self._shapes(ENCODER):
-            if "in_proj_" in key:
-                parts = {
-                    rename(key.replace("in_proj_", f"{letter}_proj."), ENCODER_RULES): i
-                    for i, letter in enumerate("qkv")
-                }
-                clip |= {name: Entry(ENCODER + key, i) for name, i in parts.items()}
-            elif key != "proj":  # the tokens are made of what comes before it
-                clip[rename(key, ENCODER_RULES)] = Entry(ENCODER + key)
+        read = (key for key in self._shapes(ENCODER) if key != "proj")  # the tokens are made of what comes before it
+        encoder = {
+            rename(key, clip.IMAGE): Entry(ENCODER + own, part)
+            for key, (own, part) in open_clip.part_names(read, open_clip.IMAGE).items()
+        }
         resampler = {rename(key, RESAMPLER_RULES): Entry(RESAMPLER + key) for key in self._shapes(RESAMPLER)}
         picture = model.picture
         return [
             *found,
-            Filling("the picture's encoder", picture.encoder, clip),
+            Filling("the picture's encoder", picture.encoder, encoder),
             Filling("the picture's resampler", picture.resampler, resampler),
         ]
 
