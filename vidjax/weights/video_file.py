@@ -68,6 +68,12 @@ class Entries(Mapping[str, np.ndarray]):
         return len(self.entries)
 
 
+class ImageParts(SingleFile):
+    """What of a video model's file is in the layout of Stable Diffusion: its autoencoder and its text encoder."""
+
+    what = "a whole checkpoint of a video model"
+
+
 class Filling(NamedTuple):
     """A module of a model, what it is called in errors, and where in the file each of its parameters is."""
 
@@ -151,9 +157,9 @@ class VideoFile(abc.ABC):
         return {key[len(UNET) :]: place.shape for key, place in self.all.places.items() if key.startswith(UNET)}
 
     @cached_property
-    def image(self) -> SingleFile:
-        """What is in the layout of Stable Diffusion: autoencoder and text encoder."""
-        return SingleFile(self.path)
+    def image(self) -> ImageParts:
+        """What is in the layout of Stable Diffusion."""
+        return ImageParts(self.path)
 
     @cached_property
     def tokenize(self) -> Callable[[str], np.ndarray] | None:
@@ -181,7 +187,7 @@ class VideoFile(abc.ABC):
             yield
         except InputError:
             raise
-        except (LookupError, ValueError, StopIteration) as error:
+        except (LookupError, ValueError, ArithmeticError, StopIteration) as error:
             missing = f" ({error} is missing)" if isinstance(error, KeyError) else ""
             raise InputError(f"{self.path}: its keys {keys} are not {self.family}'s{missing}: get it again") from None
 
@@ -211,6 +217,7 @@ class VideoFile(abc.ABC):
 
     def write(self, model: VideoModel, out: Path) -> None:
         """Writes the file again as `out`, its networks from `model`, with what stands beside it."""
+        out.parent.mkdir(parents=True, exist_ok=True)
         made = {key: np.array(value, order="C") for key, value in self.tensors(model).items()}
         save_file(made, out, {"format": "pt"})
         for end in BESIDE:

@@ -5,11 +5,13 @@ Shapes say which of the four it is. CLIP's words are in no such file: `tokenizer
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from vidjax.diffusion import schedule as schedules
@@ -133,7 +135,8 @@ class CrafterFile(VideoFile):
         base = dataclasses.replace(schedules.scaled_linear(set_alpha_to_one=False), spacing="leading", offset=1)
         low = {(True, True): 0.7, (True, False): 0.3}.get((self.told_rate, self.convolves), 1.0)
         if SCALE in self.all:
-            low = float(self.all[SCALE][-1])
+            with self._explain(SCALE):
+                low = float(np.ravel(self.all[SCALE])[-1])
         return base if low == 1 else schedules.scale_data(base, low)
 
     @cached_property
@@ -149,7 +152,7 @@ class CrafterFile(VideoFile):
             heads=max(dim // open_clip.IMAGE_HEAD, 1),
             activation="gelu",
             projection=None,
-            size=patch * round((shapes["positional_embedding"][0] - 1) ** 0.5),
+            size=patch * math.isqrt(shapes["positional_embedding"][0] - 1),
             patch=patch,
         )
 
