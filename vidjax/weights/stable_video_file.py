@@ -20,7 +20,7 @@ from vidjax.weights.diffusers import rename_blocks, unet_keys
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
 from vidjax.weights.folder import CONFIGS, INDEX
 from vidjax.weights.open_clip import Names
-from vidjax.weights.single_file import AUTOENCODER, LDM, UNET, SingleFile, autoencoder_rules
+from vidjax.weights.single_file import AUTOENCODER, LDM, UNET, SingleFile, autoencoder_rules, levels
 
 ENCODER, OPEN_CLIP = "conditioner.embedders.3.encoder.", "conditioner.embedders.0.open_clip.model."
 DECODER, IMAGE = f"{AUTOENCODER}decoder.", f"{OPEN_CLIP}visual."
@@ -131,7 +131,7 @@ class StableVideoFile(SingleFile):
         }
 
     def _unet_keys(self) -> dict[str, tuple[str, None]]:
-        rules = [*LDM, (r"\.to_out\.0\.", ".to_out."), *unet_keys(self._levels()[1]), *UNET_KEYS]
+        rules = [*LDM, (r"\.to_out\.0\.", ".to_out."), *unet_keys(levels(self._own(UNET))[1]), *UNET_KEYS]
         return {rename(key, rules): (UNET + key, None) for key in self._own(UNET)}
 
     def _autoencoder(self) -> dict[str, Any]:
