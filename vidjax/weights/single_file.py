@@ -24,7 +24,7 @@ from vidjax.weights.diffusers import unet, unet_keys
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
 from vidjax.weights.folder import INDEX, clip_tokenizer
 from vidjax.weights.open_clip import TRANSPOSED, Names
-from vidjax.weights.tensors import Tensors, read
+from vidjax.weights.tensors import Tensors, read, shapes_under
 
 UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."  # what keys begin with
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -206,9 +206,7 @@ class SingleFile:
     # What is where in the file.
 
     def _own(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        """Shapes by key without the prefix, of what has it."""
-        places = self.all.places
-        return {key[len(prefix) :]: place.shape for key, place in places.items() if key.startswith(prefix)}
+        return shapes_under(self.all.places, prefix)
 
     def _unet(self) -> dict[str, Any]:
         shapes = self._own(UNET)

@@ -25,7 +25,7 @@ from vidjax.weights.configs import clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
 from vidjax.weights.single_file import AUTOENCODER, UNET, SingleFile
-from vidjax.weights.tensors import Tensors, read
+from vidjax.weights.tensors import Tensors, read, shapes_under
 
 BESIDE = (".yaml", ".yml", ".json")  # the settings of a training, beside its file
 FEED_FORWARD: Rules = [
@@ -154,7 +154,7 @@ class VideoFile(abc.ABC):
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the U-Net by key without the prefix."""
-        return {key[len(UNET) :]: place.shape for key, place in self.all.places.items() if key.startswith(UNET)}
+        return shapes_under(self.all.places, UNET)
 
     @cached_property
     def image(self) -> ImageParts:

@@ -27,6 +27,7 @@ from vidjax.weights import clip, open_clip
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.single_file import LDM, UNET, levels
+from vidjax.weights.tensors import shapes_under
 from vidjax.weights.video_file import FEED_FORWARD, Entry, Filling, VideoFile
 
 STEM, STEM_HEADS = "init_attn.0.", 8
@@ -142,7 +143,7 @@ class CrafterFile(VideoFile):
     @cached_property
     def clip(self) -> ClipImageConfig:
         """The encoder of the picture, by its shapes."""
-        shapes = self._shapes(ENCODER)
+        shapes = shapes_under(self.all.places, ENCODER)
         dim, _, patch, _ = shapes["conv1.weight"]
         layers = 1 + max(int(m[1]) for key in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", key)))
         return ClipImageConfig(
@@ -159,7 +160,7 @@ class CrafterFile(VideoFile):
     @cached_property
     def resampler(self) -> ResamplerConfig:
         """What makes tokens of the picture's features, by its shapes."""
-        shapes = self._shapes(RESAMPLER)
+        shapes = shapes_under(self.all.places, RESAMPLER)
         _, queries, dim = shapes["latents"]
         return ResamplerConfig(
             source=shapes["proj_in.weight"][1],
@@ -170,9 +171,6 @@ class CrafterFile(VideoFile):
             heads=shapes["layers.0.0.to_q.weight"][0] // HEAD,
             head_dim=HEAD,
         )
-
-    def _shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        return {key[len(prefix) :]: at.shape for key, at in self.all.places.items() if key.startswith(prefix)}
 
     def embedders(self, rngs: nnx.Rngs) -> dict[str, Any]:
         """Makes the embedders of captions, of the rate, and of the picture."""
@@ -191,12 +189,14 @@ class CrafterFile(VideoFile):
         found = [unet, *self.image_fillings(model)]
         if not self.moves_picture:
             return found
-        read = (key for key in self._shapes(ENCODER) if key != "proj")  # the tokens are made of what comes before it
+        read = shapes_under(self.all.places, ENCODER)
+        read.pop("proj", None)  # the tokens are made of what comes before it
         encoder = {
             rename(key, clip.IMAGE): Entry(ENCODER + own, part)
             for key, (own, part) in open_clip.part_names(read, open_clip.IMAGE).items()
         }
-        resampler = {rename(key, RESAMPLER_RULES): Entry(RESAMPLER + key) for key in self._shapes(RESAMPLER)}
+        own = shapes_under(self.all.places, RESAMPLER)
+        resampler = {rename(key, RESAMPLER_RULES): Entry(RESAMPLER + key) for key in own}
         picture = model.picture
         return [
             *found,
