@@ -165,7 +165,7 @@ def check_flags() -> None:
     if bool(WORKDIR.value) == bool(PRETRAINED.value):
         raise InputError("name either a run that vidjax.main has trained, --workdir, or a folder, --pretrained")
     for flag in (INFLATE, NORM_OVER, MOTION_ADAPTER, CONTROL, PICTURE_TWICE):
-        if WORKDIR.value and flag.value:
+        if WORKDIR.value and flag.value is not None:
             raise InputError(f"--{flag.name} is for --pretrained; a run has layers of its own")
     if KARRAS.value and SPACING.value not in (None, "karras"):
         raise InputError(f"--karras and --spacing={SPACING.value} are two spacings; leave one out")

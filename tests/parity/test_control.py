@@ -146,7 +146,6 @@ def test_whole_pipelines_agree(folder, kind, scale, monkeypatch):
     how = dict(frames=FRAMES, noise=noise, num_steps=10, control_scale=scale, pictures=np.tile(pictures, (2, 1, 1, 1)))
     got = generator.latents(PROMPTS, picture_at=(0, -1), **how)
     assert error(got, last(expected.numpy())) <= 1e-3
-    print(kind, error(got, last(expected.numpy())))
     assert error(generator.latents(PROMPTS, picture_at=(0, 1), **how), got) > 1e-2
 
 

@@ -283,5 +283,5 @@ def test_files_that_do_not_fit_are_refused_in_one_line(plain, tmp_path):
         pretrained.load(tmp_path / "bare.safetensors")
     (tmp_path / "bare.json").write_text('{"scale_factor": 2, "shift_factor": 1}')
     assert pretrained.load(tmp_path / "bare.safetensors", weights=False).model.codec.scale == 2
-    with pytest.raises(InputError, match="inflate='tuned' is for image models"):
+    with pytest.raises(InputError, match="inflate='tuned' is of other models"):
         pretrained.load(path, inflate="tuned")

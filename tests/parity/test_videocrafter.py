@@ -28,6 +28,7 @@ from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import Keys, OneKey  # noqa: E402
 from vidjax.models.lora import lora_tensors  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
+from vidjax.recipes.build import build  # noqa: E402
 from vidjax.recipes.run import train  # noqa: E402
 from vidjax.training.strategies import strategy  # noqa: E402
 from vidjax.weights import convert, lora, pretrained  # noqa: E402
@@ -180,11 +181,13 @@ def test_ten_steps_from_a_picture_and_a_prompt(files):
 def test_out_again_bit_equal(kind, files, tmp_path):
     """All of it, also what nothing here reads; and it is read again."""
     path, _ = files[kind]
-    pretrained.save(pretrained.load(path).model, path, tmp_path / "out")
-    before, after = load_file(path), load_file(tmp_path / "out" / path.name)
-    assert before.keys() == after.keys()
-    for key, value in after.items():
-        np.testing.assert_array_equal(value, before[key], err_msg=key)
+    model, before = pretrained.load(path).model, load_file(path)
+    for save, out in ((pretrained.save, "out"), (pretrained.save_single_file, "again")):
+        save(model, path, tmp_path / out)
+        after = load_file(tmp_path / out / path.name)
+        assert before.keys() == after.keys()
+        for key, value in after.items():
+            np.testing.assert_array_equal(value, before[key], err_msg=key)
     pretrained.load(tmp_path / "out" / path.name, weights=False)
 
 
@@ -228,19 +231,18 @@ class Held(dict):
 def test_files_that_do_not_fit_are_refused_in_one_line(files, tmp_path):
     path, _ = files["i2v"]
     state, key = load_file(path), "middle_block.2.proj_out.weight"
+    words, query = "cond_stage_model.model.ln_final.weight", "init_attn.0.transformer_blocks.0.attn1.to_q.weight"
     wide = {UNET + "input_blocks.0.0.weight": np.zeros((64, 8, 3, 3), "f")}
     for name, change, says in (
         ("missing", {UNET + key: None}, "no key for parameter mid.0.temporal_attention.proj_out.kernel"),
         ("renamed", {UNET + key: None, UNET + key + "s": state[UNET + key]}, "no parameter for key mid.0.temporal_att"),
         ("shaped", {UNET + key: np.zeros((3, 64), "f")}, r"proj_out.* has shape \(3, 64\)"),
+        ("headless", {UNET + query: np.zeros((4, 64), "f")}, "diffusion_model.* are not VideoCrafter's"),
+        ("scaleless", {"scale_arr": np.zeros(0, "f")}, "its keys scale_arr are not VideoCrafter's: get it again"),
         ("dynamic", wide, "sees 8 channels and makes 4: .* such as DynamiCrafter, which is not read"),
         ("blind", {k: None for k in state if k.startswith(RESAMPLER)}, r"VideoCrafter's \('latents' is missing\): get"),
         ("sightless", {k: None for k in state if k.startswith(ENCODER)}, r"'conv1.weight' is missing\): get it again"),
-        (
-            "wordless",
-            {"cond_stage_model.model.ln_final.weight": None},
-            r"U-Net's are not VideoCrafter's \('.*ing\): get",
-        ),
+        ("wordless", {words: None}, r"text_encoder are missing or .*: is it a whole checkpoint of a video model\?"),
     ):
         found = {k: v for k, v in {**state, **change}.items() if v is not None}
         (tmp_path / name).mkdir()
@@ -268,6 +270,14 @@ def test_a_run_goes_out_as_the_file_it_came_from(tmp_path):
     over_time = r"\.init_attn\.|\.temopral_conv\.|(middle_block|put_blocks\.\d+)\.2\.(norm|proj_|transformer)"
     moved = {key for key in after if not np.array_equal(before[key], after[key])}
     assert before.keys() == after.keys() and moved == {key for key in before if re.search(over_time, key)}
+
+
+def test_a_model_of_a_picture_is_tuned_without_what_encodes_clips_once(files, tmp_path):
+    made = config("videocrafter:temporal") | dict(pretrained=str(files["i2v"][0]), prompt="the fox")
+    made["data"] |= dict(path=str(CLIPS), size=(16, 16), frames=2)
+    for option, says in ((dict(encode_once=True), "sees the first"), (dict(prior=dict(prompt="a fox")), "prior wants")):
+        with pytest.raises(InputError, match=says):
+            build(made | dict(finetune=made["finetune"] | option), "tune", tmp_path)
 
 
 def test_adapters_go_out_and_come_back(files, tmp_path):

@@ -81,6 +81,8 @@ def test_tensors_are_the_views_that_the_file_describes(tensor, tmp_path, protoco
     assert found["scalar"] == 5
     wrapped = {f"_forward_module.{key}": value for key, value in tree["state_dict"].items()}
     assert set(Tensors(save(tmp_path / "b.ckpt", {"module": wrapped, "epoch": 3}, protocol=protocol))) == set(found)
+    alone = {"module": tree["state_dict"]["scalar"]}
+    assert set(Tensors(save(tmp_path / "c.ckpt", alone, protocol=protocol))) == {"module"}
 
 
 def test_nothing_that_a_file_says_is_run(tensor, tmp_path):

@@ -315,7 +315,7 @@ def null_text(
 
 
 def see_pictures(network: Network, params: Params, seen: Mapping[str, Array]) -> dict[str, Array]:
-    """Makes the batch entry of pictures from the arguments of `PictureEmbedder.entry`, one per picture each."""
+    """Makes the batch entry of pictures from the arguments of its `entry`, one per picture each."""
     model = network.model(params)
     return model.embedders["picture"].entry(model.codec, **seen)
 

@@ -12,7 +12,6 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vidjax.data.transforms import to_unit
-from vidjax.diffusion.draws import Draws
 from vidjax.errors import InputError, check_range
 from vidjax.models.convolution import Conv
 from vidjax.models.flow_layers import (
@@ -26,6 +25,7 @@ from vidjax.models.flow_layers import (
     widths,
 )
 from vidjax.models.patch_pca import from_patches, to_patches
+from vidjax.models.picture import PlainPicture
 from vidjax.models.region_motion import BackgroundPredictor, FlowPredictor, Motion, RegionPredictor, Regions
 from vidjax.models.warping import identity_grid, resize_linear, warp
 from vidjax.settings import choose
@@ -254,10 +254,10 @@ class FlowCodec(nnx.Module):
         return self.autoencoder.decode(flow, first)
 
 
-class SourceEmbedder(nnx.Module):
+class SourceEmbedder(PlainPicture):
     """The first frame as a condition: the flow autoencoder's features of it, beside the noisy flow of every frame."""
 
-    key, drop, vector_dim, tokens_dim = "picture", 0.0, None, None
+    vector_dim, tokens_dim = None, None
 
     def null(self, picture: Mapping[str, Array]) -> Mapping[str, Array]:
         """Guidance does not steer away from it."""
@@ -266,10 +266,6 @@ class SourceEmbedder(nnx.Module):
     def __call__(self, picture: Mapping[str, Array]) -> dict[str, Array]:
         return {"concat": picture["features"][:, None]}
 
-    def entry(self, codec: FlowCodec, frame: UInt8[Array, "b h w 3"], **told: Array) -> dict[str, Array]:
-        """Makes the entry of a batch; what other models are told of pictures does not matter."""
+    def entry(self, codec: FlowCodec, frame: UInt8[Array, "b h w 3"]) -> dict[str, Array]:
+        """Makes the entry of a batch for pictures."""
         return {"features": codec.autoencoder.features(to_unit(frame).astype(codec.dtype)).astype(jnp.float32)}
-
-    def draw(self, codec: FlowCodec, video: UInt8[Array, "b t h w 3"], draws: Draws) -> dict[str, Array]:
-        """Makes the entry for clips in training."""
-        return self.entry(codec, video[:, 0])

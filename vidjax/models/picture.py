@@ -1,5 +1,6 @@
 """A picture as a condition: the video begins with it (Stable Video Diffusion, Blattmann et al. 2023)."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from vidjax.errors import InputError, check_range
 from vidjax.models.clip import ClipImage, ClipImageConfig
 from vidjax.models.layers import sinusoid
 
+Pictures = Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"]
 MOTION = 127 / 0.1  # what the network is told of clips whose pixels, in [-1, 1], differ by 1 from frame to frame
 
 
@@ -95,7 +97,7 @@ class PictureEmbedder(nnx.Module):
 
     def seen(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"],
+        pictures: Pictures,
         size: tuple[int, int],
         shape: tuple[int, ...],
         normal: Callable[[tuple[int, ...]], Array],
@@ -122,9 +124,33 @@ class PictureEmbedder(nnx.Module):
         return {**self.entry(codec, video[:, 0], eps, level, fps, motion), "shown": shown}
 
 
-def stack_of_size(
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "b h w 3"]:
+class PlainPicture(nnx.Module):
+    """A picture of the size of the video as a condition with which nothing else is told, nor anything drawn."""
+
+    key, drop = "picture", 0.0
+    whole = False
+
+    @abc.abstractmethod
+    def entry(self, codec: Any, frame: UInt8[Array, "b h w 3"]) -> dict[str, Array]:
+        """Makes the entry of a batch for pictures."""
+
+    def seen(
+        self,
+        pictures: Pictures,
+        size: tuple[int, int],
+        shape: tuple[int, ...],
+        normal: Callable[[tuple[int, ...]], Array],
+        how: Any,
+    ) -> dict[str, Any]:
+        """Makes the arguments of `entry` for pictures of `size` (h, w). Raises InputError for those of another size."""
+        return {"frame": stack_of_size(pictures, size)}
+
+    def draw(self, codec: Any, video: UInt8[Array, "b t h w 3"], draws: Draws) -> dict[str, Array]:
+        """Makes the entry for clips in training: their first frames, always shown."""
+        return self.entry(codec, video[:, 0])
+
+
+def stack_of_size(pictures: Pictures, size: tuple[int, int]) -> UInt8[np.ndarray, "b h w 3"]:
     """Stacks pictures. Raises InputError for one that is not of `size` (h, w)."""
     if wrong := [each.shape for each in pictures if each.shape != (*size, 3)]:
         raise InputError(f"a picture is {wrong[0]}, these videos begin with {(*size, 3)}")

@@ -3,7 +3,7 @@ al. 2023)."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from vidjax.models.attention import Attention, FeedForward
 from vidjax.models.clip import ClipImage, ClipImageConfig
 from vidjax.models.convolution import Conv
 from vidjax.models.layers import MLP, Context, Sequential, sinusoid
+from vidjax.models.picture import Pictures
 
 GRID = 32  # rows and columns to which the latents are averaged before they become tokens
 
@@ -146,7 +147,7 @@ class PictureTokens(nnx.Module):
 
     def seen(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"],
+        pictures: Pictures,
         size: tuple[int, int],
         shape: tuple[int, ...],
         normal: Callable[[tuple[int, ...]], Array],

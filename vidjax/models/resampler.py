@@ -2,21 +2,19 @@
 (VideoCrafter 1, Chen et al. 2023; the resampler is Flamingo's, Alayrac et al. 2022)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from vidjax.data.transforms import to_unit
-from vidjax.diffusion.draws import Draws
 from vidjax.models.clip import ClipImage, ClipImageConfig
 from vidjax.models.kernels.attention import attend
 from vidjax.models.kernels.products import gelu
 from vidjax.models.layers import LayerNorm, linear
-from vidjax.models.picture import clip_pixels, stack_of_size
+from vidjax.models.picture import PlainPicture, clip_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +89,13 @@ class Resampler(nnx.Module):
         return self.norm_out(self.proj_out(queries))
 
 
-class ResampledPicture(nnx.Module):
+class ResampledPicture(PlainPicture):
     """A picture as the last tokens that cross-attention reads. Guidance steers away from a grey one.
 
     Its entry of a batch: `pixels` [b, n, n, 3] in [-1, 1], see `picture.clip_pixels`.
     """
 
-    key, drop, vector_dim = "picture", 0.0, None
-    whole = False  # pictures have the size of the video
+    vector_dim = None
 
     def __init__(self, clip: ClipImageConfig, resampler: ResamplerConfig, *, rngs: nnx.Rngs):
         self.encoder, self.resampler = ClipImage(clip, rngs=rngs), Resampler(resampler, rngs=rngs)
@@ -111,21 +108,6 @@ class ResampledPicture(nnx.Module):
     def __call__(self, picture: Mapping[str, Array]) -> dict[str, Array]:
         pixels = picture["pixels"].astype(self.encoder.patch_embedding.kernel.dtype)
         return {"tokens": self.resampler(self.encoder(pixels)[0])}
-
-    def draw(self, codec: Any, video: UInt8[Array, "b t h w 3"], draws: Draws) -> dict[str, Array]:
-        """Makes the entry for clips in training: their first frames, always shown."""
-        return self.entry(codec, video[:, 0])
-
-    def seen(
-        self,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]] | UInt8[np.ndarray, "_ _ _ 3"],
-        size: tuple[int, int],
-        shape: tuple[int, ...],
-        normal: Callable[[tuple[int, ...]], Array],
-        how: Any,
-    ) -> dict[str, Any]:
-        """Makes the arguments of `entry` for pictures of `size` (h, w). Raises InputError for those of another size."""
-        return {"frame": stack_of_size(pictures, size)}
 
     def entry(self, codec: Any, frame: UInt8[Array, "b h w 3"]) -> dict[str, Array]:
         """Makes the entry of a batch for pictures."""

@@ -127,7 +127,7 @@ def of_clips(generator: Generator, dataset: Dataset, count: int) -> tuple[np.nda
             names.append(item.text or f"clip {index}")
             prompts.append(item.text if "text" in known else item.label if "label" in known else "")
     if not clips:
-        raise InputError(f"no clip has a window of data.frames={dataset.size[0]} frames to take a first frame from")
+        raise InputError(f"no clip has a window of data.frames={generator.size[0]} frames to take a first frame from")
     return generator(prompts, pictures=np.stack(clips)[:, 0]), np.stack(clips), names
 
 

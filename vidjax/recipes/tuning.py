@@ -99,8 +99,6 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     once = options.pop("encode_once", section.get("objective") != "autoencoder")
     drop = options.pop("drop", None)
     check_range("config.finetune.", 0, 1, drop=drop)
-    if prior and not once:
-        raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
     tune = strategy(options.pop("strategy", "full"), **options)
     model = settings.construct(TunedConfig, section.get("model"), "model")
     load = partial(
@@ -118,6 +116,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     check_conditions(section, common["data"], known.model)
     if once and "picture" in told:
         once = check_encodes_always(section)
+    if prior and not once:
+        raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
     reads = once and tokenize is not None and not tune.text  # captions are encoded once, too
 
     def models(weights: bool) -> tuple[VideoModel, VideoModel]:

@@ -18,9 +18,7 @@ from vidjax.weights.diffusers import MODELSCOPE, TUNE_A_VIDEO
 Config = Mapping[str, Any]
 
 CLASSES = {name: name for name in ("UNet2DConditionModel", "UNet3DConditionModel")}
-NOT_YET = {
-    "T2IAdapter": "a T2I-Adapter",
-}
+NOT_YET = {"T2IAdapter": "a T2I-Adapter"}
 READ = "Stable Diffusion 1 and 2, Tune-A-Video, ModelScope, ZeroScope, AnimateDiff, Stable Video Diffusion, I2VGen-XL"
 NORM_OVER = "vidjax_norm_over"  # in a folder of Tune-A-Video that was written here, if not as its code computes
 SILU = ("silu", "swish")

@@ -26,6 +26,7 @@ from vidjax.runtime.limits import from_json
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.single_file import AUTOENCODER, LDM, UNET, levels
+from vidjax.weights.tensors import shapes_under
 from vidjax.weights.video_file import BESIDE, FEED_FORWARD, Entry, Filling, VideoFile
 
 EMA = "model_ema."
@@ -165,7 +166,7 @@ class LvdmFile(VideoFile):
         """That of the frames of the model of text, that of clips of the others."""
         if self.textual:
             return autoencoder_config(self.image.config("vae"))[0]
-        own = {key[len(AUTOENCODER) :]: place.shape for key, place in self.all.places.items()}
+        own = shapes_under(self.all.places, AUTOENCODER)
         try:
             width, latent = own["encoder.conv_first.conv.weight"][0], own["post_quant_conv.weight"][0]
         except KeyError as error:

@@ -90,9 +90,9 @@ def load(
     if (file := open_video_file(path)) is not None:
         given = dict(inflate=inflate, norm_over=norm_over, motion_adapter=motion_adapter, twice=twice, control=control)
         for flag, value in given.items():
-            if value:
+            if value not in (None, ""):
                 raise InputError(
-                    f"{flag}={value!r} is for image models, {path} is a video model of {file.family}'s: leave it out"
+                    f"{flag}={value!r} is of other models, {path} is a video model of {file.family}'s: leave it out"
                 )
         return load_video_file(file, dtype, remat, weights)
     folder = open_model(path, motion_adapter)
@@ -185,7 +185,8 @@ def open_model(path: str | Path, motion_adapter: str | Path | None = None) -> So
 
 
 def moves_pictures(path: str | Path) -> bool:
-    """Whether the model at `path` makes videos of pictures. Raises InputError if there is none."""
+    """Whether the model at `path` is of a family of folders that move pictures, which are tuned in their own way; a
+    file of a video model is none. Raises InputError if there is no model."""
     if open_video_file(path) is not None:
         return False
     return family_of(open_source(path).config("unet")).pictures
@@ -229,7 +230,6 @@ def save(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
     if (file := open_video_file(source)) is not None:
-        out.mkdir(parents=True, exist_ok=True)
         return file.write(model, out / file.path.name)
     folder = open_model(source, motion_adapter)
     config = config_for(model.unet.config, folder.config("unet"))
@@ -276,7 +276,10 @@ def save_single_file(model: VideoModel, source: str | Path, out: str | Path) -> 
 
     Raises InputError if the source is a folder, or the model has other layers than it.
     """
-    file, out = open_source(source), Path(out)
+    out = Path(out)
+    if (video := open_video_file(source)) is not None:
+        return video.write(model, out / video.path.name)
+    file = open_source(source)
     if not isinstance(file, SingleFile):
         raise InputError(f"{source} is a folder; take --format=diffusers")
     config = config_for(model.unet.config, file.config("unet"))

@@ -18,16 +18,16 @@ from safetensors.numpy import save_file
 from vidjax.errors import InputError
 from vidjax.models.clip import ClipTextConfig
 from vidjax.runtime.storage import write_json
+from vidjax.weights import open_clip
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import unet, unet_keys
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
 from vidjax.weights.folder import INDEX, clip_tokenizer
-from vidjax.weights.tensors import Tensors, read
+from vidjax.weights.open_clip import TRANSPOSED, Names
+from vidjax.weights.tensors import Tensors, read, shapes_under
 
 UNET, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."  # what keys begin with
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-TRANSPOSED = -1
-Names = Mapping[str, tuple[str, int | None]]  # key: another's, and whether one of three parts of it, or it TRANSPOSED
 HEAD = 64  # features of a head of OpenCLIP's text encoders and of the U-Nets that read them
 
 # Keys of a U-Net to parameter paths; the schedule is flat there, too, behind conv_in.
@@ -65,20 +65,6 @@ def autoencoder_rules(levels: int) -> Rules:
         (r"\.layer\.([qkv])\.", r".layer.to_\1."),
         (r"\.layer\.proj_out\.", ".layer.to_out."),
     ]
-
-
-# Keys of OpenCLIP's text tower to those of transformers' CLIPTextModel, once `in_proj` is parted.
-OPEN_CLIP_KEYS: Rules = [
-    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
-    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
-    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
-    (r"^ln_final\.", "text_model.final_layer_norm."),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.attn\.([qkv])_proj\.", r".self_attn.\1_proj."),
-    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-]
 
 
 def levels(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[int], int]:
@@ -220,9 +206,7 @@ class SingleFile:
     # What is where in the file.
 
     def _own(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        """Shapes by key without the prefix, of what has it."""
-        places = self.all.places
-        return {key[len(prefix) :]: place.shape for key, place in places.items() if key.startswith(prefix)}
+        return shapes_under(self.all.places, prefix)
 
     def _unet(self) -> dict[str, Any]:
         shapes = self._own(UNET)
@@ -274,9 +258,9 @@ class SingleFile:
         return {name(key): (AUTOENCODER + key, None) for key in kept}
 
     def _text(self) -> dict[str, Any]:
-        open_clip = any(key.startswith(OPEN_CLIP) for key in self.all)
-        shapes = self._own(OPEN_CLIP if open_clip else CLIP)
-        keys = {new: shapes[old] for new, (old, _) in self._bare_text_keys(open_clip, shapes).items()}
+        by_open_clip = any(key.startswith(OPEN_CLIP) for key in self.all)
+        shapes = self._own(OPEN_CLIP if by_open_clip else CLIP)
+        keys = {new: shapes[old] for new, (old, _) in self._bare_text_keys(by_open_clip, shapes).items()}
         dim = keys["text_model.final_layer_norm.weight"][0]
         layers = 1 + max(int(m[1]) for key in keys if (m := re.match(r"text_model\.encoder\.layers\.(\d+)", key)))
         return {
@@ -285,33 +269,26 @@ class SingleFile:
             "intermediate_size": keys["text_model.encoder.layers.0.mlp.fc1.weight"][0],
             "num_hidden_layers": layers,
             "num_attention_heads": dim // HEAD,
-            "hidden_act": "gelu" if open_clip else "quick_gelu",
+            "hidden_act": "gelu" if by_open_clip else "quick_gelu",
             "vocab_size": keys["text_model.embeddings.token_embedding.weight"][0],
             "max_position_embeddings": keys["text_model.embeddings.position_embedding.weight"][0],
         }
 
     def _text_keys(self) -> dict[str, tuple[str, int | None]]:
-        open_clip = any(key.startswith(OPEN_CLIP) for key in self.all)
-        prefix = OPEN_CLIP if open_clip else CLIP
-        found = self._bare_text_keys(open_clip, self._own(prefix))
+        by_open_clip = any(key.startswith(OPEN_CLIP) for key in self.all)
+        prefix = OPEN_CLIP if by_open_clip else CLIP
+        found = self._bare_text_keys(by_open_clip, self._own(prefix))
         return {new: (prefix + old, part) for new, (old, part) in found.items()}
 
     @staticmethod
-    def _bare_text_keys(open_clip: bool, keys: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
+    def _bare_text_keys(by_open_clip: bool, keys: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
         """The keys of transformers, each with the file's and, where OpenCLIP has three in one, which. OpenCLIP's
         last layer and its projection are not read: Stable Diffusion 2 takes what goes into that layer."""
-        if not open_clip:
+        if not by_open_clip:
             return {key: (key, None) for key in keys if not key.endswith("position_ids")}
         last = max(int(m[1]) for key in keys if (m := re.match(r"transformer\.resblocks\.(\d+)", key)))
         unread = re.compile(rf"transformer\.resblocks\.{last}\.|logit_scale|text_projection|attn_mask")
-        found: dict[str, tuple[str, int | None]] = {}
-        for key in itertools.filterfalse(unread.match, keys):
-            if ".in_proj_" in key:
-                for part, letter in enumerate("qkv"):
-                    found[rename(key.replace("in_proj_", f"{letter}_proj."), OPEN_CLIP_KEYS)] = (key, part)
-            else:
-                found[rename(key, OPEN_CLIP_KEYS)] = (key, None)
-        return found
+        return open_clip.part_names(itertools.filterfalse(unread.match, keys), open_clip.TEXT)
 
     def _scheduler(self) -> dict[str, Any]:
         """That of Stable Diffusion 1, and of 2 at 768x768, which predicts v."""

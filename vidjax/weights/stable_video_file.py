@@ -14,17 +14,18 @@ from typing import Any
 from vidjax.errors import InputError
 from vidjax.models.clip import ClipImageConfig
 from vidjax.runtime.storage import write_json
+from vidjax.weights import open_clip
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import rename_blocks, unet_keys
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
 from vidjax.weights.folder import CONFIGS, INDEX
-from vidjax.weights.single_file import AUTOENCODER, LDM, TRANSPOSED, UNET, Names, SingleFile, autoencoder_rules
+from vidjax.weights.open_clip import Names
+from vidjax.weights.single_file import AUTOENCODER, LDM, UNET, SingleFile, autoencoder_rules, levels
 
 ENCODER, OPEN_CLIP = "conditioner.embedders.3.encoder.", "conditioner.embedders.0.open_clip.model."
 DECODER, IMAGE = f"{AUTOENCODER}decoder.", f"{OPEN_CLIP}visual."
 KNOWN = re.compile(rf"{UNET}|{AUTOENCODER}|{ENCODER}|{OPEN_CLIP}".replace(".", r"\."))
 HEAD = 64  # features of a head of the U-Net
-CLIP_HEAD = 80  # and of OpenCLIP's ViT-H
 FRAMES = (14, 25)  # of the first model, and of that whose name has "xt"
 
 # After the rules for Stable Diffusion's layers, from whose keys in diffusers these differ.
@@ -45,19 +46,6 @@ DECODER_KEYS: Rules = [  # the same for an autoencoder's
     (r"\.mix_factor$", ".time_mixer.mix_factor"),
     (r"\.resnets\.(\d+)\.(?=norm|conv)", r".resnets.\1.spatial_res_block."),
     (r"\.conv_out\.time_mix_conv\.", ".time_conv_out."),
-]
-IMAGE_KEYS: Rules = [
-    (r"^class_embedding", "vision_model.embeddings.class_embedding"),
-    (r"^conv1\.", "vision_model.embeddings.patch_embedding."),
-    (r"^positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
-    (r"^ln_pre\.", "vision_model.pre_layrnorm."),
-    (r"^ln_post\.", "vision_model.post_layernorm."),
-    (r"^proj$", "visual_projection.weight"),
-    (r"^transformer\.resblocks\.", "vision_model.encoder.layers."),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.attn\.", ".self_attn."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
 SCHEDULER = dict(
     _class_name="EulerDiscreteScheduler",
@@ -143,7 +131,7 @@ class StableVideoFile(SingleFile):
         }
 
     def _unet_keys(self) -> dict[str, tuple[str, None]]:
-        rules = [*LDM, (r"\.to_out\.0\.", ".to_out."), *unet_keys(self._levels()[1]), *UNET_KEYS]
+        rules = [*LDM, (r"\.to_out\.0\.", ".to_out."), *unet_keys(levels(self._own(UNET))[1]), *UNET_KEYS]
         return {rename(key, rules): (UNET + key, None) for key in self._own(UNET)}
 
     def _autoencoder(self) -> dict[str, Any]:
@@ -179,7 +167,7 @@ class StableVideoFile(SingleFile):
             "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
             "num_hidden_layers": 1
             + max(int(m[1]) for key in shapes if (m := re.match(r"transformer.*?\.(\d+)\.", key))),
-            "num_attention_heads": dim // CLIP_HEAD,
+            "num_attention_heads": dim // open_clip.IMAGE_HEAD,
             "hidden_act": "gelu",
             "patch_size": patch,
             "image_size": patch * math.isqrt(shapes["positional_embedding"][0] - 1),
@@ -187,14 +175,8 @@ class StableVideoFile(SingleFile):
         }
 
     def _image_keys(self) -> Names:
-        found: dict[str, tuple[str, int | None]] = {}
-        for key in self._own(IMAGE):
-            if ".in_proj_" in key:
-                for part, letter in enumerate("qkv"):
-                    found[rename(key.replace("in_proj_", f"{letter}_proj."), IMAGE_KEYS)] = (IMAGE + key, part)
-            else:
-                found[rename(key, IMAGE_KEYS)] = (IMAGE + key, TRANSPOSED if key == "proj" else None)
-        return found
+        found = open_clip.part_names(self._own(IMAGE), open_clip.IMAGE)
+        return {key: (IMAGE + own, how) for key, (own, how) in found.items()}
 
     @staticmethod
     def _extractor() -> dict[str, Any]:

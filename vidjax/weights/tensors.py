@@ -55,6 +55,11 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self.places)
 
 
+def shapes_under(places: Mapping[str, Any], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Finds the shapes of the tensors whose keys begin with `prefix`, by what follows it."""
+    return {key[len(prefix) :]: place.shape for key, place in places.items() if key.startswith(prefix)}
+
+
 def read(path: str | Path) -> Tensors:
     """Maps the tensors of one file: 8 bytes of length, a header in JSON with dtypes, shapes and places, then the bytes.
 

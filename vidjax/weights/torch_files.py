@@ -98,10 +98,11 @@ class Tensors(Mapping[str, np.ndarray]):
             except Exception as error:  # of many kinds, by which byte is wrong
                 why = " ".join(str(error).split())[:200] or type(error).__name__
                 raise InputError(f"{self.path} is no file of tensors that PyTorch saved ({why}): {AGAIN}") from None
-        if isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
-            tree = tree["state_dict"]
-        elif isinstance(tree, dict) and any(str(key).startswith(WRAPPED) for key in tree.get("module") or ()):
-            tree = tree["module"]
+        state, module = (tree.get(name) if isinstance(tree, dict) else None for name in ("state_dict", "module"))
+        if isinstance(state, dict):
+            tree = state
+        elif isinstance(module, dict) and any(str(key).startswith(WRAPPED) for key in module):
+            tree = module
         self.views = {key.removeprefix(WRAPPED): view for key, view in _flatten(tree, "")}
         for key, view in self.views.items():
             self._check(key, view)

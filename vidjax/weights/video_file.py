@@ -25,7 +25,7 @@ from vidjax.weights.configs import clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
 from vidjax.weights.single_file import AUTOENCODER, UNET, SingleFile
-from vidjax.weights.tensors import Tensors, read
+from vidjax.weights.tensors import Tensors, read, shapes_under
 
 BESIDE = (".yaml", ".yml", ".json")  # the settings of a training, beside its file
 FEED_FORWARD: Rules = [
@@ -66,6 +66,12 @@ class Entries(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+class ImageParts(SingleFile):
+    """What of a video model's file is in the layout of Stable Diffusion: its autoencoder and its text encoder."""
+
+    what = "a whole checkpoint of a video model"
 
 
 class Filling(NamedTuple):
@@ -148,12 +154,12 @@ class VideoFile(abc.ABC):
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the U-Net by key without the prefix."""
-        return {key[len(UNET) :]: place.shape for key, place in self.all.places.items() if key.startswith(UNET)}
+        return shapes_under(self.all.places, UNET)
 
     @cached_property
-    def image(self) -> SingleFile:
-        """What is in the layout of Stable Diffusion: autoencoder and text encoder."""
-        return SingleFile(self.path)
+    def image(self) -> ImageParts:
+        """What is in the layout of Stable Diffusion."""
+        return ImageParts(self.path)
 
     @cached_property
     def tokenize(self) -> Callable[[str], np.ndarray] | None:
@@ -181,7 +187,7 @@ class VideoFile(abc.ABC):
             yield
         except InputError:
             raise
-        except (LookupError, ValueError, StopIteration) as error:
+        except (LookupError, ValueError, ArithmeticError, StopIteration) as error:
             missing = f" ({error} is missing)" if isinstance(error, KeyError) else ""
             raise InputError(f"{self.path}: its keys {keys} are not {self.family}'s{missing}: get it again") from None
 
@@ -211,6 +217,7 @@ class VideoFile(abc.ABC):
 
     def write(self, model: VideoModel, out: Path) -> None:
         """Writes the file again as `out`, its networks from `model`, with what stands beside it."""
+        out.parent.mkdir(parents=True, exist_ok=True)
         made = {key: np.array(value, order="C") for key, value in self.tensors(model).items()}
         save_file(made, out, {"format": "pt"})
         for end in BESIDE:

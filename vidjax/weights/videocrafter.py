@@ -5,11 +5,13 @@ Shapes say which of the four it is. CLIP's words are in no such file: `tokenizer
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from vidjax.diffusion import schedule as schedules
@@ -21,15 +23,16 @@ from vidjax.models.conditioning import ClipEmbedder, RateEmbedder
 from vidjax.models.resampler import ResampledPicture, ResamplerConfig
 from vidjax.models.unet import Temporal, UNetConfig
 from vidjax.models.video_model import VideoModel
+from vidjax.weights import clip, open_clip
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.single_file import LDM, UNET, levels
+from vidjax.weights.tensors import shapes_under
 from vidjax.weights.video_file import FEED_FORWARD, Entry, Filling, VideoFile
 
 STEM, STEM_HEADS = "init_attn.0.", 8
 ENCODER, RESAMPLER = "embedder.model.visual.", "image_proj_model."  # of the model that moves a picture
 HEAD = 64  # features of a head of the resampler
-ENCODER_HEAD = 80  # of OpenCLIP's ViT-H
 SCALE = "scale_arr"  # what x0 is multiplied by at each level
 FRAMES = 16
 
@@ -49,17 +52,6 @@ CRAFTER: Rules = [
     (r"(blocks\.\d+)\.norm([12])\.", r"\1.attn\2.norm."),
     (r"(blocks\.\d+)\.norm3\.", r"\1.ff.norm."),
     *FEED_FORWARD,
-]
-# Keys of OpenCLIP's image tower, once `in_proj` is parted, and of the resampler.
-ENCODER_RULES: Rules = [
-    (r"^positional_embedding$", "position_embedding.weight"),
-    (r"^conv1\.", "patch_embedding."),
-    (r"^ln_(pre|post)\.", r"\1_layernorm."),
-    (r"^transformer\.resblocks\.", "layers."),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.attn\.", ".self_attn."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
 RESAMPLER_RULES: Rules = [
     (r"^latents$", "queries"),
@@ -144,30 +136,31 @@ class CrafterFile(VideoFile):
         base = dataclasses.replace(schedules.scaled_linear(set_alpha_to_one=False), spacing="leading", offset=1)
         low = {(True, True): 0.7, (True, False): 0.3}.get((self.told_rate, self.convolves), 1.0)
         if SCALE in self.all:
-            low = float(self.all[SCALE][-1])
+            with self._explain(SCALE):
+                low = float(np.ravel(self.all[SCALE])[-1])
         return base if low == 1 else schedules.scale_data(base, low)
 
     @cached_property
     def clip(self) -> ClipImageConfig:
         """The encoder of the picture, by its shapes."""
-        shapes = self._shapes(ENCODER)
+        shapes = shapes_under(self.all.places, ENCODER)
         dim, _, patch, _ = shapes["conv1.weight"]
         layers = 1 + max(int(m[1]) for key in shapes if (m := re.match(r"transformer\.resblocks\.(\d+)\.", key)))
         return ClipImageConfig(
             dim=dim,
             hidden=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
             layers=layers,
-            heads=max(dim // ENCODER_HEAD, 1),
+            heads=max(dim // open_clip.IMAGE_HEAD, 1),
             activation="gelu",
             projection=None,
-            size=patch * round((shapes["positional_embedding"][0] - 1) ** 0.5),
+            size=patch * math.isqrt(shapes["positional_embedding"][0] - 1),
             patch=patch,
         )
 
     @cached_property
     def resampler(self) -> ResamplerConfig:
         """What makes tokens of the picture's features, by its shapes."""
-        shapes = self._shapes(RESAMPLER)
+        shapes = shapes_under(self.all.places, RESAMPLER)
         _, queries, dim = shapes["latents"]
         return ResamplerConfig(
             source=shapes["proj_in.weight"][1],
@@ -178,9 +171,6 @@ class CrafterFile(VideoFile):
             heads=shapes["layers.0.0.to_q.weight"][0] // HEAD,
             head_dim=HEAD,
         )
-
-    def _shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        return {key[len(prefix) :]: at.shape for key, at in self.all.places.items() if key.startswith(prefix)}
 
     def embedders(self, rngs: nnx.Rngs) -> dict[str, Any]:
         """Makes the embedders of captions, of the rate, and of the picture."""
@@ -199,21 +189,18 @@ class CrafterFile(VideoFile):
         found = [unet, *self.image_fillings(model)]
         if not self.moves_picture:
             return found
-        clip: dict[str, Entry] = {}
-        for key in self._shapes(ENCODER):
-            if "in_proj_" in key:
-                parts = {
-                    rename(key.replace("in_proj_", f"{letter}_proj."), ENCODER_RULES): i
-                    for i, letter in enumerate("qkv")
-                }
-                clip |= {name: Entry(ENCODER + key, i) for name, i in parts.items()}
-            elif key != "proj":  # the tokens are made of what comes before it
-                clip[rename(key, ENCODER_RULES)] = Entry(ENCODER + key)
-        resampler = {rename(key, RESAMPLER_RULES): Entry(RESAMPLER + key) for key in self._shapes(RESAMPLER)}
+        read = shapes_under(self.all.places, ENCODER)
+        read.pop("proj", None)  # the tokens are made of what comes before it
+        encoder = {
+            rename(key, clip.IMAGE): Entry(ENCODER + own, part)
+            for key, (own, part) in open_clip.part_names(read, open_clip.IMAGE).items()
+        }
+        own = shapes_under(self.all.places, RESAMPLER)
+        resampler = {rename(key, RESAMPLER_RULES): Entry(RESAMPLER + key) for key in own}
         picture = model.picture
         return [
             *found,
-            Filling("the picture's encoder", picture.encoder, clip),
+            Filling("the picture's encoder", picture.encoder, encoder),
             Filling("the picture's resampler", picture.resampler, resampler),
         ]
 
