@@ -119,14 +119,11 @@ class EditTab:
         except Refused as refused:
             self.visits.stop([job.id for job in jobs], request)
             raise gr.Error(refused.message) from None
-        ids, source = [job.id for job in jobs], await run_in_threadpool(self._source, jobs[0])
+        ids = [job.id for job in jobs]
+        source = await uploads.read_aside(lambda: show_clip(content or b"", jobs[0].settings))
         async for found in self.visits.follow(user, ids):
             lines = dict.fromkeys(line for _, line in found)
             yield ids, "; ".join(lines), await run_in_threadpool(self._lay_out, source, found)
-
-    def _source(self, job: Job) -> str:
-        frames = uploads.read_input(self.visits.jobs.folder(job.id))
-        return show_picture(encode_animation(frames, job.settings["fps"], "WEBP"), "the clip")
 
     def _lay_out(self, source: str, found: list[tuple[Job, str]]) -> str:
         figures = [figure(source, "the clip")]
@@ -144,6 +141,12 @@ class EditTab:
         steps = gr.update(value=card.num_steps, maximum=max(limits.steps, card.num_steps))
         length = gr.update(**length_of(card, limits.frames))
         return [length, f"{card.size[2]}x{card.size[1]}", card.strength, steps, card.guidance_scale]
+
+
+def show_clip(content: bytes, how: dict[str, Any]) -> str:
+    """Shows a clip as an edit with these settings begins from it."""
+    frames = uploads.read_upload(content, how["frames"], (how["height"], how["width"]))
+    return show_picture(encode_animation(frames, how["fps"], "WEBP"), "the clip")
 
 
 def figure(content: str, words: str) -> str:
