@@ -1,6 +1,9 @@
 """Edits of clips and models that users tune: what they change, what they leave alone, and who may use them."""
 
 import io
+import os
+import signal
+import subprocess
 import threading
 import time
 
@@ -11,6 +14,7 @@ from PIL import Image
 from vidjax.data.video_writing import write_mp4
 from vidjax.generation.editing import edits
 from vidjax.serving import tuner as tuning
+from vidjax.serving.files import PREVIEW, TYPES
 from vidjax.serving.tuner import Tuner
 from vidjax.serving.uploads import read_upload
 from vidjax.serving.worker import find_tuning, make_card
@@ -128,17 +132,34 @@ def test_a_tuned_model_is_its_users_alone(serving, client, tuner, clip):
     assert "no longer served" in one.get(f"/v1/videos/{last}").json()["error"]["message"]
 
 
-def test_a_tuning_that_is_cancelled_ends_its_process(serving, client, tuner):
+def test_a_tuning_that_is_cancelled_ends_its_process(serving, client, tuner, monkeypatch):
     """On pictures, that are another recipe's."""
-    one = client()
+    one, started, start = client(), [], subprocess.Popen
+    see = lambda *flags, **more: started.append(start(*flags, **more)) or started[-1]
+    monkeypatch.setattr(tuning.subprocess, "Popen", see)
     id = tune(one, picture(np.eye(16))).json()["id"]
     thread = threading.Thread(target=tuner.run_next)
     thread.start()
-    while one.get(f"/v1/videos/{id}").json()["status"] == "queued":
+    while not started:
         time.sleep(0.02)
+    assert os.getsid(started[0].pid) == started[0].pid  # Control-C of the server's terminal does not reach it
     assert one.post(f"/v1/videos/{id}/cancel").json()["status"] == "cancelled"
-    thread.join()  # the tuner waits for the end of what it started
+    thread.join()
+    assert started[0].returncode == -signal.SIGKILL
+    assert [file.name for file in serving.jobs.folder(id).iterdir() if file.name not in TYPES] == []
     assert [model["id"] for model in one.get("/v1/models").json()["data"]] == ["fox"]
+
+
+def test_what_a_video_begins_from_goes_when_it_has_ended(serving, client, clip, monkeypatch):
+    one, white = client(), np.eye(16) > 0
+    made, cancelled = (edit(one, clip, white, strength=0.5).json()["id"] for _ in range(2))
+    asked = tune(one, clip, frames=2).json()["id"]
+    assert one.post(f"/v1/videos/{cancelled}/cancel").status_code == 200 and serving.worker.run_next()
+    monkeypatch.setattr(serving.jobs, "limits", type(serving.jobs.limits)(upload=2**20))
+    serving.jobs.recover("nobody")  # nobody tunes what waits any more
+    assert one.get(f"/v1/videos/{asked}").json()["error"]["code"] == "not_allowed"
+    left = [sorted(file.name for file in serving.jobs.folder(id).iterdir()) for id in (made, cancelled, asked)]
+    assert set(left[0]) - {PREVIEW} == set(TYPES) - {PREVIEW} and left[1:] == [[], []]
 
 
 def test_what_cannot_be_tuned_is_refused(serving, client, clip, monkeypatch):

@@ -1,16 +1,25 @@
 """The page: who may open it, and what its buttons do. Wants the extra `page`."""
 
 import asyncio
+import io
 import threading
 
+import numpy as np
 import pytest
+from PIL import Image
 
 gr = pytest.importorskip("gradio")
+
+from gradio.components.image_editor import EditorData  # noqa: E402
+from gradio.data_classes import FileData, ListFiles  # noqa: E402
 
 from vidjax.serving.guard import Guard  # noqa: E402
 from vidjax.serving.orders import Orders  # noqa: E402
 from vidjax.serving.page import Page  # noqa: E402
+from vidjax.serving.uploads import MAX_PICTURES  # noqa: E402
 from vidjax.serving.worker import make_card  # noqa: E402
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,52 @@ def test_a_video_of_the_page_is_its_users_alone(serving, page):
     serving.keys.remove("ann")
     with pytest.raises(gr.Error, match="log in again"):
         page.list_videos(ann)
+
+
+def fields_of(page, kind):
+    return [field for field in page.build().blocks.values() if isinstance(field, kind)]
+
+
+def test_files_of_the_page_are_bounded_before_they_are_read(serving, generator, tmp_path):
+    orders = Orders(serving.jobs, {"fox": make_card("fox", generator, "images")})
+    found = fields_of(Page(serving.jobs, orders, Guard(serving.keys, require_keys=True)), gr.File)
+    assert len(found) == 3  # of Make, Edit and Tune
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"x")
+    large.write_bytes(b"x" * (serving.jobs.limits.upload + 1))
+    cases = ((small, 1), (small, MAX_PICTURES + 1), (large, 1))
+    one, many, much = (ListFiles([FileData(path=str(file))] * count) for file, count in cases)
+    for field in found:
+        assert field.preprocess(one) in (b"x", [b"x"])
+        for refused in (many, much):
+            with pytest.raises(gr.Error, match="are the most"):
+                field.preprocess(refused)
+
+
+def test_a_drawing_is_bounded_and_read_as_a_picture_of_strangers(serving, generator, tmp_path):
+    orders = Orders(serving.jobs, {"fox": make_card("fox", generator)})
+    (editor,) = fields_of(Page(serving.jobs, orders, Guard(serving.keys, require_keys=True)), gr.ImageEditor)
+    assert not editor.accept_blobs  # which would make room for any number of layers, and keep them
+    painted, file = np.zeros((6, 8, 4), np.uint8), tmp_path / "layer.png"
+    painted[1:3, 2:5] = 255
+    Image.fromarray(painted).save(file)
+    sent = lambda count: editor.preprocess(EditorData(layers=[FileData(path=str(file))] * count))
+    np.testing.assert_array_equal(sent(1)["layers"], [painted[..., 3] > 0])
+    with pytest.raises(gr.Error, match="are the most"):
+        sent(100)
+    file.write_bytes(EPS)
+    with pytest.raises(gr.Error, match="can't be read"):  # Pillow would start Ghostscript
+        sent(1)
+
+
+def test_no_size_is_opened_that_is_not_made(serving, page):
+    serving.keys.add("eve")
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(file, "PNG")
+    eve = gr.Request(username="eve")
+    assert asyncio.run(page.edit_tab.open(file.getvalue(), "fox", "16 x 16", eve))["layers"] == []
+    with pytest.raises(gr.Error, match="more than the 1024 pixels"):
+        asyncio.run(page.edit_tab.open(file.getvalue(), "fox", "512x512", eve))
 
 
 def test_the_page_wants_a_name_and_its_key(serving, client):

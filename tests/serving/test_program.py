@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import httpx2 as httpx
@@ -49,6 +51,13 @@ def test_killed_and_started_again_it_makes_the_same_video(folder, env, tmp_path)
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert all(file.stat().st_mode & 0o077 == 0 for file in (tmp_path / "served").iterdir() if file.is_file())
+
+
+def test_a_process_whose_parent_ended_before_it_looked_ends():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    code = f"import time; from vidjax.serving.parent import watch_parent; watch_parent({gone.pid}); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 1
 
 
 def test_keys(env, tmp_path):

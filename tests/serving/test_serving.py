@@ -1,6 +1,7 @@
 """The server as its clients see it: videos, limits, errors, and who may see what."""
 
 import io
+import json
 import re
 import threading
 import time
@@ -126,6 +127,14 @@ def test_a_full_queue_and_a_full_allowance(serving, client):
     spent = post(slow)
     assert code(spent) == (429, "rate_limit_exceeded") and 1 <= int(spent.headers["retry-after"]) <= 61
     assert post(one).status_code == 200
+
+
+def test_the_audit_log_says_who_asked_for_what(serving, client):
+    one = client()
+    id, user = post(one).json()["id"], serving.keys.find(one.token).name
+    lines = (serving.jobs.database.file.parent / "audit.log").read_text().splitlines()
+    (order,) = [entry for entry in map(json.loads, lines) if entry.get("job") == id]
+    assert (order["user"], order["model"]) == (user, "fox") and not any(one.token in line for line in lines)
 
 
 def test_a_repeated_request_is_one_video(client):

@@ -51,10 +51,11 @@ def make_app(
         task.cancel()
 
     app = FastAPI(title="vidjax", lifespan=lifespan, max_body_size=jobs.limits.upload + FORM_BYTES)
-    app.state.jobs, app.state.orders = jobs, Orders(jobs, cards)
+    audit = open_audit(jobs.database.file.parent / "audit.log")
+    app.state.jobs, app.state.orders = jobs, Orders(jobs, cards, audit)
     app.state.guard, metrics = Guard(keys, require_keys), Metrics(jobs)
     add_errors(app)
-    add_notes(app, metrics, open_audit(jobs.database.file.parent / "audit.log"), require_keys)
+    add_notes(app, metrics, audit, require_keys)
     app.include_router(routes.router)
 
     @app.get("/health")

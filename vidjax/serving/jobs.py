@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vidjax.serving.database import Database
+from vidjax.serving.files import RUN, TYPES
 from vidjax.serving.keys import User, check_allowances
 from vidjax.serving.limits import Limits
 from vidjax.serving.refused import Refused
@@ -155,7 +156,10 @@ class Jobs:
         """Ends a job that is not done; a worker that makes it stops after the step that it is in. Raises Refused."""
         self.get(user, id)
         with self.database.write() as connection:
+            waits = connection.execute("select 1 from jobs where id = ? and status = ?", (id, WAITING)).fetchone()
             self._end(connection, id, CANCELLED, "cancelled", "it was cancelled")
+        if waits:
+            self.clear([id])
         return self.get(user, id)
 
     def remove(self, user: User, id: str) -> None:
@@ -167,11 +171,16 @@ class Jobs:
         shutil.rmtree(self.folder(id), ignore_errors=True)
 
     def clear(self, ids: Sequence[str]) -> None:
-        """Removes what a worker wrote for jobs that were removed meanwhile."""
-        with self.database.read() as connection:
-            gone = [id for id in ids if not connection.execute("select 1 from jobs where id = ?", (id,)).fetchone()]
-        for id in gone:
-            shutil.rmtree(self.folder(id), ignore_errors=True)
+        """Removes all files of jobs that were removed meanwhile, and what only served to make those that have ended."""
+        for id in ids:
+            with self.database.read() as connection:
+                row = connection.execute("select status from jobs where id = ?", (id,)).fetchone()
+            if row is None:
+                shutil.rmtree(self.folder(id), ignore_errors=True)
+            elif row["status"] not in (WAITING, RUNNING) and self.folder(id).exists():
+                kept = {*TYPES, RUN} if row["status"] == DONE else {*TYPES}
+                for file in [file for file in self.folder(id).iterdir() if file.name not in kept]:
+                    shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
 
     def claim(self, worker: str, most: int = 1, kind: str = MAKE) -> Sequence[Job]:
         """Gives a worker the job that waits longest, and up to `most` in all that may be made with it."""
@@ -232,14 +241,20 @@ class Jobs:
 
     def recover(self, worker: str | None = None) -> None:
         """Lets jobs wait again, at their old place, that a worker, by default any, had in hand when it died; one that
-        took `MAX_TRIES` workers with it fails."""
+        took `MAX_TRIES` workers with it fails, and so do models to tune where none are any more."""
         which, values = ("and worker = ?", (worker,)) if worker else ("", ())
         with self.database.write() as connection:
             query = f"select id from jobs where status = ? and tries >= ? {which}"
-            for row in connection.execute(query, (RUNNING, MAX_TRIES, *values)).fetchall():
+            dead = connection.execute(query, (RUNNING, MAX_TRIES, *values)).fetchall()
+            for row in dead:
                 self._end(connection, row["id"], FAILED, "worker_died", "the program that made it ended several times")
             change = f"update jobs set status = ?, worker = null, step = 0 where status = ? {which}"
             connection.execute(change, (WAITING, RUNNING, *values))
+            tunes = connection.execute("select id from jobs where status = ? and kind = ?", (WAITING, TUNE)).fetchall()
+            unwanted = [] if self.limits.tune_steps else tunes
+            for row in unwanted:
+                self._end(connection, row["id"], FAILED, "not_allowed", "this server no longer tunes models")
+        self.clear([row["id"] for row in dead + unwanted])
 
     def expire(self) -> None:
         """Removes jobs whose time is over, with their files, and files without a job."""

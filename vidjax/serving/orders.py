@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,10 +22,11 @@ Known = tuple[str | None, str]  # a request's idempotency key and hash
 
 
 class Orders:
-    """Orders of users, for the models on `cards`."""
+    """Orders of users, for the models on `cards`; each is noted in the log `audit`, also those that come from the page,
+    whose requests do not tell who sent them."""
 
-    def __init__(self, jobs: Jobs, cards: Mapping[str, Card]):
-        self.jobs, self.cards = jobs, dict(cards)
+    def __init__(self, jobs: Jobs, cards: Mapping[str, Card], audit: logging.Logger | None = None):
+        self.jobs, self.cards, self.audit = jobs, dict(cards), audit
 
     def cards_of(self, user: User) -> dict[str, Card]:
         """Returns the models that a user may ask: the server's, and those that the user has tuned."""
@@ -142,7 +144,10 @@ class Orders:
             for name, array in ((INPUT, frames), (MASK, mask)):
                 if array is not None:
                     uploads.keep_input(self.jobs.folder(id), array, name)
-            return self.jobs.add(user, settings, id=id, together=requests.together(settings), **more)
+            job = self.jobs.add(user, settings, id=id, together=requests.together(settings), **more)
+        if self.audit:
+            self.audit.info(json.dumps(dict(at=round(job.created, 3), user=user.name, job=id, model=settings["model"])))
+        return job
 
     def _once(self, user: User, idempotency: str | None, digest: str, make: Callable[[], Job]) -> Job:
         """Returns the job that an earlier request under the same key made, or makes it, also if two come at once."""

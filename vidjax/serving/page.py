@@ -13,6 +13,7 @@ from vidjax.serving.guard import Guard
 from vidjax.serving.jobs import DONE, Jobs
 from vidjax.serving.orders import Orders
 from vidjax.serving.page_edit import EditTab
+from vidjax.serving.page_inputs import bound_files
 from vidjax.serving.page_report import ReportTab
 from vidjax.serving.page_tune import TuneTab
 from vidjax.serving.refused import Refused
@@ -107,6 +108,7 @@ class Page:
                 model = gr.Dropdown(list(self.orders.cards), value=card.name, label="Model")
                 label = gr.Textbox("", label="Class, a number", visible=bool(card.classes))
                 file = gr.File(label="Picture or clip to start from", type="binary", height=130)
+                bound_files(file, 1, limits.upload)
                 with gr.Accordion("Settings", open=False):
                     length = gr.Slider(label="Frames", **length_of(card, limits.frames))
                     size = gr.Textbox(f"{width}x{height}", label="Width x height")

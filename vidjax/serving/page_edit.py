@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from vidjax.data.animation import encode_animation
 from vidjax.serving import uploads
 from vidjax.serving.jobs import Job
+from vidjax.serving.page_inputs import bound_drawing, bound_files
 from vidjax.serving.refused import Refused
-from vidjax.serving.requests import size_of
 from vidjax.serving.visits import Visits, length_of, show_picture
 
 MAX_PROMPTS = 4  # at a time
@@ -44,6 +44,8 @@ class EditTab:
                     brush=gr.Brush(default_size=24, colors=["#ff3b6b"], color_mode="fixed"),
                     height=360,
                 )
+                bound_files(file, 1, limits.upload)
+                bound_drawing(drawn)
                 box = gr.Textbox(
                     "", label="Or a box: left top right bottom, in % of the frame", placeholder="0 0 50 100"
                 )
@@ -76,7 +78,7 @@ class EditTab:
         if not content:
             return None
         try:
-            hw = size_of(size.replace(" ", ""), self.visits.card(model, request))
+            hw = self.visits.size(model, size, request)
             frame = (await uploads.read_aside(lambda: uploads.read_upload(content, 1, hw)))[0]
         except Refused as refused:
             raise gr.Error(refused.message) from None
@@ -108,7 +110,7 @@ class EditTab:
         given |= {"seed": seed.strip()} if (seed or "").strip() else {}
         jobs: list[Job] = []
         try:
-            mask = find_mask(drawn, box, size_of(given["size"], self.visits.card(model, request)))
+            mask = find_mask(drawn, box, self.visits.size(model, size, request))
             for prompt in asked:
                 fields = {**given, "prompt": prompt}
                 order = lambda fields=fields: self.visits.orders.edit(user, fields, content, mask)
@@ -117,14 +119,11 @@ class EditTab:
         except Refused as refused:
             self.visits.stop([job.id for job in jobs], request)
             raise gr.Error(refused.message) from None
-        ids, source = [job.id for job in jobs], await run_in_threadpool(self._source, jobs[0])
+        ids = [job.id for job in jobs]
+        source = await uploads.read_aside(lambda: show_clip(content or b"", jobs[0].settings))
         async for found in self.visits.follow(user, ids):
             lines = dict.fromkeys(line for _, line in found)
             yield ids, "; ".join(lines), await run_in_threadpool(self._lay_out, source, found)
-
-    def _source(self, job: Job) -> str:
-        frames = uploads.read_input(self.visits.jobs.folder(job.id))
-        return show_picture(encode_animation(frames, job.settings["fps"], "WEBP"), "the clip")
 
     def _lay_out(self, source: str, found: list[tuple[Job, str]]) -> str:
         figures = [figure(source, "the clip")]
@@ -144,6 +143,12 @@ class EditTab:
         return [length, f"{card.size[2]}x{card.size[1]}", card.strength, steps, card.guidance_scale]
 
 
+def show_clip(content: bytes, how: dict[str, Any]) -> str:
+    """Shows a clip as an edit with these settings begins from it."""
+    frames = uploads.read_upload(content, how["frames"], (how["height"], how["width"]))
+    return show_picture(encode_animation(frames, how["fps"], "WEBP"), "the clip")
+
+
 def figure(content: str, words: str) -> str:
     """Makes a figure with a line below it."""
     return f"<figure>{content}<figcaption>{escape(words)}</figcaption></figure>"
@@ -151,10 +156,12 @@ def figure(content: str, words: str) -> str:
 
 def find_mask(drawn: dict[str, Any] | None, box: str, size: tuple[int, int]) -> bytes | None:
     """Returns a mask, white where something was painted or in the box, as a PNG; None if there is neither. Raises
-    gr.Error for a box that is none."""
+    gr.Error for a box that is none, and layers of several sizes."""
     if (box or "").strip():
         return encode_mask(inside(box, size))
-    layers = [np.asarray(layer)[..., 3] > 0 for layer in (drawn or {}).get("layers") or []]
+    layers = (drawn or {}).get("layers") or []
+    if len({layer.shape for layer in layers}) > 1:
+        raise gr.Error("the layers that were painted have several sizes: paint again")
     painted = np.any(layers, axis=0) if layers else np.zeros(size, bool)
     return encode_mask(painted) if painted.any() else None
 

@@ -11,6 +11,7 @@ from vidjax.serving import uploads
 from vidjax.serving.jobs import DONE, RUNNING, TUNE, WAITING, Job
 from vidjax.serving.keys import User
 from vidjax.serving.orders import MAX_TUNED
+from vidjax.serving.page_inputs import bound_files
 from vidjax.serving.refused import Refused
 from vidjax.serving.requests import TUNE_FRAMES, TUNE_STEPS
 from vidjax.serving.tuner import read_curve
@@ -30,6 +31,7 @@ class TuneTab:
         with gr.Row():
             with gr.Column():
                 files = gr.File(label="A clip, or pictures", type="binary", file_count="multiple", height=130)
+                bound_files(files, uploads.MAX_PICTURES, limits.upload)
                 prompt = gr.Textbox("", label="What they show", placeholder="a man is skiing")
                 samples = gr.Textbox("", label="A prompt to watch it learn by (empty: the same)")
                 steps = gr.Slider(1, limits.tune_steps, min(TUNE_STEPS, limits.tune_steps), step=1, label="Steps")
@@ -74,8 +76,6 @@ class TuneTab:
         fields = dict(prompt=(prompt or "").strip(), samples=(samples or "").strip(), steps=int(steps), model=model)
         fields |= dict(frames=int(frames), size=size.replace(" ", ""))
         try:
-            if len(contents or []) > uploads.MAX_PICTURES:
-                raise gr.Error(f"{uploads.MAX_PICTURES} pictures are the most")
             order = lambda: self.visits.orders.tune(user, fields, contents or [])
             job = await uploads.read_aside(order)
         except Refused as refused:

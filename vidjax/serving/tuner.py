@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -27,11 +28,11 @@ LOOK_SECONDS = 0.5  # between two looks at a run
 SAMPLES = 4  # times that samples are drawn in a run
 POINTS = 100  # of a curve
 CRF = 4  # of the clip that is tuned on: nearly as it was
-# The program, which ends with this process.
+# The program, which ends with this process, whose number is its first argument.
 CODE = """
-import runpy
+import runpy, sys
 from vidjax.serving.parent import watch_parent
-watch_parent()
+watch_parent(int(sys.argv.pop(1)))
 runpy.run_module("vidjax.main", run_name="__main__", alter_sys=True)
 """
 
@@ -72,8 +73,10 @@ class Tuner:
             raise InputError(f"the model {name} is no longer served")
         flags = write_data(folder, job, self.models[name], self.cards[name])
         with open(folder / "said.txt", "wb") as said:
-            command = [sys.executable, "-c", CODE, *flags]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            command = [sys.executable, "-c", CODE, str(os.getpid()), *flags]
+            how: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            # In a session of its own: Control-C is for the server, which ends it, and lets it go on at the next start.
+            process = subprocess.Popen(command, start_new_session=True, **how)
         try:
             if not self._watch(job, process):
                 return False

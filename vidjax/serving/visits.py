@@ -21,7 +21,7 @@ from vidjax.serving.jobs import DONE, RUNNING, WAITING, Job, Jobs
 from vidjax.serving.keys import LOCAL, User
 from vidjax.serving.orders import Orders
 from vidjax.serving.refused import Refused
-from vidjax.serving.requests import Card
+from vidjax.serving.requests import Card, check_video, size_of
 from vidjax.serving.views import view_job
 
 LOOK_SECONDS = 0.3  # between two looks at jobs
@@ -55,6 +55,14 @@ class Visits:
         if name not in cards:
             raise gr.Error("there is no such model; it may have expired")
         return cards[name]
+
+    def size(self, name: str, text: str, request: gr.Request) -> tuple[int, int]:
+        """Parses the size of a video of a model as (height, width). Raises Refused if the server makes none so large,
+        gr.Error if there is no such model."""
+        card = self.card(name, request)
+        height, width = size_of(text.replace(" ", ""), card)
+        check_video(card.strides[0], height, width, card, self.jobs.limits)
+        return height, width
 
     def choices(self, request: gr.Request) -> list[tuple[str, str]]:
         """Lists the models that the user may ask: what is shown, and the name."""
