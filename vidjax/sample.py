@@ -214,7 +214,7 @@ def check_pictures(generator: "AnyGenerator") -> None:
         raise InputError(
             f"--{told[0].name} is told to Stable Video Diffusion alone, this is another model; leave it out"
         )
-    for flag in (KNOWN, LEVELS, BETWEEN):
+    for flag in (KNOWN, LEVELS, BETWEEN, SUBJECT):
         if flag.value and {"picture", "control"} & names:
             raise InputError(f"--{flag.name} is of models that take no picture, this one knows {', '.join(names)}")
 

@@ -181,6 +181,8 @@ def test_flags_of_pictures_are_refused_where_they_do_nothing(folder, folder_of_t
     ):
         with flagsaver.flagsaver(**given), pytest.raises(InputError, match=said):
             sample.check_pictures(model)
+    with flagsaver.flagsaver(image=["a.png"], motion_bucket=99.0):
+        sample.check_pictures(pictures)
     with flagsaver.flagsaver(workdir="w", picture_twice=False), pytest.raises(InputError, match="is for --pretrained"):
         sample.check_flags()
     with pytest.raises(InputError, match=r"--picture_twice\) is of I2VGen-XL"):
