@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, UInt8
 
-from vidjax.data.pipeline import Dataset
 from vidjax.diffusion import samplers
 from vidjax.diffusion.samplers import ddim_inverse
 from vidjax.diffusion.schedule import Schedule
@@ -50,8 +49,6 @@ from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.processes import batch_over, gather, run_over, scatter
 
-LOOKED_AT = 10_000  # captions of a large data set
-UNCONDITIONAL = 8  # samples of a model without conditions
 FRAMES_AT_ONCE = 4  # encoded or decoded at a time, where they are independent
 
 
@@ -553,30 +550,3 @@ class Generator:
                 f"prompt {prompts[0]!r}: this model does not read text; it knows {', '.join(names) or 'no conditions'}"
             )
         return {}
-
-
-@runtime_checkable
-class HasConditions(Protocol):
-    """A generator, of whatever kind, that names its model's conditions and has defaults of sampling."""
-
-    @property
-    def embedder_names(self) -> tuple[str, ...]:
-        """Names of the conditions."""
-        ...
-
-    @property
-    def defaults(self) -> SampleConfig:
-        """What the recipe samples with."""
-        ...
-
-
-def what_to_ask(generator: HasConditions, dataset: Dataset) -> tuple[list[str | int], list[str]]:
-    """Chooses the recipe's prompts or else every caption of a small data set, every class, or a few unconditional
-    samples; with a name each."""
-    conditions = generator.embedder_names
-    if "text" in conditions:
-        texts = generator.defaults.prompt_list or list(dict.fromkeys(dataset.texts[:LOOKED_AT]))[:16]
-        return list(texts), texts
-    if "label" in conditions:
-        return list(range(dataset.num_classes)), [f"class {i}" for i in range(dataset.num_classes)]
-    return [-1] * UNCONDITIONAL, [f"sample {i}" for i in range(UNCONDITIONAL)]
