@@ -279,7 +279,10 @@ def save_single_file(model: VideoModel, source: str | Path, out: str | Path) -> 
 
     Raises InputError if the source is a folder, or the model has other layers than it.
     """
-    file, out = open_source(source), Path(out)
+    out = Path(out)
+    if open_video_file(source) is not None:
+        return save(model, source, out)
+    file = open_source(source)
     if not isinstance(file, SingleFile):
         raise InputError(f"{source} is a folder; take --format=diffusers")
     config = config_for(model.unet.config, file.config("unet"))

@@ -18,7 +18,7 @@ from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import rename_blocks, unet_keys
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS
 from vidjax.weights.folder import CONFIGS, INDEX
-from vidjax.weights.single_file import AUTOENCODER, LDM, TRANSPOSED, UNET, Names, SingleFile, autoencoder_rules
+from vidjax.weights.single_file import AUTOENCODER, LDM, TRANSPOSED, UNET, Names, SingleFile, autoencoder_rules, levels
 
 ENCODER, OPEN_CLIP = "conditioner.embedders.3.encoder.", "conditioner.embedders.0.open_clip.model."
 DECODER, IMAGE = f"{AUTOENCODER}decoder.", f"{OPEN_CLIP}visual."
@@ -143,20 +143,20 @@ class StableVideoFile(SingleFile):
         }
 
     def _unet_keys(self) -> dict[str, tuple[str, None]]:
-        rules = [*LDM, (r"\.to_out\.0\.", ".to_out."), *unet_keys(self._levels()[1]), *UNET_KEYS]
+        rules = [*LDM, (r"\.to_out\.0\.", ".to_out."), *unet_keys(levels(self._own(UNET))[1]), *UNET_KEYS]
         return {rename(key, rules): (UNET + key, None) for key in self._own(UNET)}
 
     def _autoencoder(self) -> dict[str, Any]:
         encoder, decoder = self._own(f"{ENCODER}encoder."), self._own(DECODER)
-        levels = 1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("down."))
+        count = 1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("down."))
         return {
             "_class_name": CLASSES["vae"][1],
             "in_channels": encoder["conv_in.weight"][1],
             "out_channels": decoder["conv_out.weight"][0],
             "latent_channels": decoder["conv_in.weight"][1],
-            "block_out_channels": [encoder[f"down.{level}.block.0.conv2.weight"][0] for level in range(levels)],
+            "block_out_channels": [encoder[f"down.{level}.block.0.conv2.weight"][0] for level in range(count)],
             "layers_per_block": 1 + max(int(key.split(".")[3]) for key in encoder if key.startswith("down.0.block.")),
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "down_block_types": ["DownEncoderBlock2D"] * count,
             "scaling_factor": 0.18215,
             "force_upcast": True,
         }
