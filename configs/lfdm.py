@@ -1,10 +1,10 @@
 """LFDM (Ni et al. 2023): a flow autoencoder learns to warp one frame of a clip into another, then diffusion makes the
 flow of a video from its first frame and a caption or a class.
 
-python -m vidjax.main --config=configs/lfdm.py            drawn shapes, 32x32, two CPU cores, minutes
+python -m vidjax.main --config=configs/lfdm.py            drawn shapes, 32x32, for CPUs
 python -m vidjax.main --config=configs/lfdm.py:clips      the shipped clips
 python -m vidjax.sample --workdir=W --image=picture.png --prompt="a red circle moves left"
-python -m vidjax.main --config=configs/lfdm.py:mug        the paper's recipe, 40 frames of 128x128: a GPU
+python -m vidjax.main --config=configs/lfdm.py:mug        the paper's recipe, 40 frames of 128x128, for a GPU
 python -m vidjax.main --config=configs/lfdm.py:mug_released --config.stages.flow_autoencoder.pretrained=mug.safetensors
 on the released flow autoencoder (vidjax.convert FILE.pth); also :mhad and :natops, and both with _released. DATA says
 how their folders lie, with frames as pictures

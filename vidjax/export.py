@@ -5,8 +5,8 @@ folder again with the tuned weights; with LoRA, the adapters of the stage alone 
 class of diffusers has the layers over time of Tune-A-Video: they are left out, which leaves a tuned image model.
 tune_a_video: the whole folder with them, for Tune-A-Video's own code, and for `--pretrained` here. motion_adapter:
 AnimateDiff's motion modules alone, for any Stable Diffusion 1. kohya: the adapters of the stage alone in the layout of
-kohya's scripts (lora.safetensors), which ComfyUI and others load. single_file: for runs that tune one file, that
-file again with the tuned weights.
+kohya's scripts (lora.safetensors), which ComfyUI and others load. single_file: for runs that tune one file of Stable
+Diffusion, Stable Video Diffusion, LVDM or VideoCrafter, that file again with the tuned weights.
 """
 
 from collections.abc import Callable

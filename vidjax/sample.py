@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from vidjax.generation.cascade import AnyGenerator, Cascade
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
-PRETRAINED = flags.DEFINE_string("pretrained", None, "Or a folder as diffusers writes it: Stable Diffusion, video kin.")
+PRETRAINED = flags.DEFINE_string(
+    "pretrained", None, "Or other people's weights: a folder of diffusers, or one safetensors file."
+)
 MOTION_ADAPTER = flags.DEFINE_string(
     "motion_adapter",
     None,
@@ -52,13 +54,18 @@ SUBJECT = flags.DEFINE_multi_string(
     "PROMPT|MASK.png|LORA[:WEIGHT], the last part optional: what is where the mask is white; --prompt is elsewhere.",
 )
 IMAGE = flags.DEFINE_multi_string(
-    "image", [], "A picture that the video begins with; give the flag several times for several videos."
+    "image",
+    [],
+    "A picture that the video begins with, or shows at --image_at, or by which --control steers it; give the flag "
+    "several times for several videos.",
 )
 IMAGE_AT = flags.DEFINE_list(
     "image_at", None, "Frames that --image are, such as 0,15, so many for each video; default: 0. -1 is the last one."
 )
-MOTION_BUCKET = flags.DEFINE_float("motion_bucket", None, "With --image, how much moves: 0 to 255; default: 127.")
-IMAGE_NOISE = flags.DEFINE_float("image_noise", None, "With --image, noise on it, which makes it move; default: 0.02.")
+MOTION_BUCKET = flags.DEFINE_float(
+    "motion_bucket", None, "Stable Video Diffusion: how much moves, 0 to 255; default: 127."
+)
+IMAGE_NOISE = flags.DEFINE_float("image_noise", None, "Stable Video Diffusion: noise on --image; default: 0.02.")
 PICTURE_TWICE = flags.DEFINE_bool(
     "picture_twice", None, "I2VGen-XL: whether the picture counts twice beside each frame, as its training had it."
 )
@@ -126,6 +133,7 @@ def main() -> None:
     saved = open_file(SAVE_LATENTS.value, "--save_latents") if SAVE_LATENTS.value else None
     pictures = read_pictures(IMAGE.value)
     generator = make_generator()
+    check_pictures(generator)
     if LORA.value:
         generator.params = merge_lora_files(generator, LORA.value)
     prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""] * max(len(IMAGE.value) // len(image_at()), 1)
@@ -173,8 +181,7 @@ def check_flags() -> None:
         raise InputError("--motion makes its own noise (leave --init_noise out) and wants --frames=2 or more")
     if MOTION.value and SUBJECT.value:
         raise InputError("--motion moves the whole picture; leave --subject out")
-    told = [flag for flag in (MOTION_BUCKET, IMAGE_NOISE) if flag.value is not None]
-    if told and not IMAGE.value:
+    if (told := told_of_motion()) and not IMAGE.value:
         raise InputError(f"--{told[0].name} says how a picture moves; name the picture, --image")
     if MOTION.value and FIRST_GUIDANCE.value is not None:
         raise InputError("--first_guidance is of videos without --motion; leave one out")
@@ -188,6 +195,28 @@ def check_flags() -> None:
     if IMAGE.value and (len(IMAGE.value) % each or asked not in (0, len(IMAGE.value) // each)):
         said = f"there are {len(IMAGE.value)} --image and {asked} --prompt or --label"
         raise InputError(f"{said}; give {'one' if each == 1 else each} each")
+
+
+def told_of_motion() -> list[Any]:
+    """The flags given that say how a picture moves."""
+    return [flag for flag in (MOTION_BUCKET, IMAGE_NOISE) if flag.value is not None]
+
+
+def check_pictures(generator: "AnyGenerator") -> None:
+    """Raises InputError for flags of pictures that the model does not read."""
+    from vidjax.generation.cascade import Cascade
+    from vidjax.models.picture import PictureEmbedder
+
+    names = set(generator.embedder_names)
+    if IMAGE.value and isinstance(generator, Cascade):
+        raise InputError("--image: this run's videos are made larger stage by stage, from no picture; leave it out")
+    if (told := told_of_motion()) and not isinstance(generator.model.embedders.get("picture"), PictureEmbedder):
+        raise InputError(
+            f"--{told[0].name} is told to Stable Video Diffusion alone, this is another model; leave it out"
+        )
+    for flag in (KNOWN, LEVELS, BETWEEN, SUBJECT):
+        if flag.value and {"picture", "control"} & names:
+            raise InputError(f"--{flag.name} is of models that take no picture, this one knows {', '.join(names)}")
 
 
 def image_at() -> list[int]:

@@ -23,9 +23,10 @@ from vidjax.evaluation.page import write_report
 from vidjax.evaluation.results import beside_real, next_lines, print_table, rate_distortion, samples_of
 from vidjax.evaluation.videos import in_folder
 from vidjax.generation.editing import write_edits
-from vidjax.generation.generator import Generator, what_to_ask
+from vidjax.generation.generator import Generator
 from vidjax.generation.options import SampleConfig
 from vidjax.generation.output import write_index, write_samples
+from vidjax.generation.prompts import what_to_ask
 from vidjax.models.autoencoder import Posterior
 from vidjax.runtime.storage import write_json
 

@@ -116,7 +116,7 @@ def test_pictures_are_known_frames_of_a_model_that_learned_masks():
     known[:, [0, 3]] = np.float32(pictures.reshape(2, 2, 8, 8, 1)) / 127.5 - 1
     expected = generator().latents(["", ""], known=(known, np.array([1, 0, 0, 1])))
     np.testing.assert_allclose(made, expected, atol=1e-5)
-    with pytest.raises(InputError, match="sees no picture, it knows no conditions: those that do are"):
+    with pytest.raises(InputError, match="sees no picture, it knows no conditions: those that do move pictures"):
         generator(False).latents([""], pictures=pictures[:1])
     with pytest.raises(
         InputError, match=r"the pictures are \(4, 8, 8, 1\), these videos want \(2, 8, 8, 1\), 1 in each"

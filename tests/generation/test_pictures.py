@@ -5,12 +5,23 @@ import shutil
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny_folder import STABLE_VIDEO, write_folder
 
+from vidjax import sample
 from vidjax.errors import InputError
-from vidjax.generation.pictures import default_size, fit_pictures, read_pictures, read_places
+from vidjax.generation.cascade import Cascade
+from vidjax.generation.pictures import (
+    default_size,
+    fit_pictures,
+    hints,
+    known_pictures,
+    read_pictures,
+    read_places,
+)
 from vidjax.generation.pretrained import load_generator
 from vidjax.weights import pretrained
 
@@ -20,6 +31,18 @@ SIZE = (16, 24)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("svd") / "folder", configs=STABLE_VIDEO)
+
+
+@pytest.fixture(scope="module")
+def folder_of_text(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("text") / "folder")
+
+
+@pytest.fixture
+def parsed_flags():
+    flags.FLAGS.mark_as_parsed()
+    yield
+    flags.FLAGS.unparse_flags()
 
 
 def test_pictures_are_turned_put_on_white_and_cut_to_size(tmp_path):
@@ -82,9 +105,9 @@ def test_what_does_not_fit_the_model_is_refused(folder, prompts, pictures, said)
         load_generator(folder).latents(prompts, pictures=pictures, size=SIZE)
 
 
-def test_models_of_text_see_no_picture(tmp_path):
-    generator = load_generator(write_folder(tmp_path / "folder"))
-    said = "sees no picture, it knows text: those that do are Stable Video Diffusion, a Stable Diffusion with --control"
+def test_models_of_text_see_no_picture(folder_of_text):
+    generator = load_generator(folder_of_text)
+    said = "sees no picture, it knows text: those that do move pictures .*, are a Stable Diffusion with --control"
     with pytest.raises(InputError, match=said):
         generator.latents([""], pictures=np.zeros((1, *SIZE, 3), np.uint8), size=SIZE)
 
@@ -124,3 +147,47 @@ def test_places_are_counted_from_both_ends():
     for wrong in ((), (16,), (-17,), (15, -1)):
         with pytest.raises(InputError, match="are no different frames of 16, which are 0 to 15"):
             read_places(wrong, 16)
+
+
+def test_pictures_are_known_in_the_latents_of_their_frames():
+    """A picture stands still in the frames that a latent is of; two of them cannot be one latent."""
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 2, 2, 3), np.uint8)
+    pairs = lambda frames: frames.reshape(len(frames), -1, 2, *frames.shape[2:])
+    still = lambda frames: pairs(frames).mean(2, dtype=np.float32)
+    latents, mask = known_pictures(pictures, (1, -1), 2, (6, 2, 2, 3), still, 2)
+    np.testing.assert_array_equal(mask, [1, 0, 1])
+    np.testing.assert_array_equal(latents[:, [0, 2]], pictures.reshape(2, 2, 2, 2, 3))
+    with pytest.raises(InputError, match="--image_at=4,-1: this model joins 2 frames, name one in each of 0:2"):
+        known_pictures(pictures, (4, -1), 2, (6, 2, 2, 3), still, 2)
+
+
+def test_a_control_is_shown_pictures_where_they_are():
+    """One is that of all frames; of several each is in its place, the others are empty; sparse ones say which."""
+    pictures = np.full((2, 2, 2, 3), 255, np.uint8)
+    assert (hints(pictures, (0,), 2, (3, 2, 2, 3), None, sparse=False) == 1).all()
+    several = hints(pictures, (0, 2), 1, (3, 2, 2, 3), None, sparse=False)
+    sparse = hints(pictures, (0, 2), 1, (3, 2, 2, 3), None, sparse=True)
+    for shown in (several, sparse[..., :3], sparse[..., 3:]):
+        assert (shown[:, [0, 2]] == 1).all() and (shown[:, 1] == 0).all()
+    assert several.shape == (1, 3, 2, 2, 3) and sparse.shape == (1, 3, 2, 2, 4)
+
+
+def test_flags_of_pictures_are_refused_where_they_do_nothing(folder, folder_of_text, parsed_flags):
+    """What another model is told, or none: in one line, before anything is sampled."""
+    generator, pictures = load_generator(folder_of_text), load_generator(folder)
+    for given, model, said in (
+        (dict(image=["a.png"], motion_bucket=99.0), generator, "--motion_bucket is told to Stable Video Diffusion alo"),
+        (dict(image=["a.png"]), Cascade([generator]), "--image: this run's videos are made larger stage by stage"),
+    ):
+        with flagsaver.flagsaver(**given), pytest.raises(InputError, match=said):
+            sample.check_pictures(model)
+    with flagsaver.flagsaver(image=["a.png"], motion_bucket=99.0):
+        sample.check_pictures(pictures)
+    with flagsaver.flagsaver(workdir="w", picture_twice=False), pytest.raises(InputError, match="is for --pretrained"):
+        sample.check_flags()
+    with pytest.raises(InputError, match=r"--picture_twice\) is of I2VGen-XL"):
+        pretrained.load(folder_of_text, weights=False, twice=False)
+    with flagsaver.flagsaver(known=1, frames=9), pytest.raises(InputError, match="--known is of models that take no p"):
+        sample.check_pictures(pictures)
+    with pytest.raises(InputError, match="--motion is of image models of text alone, this one knows picture"):
+        pictures.in_motion([""], (0.0, 1.0), frames=2)

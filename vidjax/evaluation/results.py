@@ -23,8 +23,9 @@ from vidjax.errors import printable
 from vidjax.evaluation.page import write_report
 from vidjax.generation import editing
 from vidjax.generation.cascade import AnyGenerator
-from vidjax.generation.generator import Generator, what_to_ask
+from vidjax.generation.generator import Generator
 from vidjax.generation.output import write_index, write_samples
+from vidjax.generation.prompts import what_to_ask
 from vidjax.metrics import drawn, retrieval
 from vidjax.metrics.reconstruction import psnr, sharpness, ssim
 from vidjax.models.flow_autoencoder import FlowCodec

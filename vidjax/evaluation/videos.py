@@ -45,10 +45,9 @@ def listed(folder: Path) -> set[str] | None:
 
 
 def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
-    """Samples `count` videos of a run's model, `batch` at a time; captions are spread over the
-    recipe's prompts or else the data set's, classes
-    and the pictures that clips begin with come in turn. The same count gives the same videos; all processes make them
-    together. Raises InputError at once if the run is not trained."""
+    """Samples `count` videos of a run's model, `batch` at a time; captions are spread over the recipe's prompts or else
+    the data set's, classes and the pictures that clips begin with come in turn. The same count gives the same videos;
+    all processes make them together. Raises InputError at once if the run is not trained."""
     generator, dataset = run.generator(), run.dataset()
     if "text" in generator.embedder_names:
         known = generator.defaults.prompt_list or dataset.texts
@@ -57,7 +56,6 @@ def generated(run: Run, count: int, batch: int) -> Iterator[Item]:
     else:
         known = [-1]
     prompts = [known[i % len(known)] if count > len(known) else known[i * len(known) // count] for i in range(count)]
-
     pictures = [video[0] for video in first_windows(dataset)[0]] if "picture" in generator.embedder_names else []
 
     def items() -> Iterator[Item]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, UInt8
 
-from vidjax.data.pipeline import Dataset
 from vidjax.diffusion import samplers
 from vidjax.diffusion.samplers import ddim_inverse
 from vidjax.diffusion.schedule import Schedule
@@ -37,7 +36,7 @@ from vidjax.generation.options import (
     make_sampler,
     with_options,
 )
-from vidjax.generation.pictures import put_in_place, read_places
+from vidjax.generation.pictures import hints, known_pictures
 from vidjax.generation.sampling import Conditions, Motion, Network, Options, Region, Request
 from vidjax.generation.tiles import in_tiles
 from vidjax.models.flow_autoencoder import FlowCodec
@@ -50,8 +49,6 @@ from vidjax.runtime.capacity import check_memory
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.processes import batch_over, gather, run_over, scatter
 
-LOOKED_AT = 10_000  # captions of a large data set
-UNCONDITIONAL = 8  # samples of a model without conditions
 FRAMES_AT_ONCE = 4  # encoded or decoded at a time, where they are independent
 
 
@@ -195,7 +192,7 @@ class Generator:
         check_noise(noise, own.shape)
         video, names = self._video_size(frames, size), self.embedder_names
         if pictures is not None and not {"picture", "control"} & set(names):
-            known = self._known_pictures(pictures, picture_at, video, own.shape[:2], known)
+            known = self._known_pictures(pictures, picture_at, video, len(prompts), known)
         check_known(known, own.shape, how.chunk)
         conditions = {
             **self.conditions(prompts, how.fps),
@@ -311,9 +308,13 @@ class Generator:
         """Samples latents of videos whose first frame moves by `velocity`, pixels (down, right) per frame.
 
         Text2Video-Zero, for image models that look at the first frame (`keys="first"`), without training. As `latents`
-        otherwise.
+        otherwise. Raises InputError for models that are shown pictures or a smaller video.
         """
         how, codec = with_options(self.defaults, options), self.codec
+        if others := {"picture", "control", "lowres"} & set(self.embedder_names):
+            raise InputError(
+                f"--motion is of image models of text alone, this one knows {', '.join(others)}; leave it out"
+            )
         if how.first_guidance is not None:
             raise InputError("sample.first_guidance is of videos whose frames are sampled together; leave it out")
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
@@ -472,38 +473,24 @@ class Generator:
         embedder = self.model.embedders["lowres"]
         return sampling.lowres_conditions(self.schedule, embedder, lowres, shape, keys, level)
 
-    def _frames_of_pictures(
-        self, pictures: UInt8[np.ndarray, "n p q e"] | None, count: int, places: Sequence[int], size: Shape
-    ) -> UInt8[np.ndarray, "b k p q e"]:
-        """The pictures of each of `count` videos. Raises InputError for pictures that are missing, too many or too few,
-        or of another size."""
-        if pictures is None:
-            raise InputError("this model moves a picture and has none: give it one, --image")
-        wanted = (count * len(places), *size, self.channels)
-        if pictures.shape != wanted:
-            raise InputError(f"the pictures are {pictures.shape}, these videos want {wanted}, {len(places)} in each")
-        return pictures.reshape(count, len(places), *wanted[1:])
-
     def _known_pictures(
         self,
         pictures: UInt8[np.ndarray, "n p q e"],
         picture_at: Sequence[int],
         video: Shape,
-        shape: Shape,
+        count: int,
         known: Masked | None,
     ) -> Masked:
-        """Pictures as known frames of a model that learned masks of them, for latents of `shape` [b, t]; where these
-        are of several frames, the picture stands still in them. Raises InputError for other models."""
+        """Pictures as known frames, see `known_pictures`. Raises InputError for a model that learned no masks of
+        frames."""
         if not self.model.masked or known is not None:
             raise InputError(
                 f"this model sees no picture, it knows {', '.join(self.embedder_names) or 'no conditions'}: those that "
-                "do are Stable Video Diffusion, a Stable Diffusion with --control, and runs that learned frame masks"
+                "do move pictures (Stable Video Diffusion, I2VGen-XL and others), are a Stable Diffusion with "
+                "--control, or learned frame masks"
             )
-        places, stride = read_places(picture_at, video[0]), self.codec.autoencoder.strides[0] if self.codec else 1
-        still = self._frames_of_pictures(pictures, shape[0], places, video[1:]).reshape(-1, 1, *pictures.shape[1:])
-        seen = self.encode(np.repeat(still, stride, 1))
-        seen = seen.reshape(shape[0], len(places), *seen.shape[2:])
-        return put_in_place(seen, [place // stride for place in places], shape[1])
+        stride = self.codec.autoencoder.strides[0] if self.codec else 1
+        return known_pictures(pictures, picture_at, count, (*video, self.channels), self.encode, stride)
 
     def _control_conditions(
         self,
@@ -513,25 +500,15 @@ class Generator:
         count: int,
         how: SampleConfig,
     ) -> Conditions:
-        """The batch entry of a model with a ControlNet: latents or pixels in [0, 1], and where some frames have one
-        the mask of these; else a single picture is that of all frames. Raises InputError as `_frames_of_pictures`."""
+        """The batch entry of a model with a ControlNet, see `hints`. Raises InputError for pictures that are missing or
+        do not fit."""
         if how.chunk:
             raise InputError("sample.chunk is not for models with --control; leave either out")
+        if pictures is None:
+            raise InputError("--control steers by pictures and has none: give it one, --image")
         control = self.model.embedders["control"].network.control
-        places = read_places(picture_at, video[0])
-        own = self._frames_of_pictures(pictures, count, places, video[1:])
-        if control.widths:
-            seen = own.astype(np.float32) / 255
-        else:
-            latents = self.encode(own.reshape(-1, 1, *own.shape[2:]))
-            seen = latents.reshape(*own.shape[:2], *latents.shape[2:])
-        if not control.sparse and len(places) == 1:
-            hint = np.repeat(seen, video[0], 1)
-        else:
-            hint, mask = put_in_place(seen, places, video[0])
-            if control.sparse:
-                mask = np.broadcast_to(mask[:, None, None, None], (*hint.shape[:-1], 1))
-                hint = np.concatenate([hint, mask], -1)
+        encode = None if control.widths else self.encode
+        hint = hints(pictures, picture_at, count, (*video, self.channels), encode, control.sparse)
         return {"control": {"hint": jnp.asarray(hint), "scale": jnp.full(count, how.control_scale)}}
 
     def _picture_conditions(
@@ -573,30 +550,3 @@ class Generator:
                 f"prompt {prompts[0]!r}: this model does not read text; it knows {', '.join(names) or 'no conditions'}"
             )
         return {}
-
-
-@runtime_checkable
-class HasConditions(Protocol):
-    """A generator, of whatever kind, that names its model's conditions and has defaults of sampling."""
-
-    @property
-    def embedder_names(self) -> tuple[str, ...]:
-        """Names of the conditions."""
-        ...
-
-    @property
-    def defaults(self) -> SampleConfig:
-        """What the recipe samples with."""
-        ...
-
-
-def what_to_ask(generator: HasConditions, dataset: Dataset) -> tuple[list[str | int], list[str]]:
-    """Chooses the recipe's prompts or else every caption of a small data set, every class, or a few unconditional
-    samples; with a name each."""
-    conditions = generator.embedder_names
-    if "text" in conditions:
-        texts = generator.defaults.prompt_list or list(dict.fromkeys(dataset.texts[:LOOKED_AT]))[:16]
-        return list(texts), texts
-    if "label" in conditions:
-        return list(range(dataset.num_classes)), [f"class {i}" for i in range(dataset.num_classes)]
-    return [-1] * UNCONDITIONAL, [f"sample {i}" for i in range(UNCONDITIONAL)]

@@ -1,6 +1,6 @@
 """Pictures that are frames of videos: read from files, brought to the size of the video, put in their places."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +63,59 @@ def put_in_place(
     video = np.zeros((len(seen), frames, *seen.shape[2:]), np.float32)
     video[:, places] = seen
     return video, np.isin(np.arange(frames), places).astype(np.float32)
+
+
+def sort_by_video(
+    pictures: UInt8[np.ndarray, "n h w c"], count: int, places: Sequence[int], size: tuple[int, ...]
+) -> UInt8[np.ndarray, "b k h w c"]:
+    """Gives each of `count` videos its pictures, one video's after the other's. Raises InputError for too many, too
+    few, or some of another size than `size` (h, w, c)."""
+    wanted = (count * len(places), *size)
+    if pictures.shape != wanted:
+        raise InputError(f"the pictures are {pictures.shape}, these videos want {wanted}, {len(places)} in each")
+    return pictures.reshape(count, len(places), *size)
+
+
+def known_pictures(
+    pictures: UInt8[np.ndarray, "n h w c"],
+    places: Sequence[int],
+    count: int,
+    video: tuple[int, ...],
+    encode: Callable[[np.ndarray], np.ndarray],
+    stride: int,
+) -> tuple[Float[np.ndarray, "b s i j z"], Float[np.ndarray, " s"]]:
+    """Makes latents that are known and a mask of them, of pictures that are the frames `places` of `count` videos of
+    size `video` (t, h, w, c). In latents of several frames, `stride`, a picture stands still. Raises InputError."""
+    frames = read_places(places, video[0])
+    at = [frame // stride for frame in frames]
+    if len(set(at)) < len(at):
+        said = ",".join(map(str, places))
+        raise InputError(
+            f"--image_at={said}: this model joins {stride} frames, name one in each of 0:{stride}, and so on"
+        )
+    still = sort_by_video(pictures, count, frames, video[1:]).reshape(-1, 1, *video[1:])
+    seen = encode(np.repeat(still, stride, 1))
+    return put_in_place(seen.reshape(count, len(at), *seen.shape[2:]), at, video[0] // stride)
+
+
+def hints(
+    pictures: UInt8[np.ndarray, "n h w c"],
+    places: Sequence[int],
+    count: int,
+    video: tuple[int, ...],
+    encode: Callable[[np.ndarray], np.ndarray] | None,
+    sparse: bool,
+) -> Float[np.ndarray, "b t i j z"]:
+    """Makes what a ControlNet is shown: latents, or pixels in [0, 1] without `encode`, of pictures that are the frames
+    `places` of `count` videos of size `video` (t, h, w, c), elsewhere zeros; with `sparse` the mask of these frames
+    beside them. A single picture is that of all frames, where it is not sparse. Raises InputError."""
+    frames = read_places(places, video[0])
+    own = sort_by_video(pictures, count, frames, video[1:])
+    seen = encode(own.reshape(-1, 1, *video[1:])) if encode else own.astype(np.float32) / 255
+    seen = seen.reshape(count, len(frames), *seen.shape[-3:])
+    if not sparse and len(frames) == 1:
+        return np.repeat(seen, video[0], 1)
+    hint, mask = put_in_place(seen, frames, video[0])
+    if not sparse:
+        return hint
+    return np.concatenate([hint, np.broadcast_to(mask[:, None, None, None], (*hint.shape[:-1], 1))], -1)

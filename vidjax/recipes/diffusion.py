@@ -15,7 +15,8 @@ from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion.schedule import SCHEDULES, Schedule
 from vidjax.errors import InputError
 from vidjax.generation import cascade
-from vidjax.generation.generator import Generator, SampleConfig, what_to_ask
+from vidjax.generation.generator import Generator, SampleConfig
+from vidjax.generation.prompts import what_to_ask
 from vidjax.models.keys import OneKey
 from vidjax.models.parameters import Params
 from vidjax.models.stored import StoredMoments

@@ -114,8 +114,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     known = load(weights=False)
     tokenize, told = known.tokenize, known.model.embedders
     check_conditions(section, common["data"], known.model)
-    if once and "picture" in told:
-        once = check_encodes_always(section)
+    once = once and "picture" not in told
     if prior and not once:
         raise InputError("config.finetune.prior wants clips that are encoded once; leave encode_once or the prior out")
     reads = once and tokenize is not None and not tune.text  # captions are encoded once, too
@@ -220,6 +219,8 @@ def check_conditions(section: Mapping[str, Any], data: DataConfig, model: VideoM
         raise InputError("config.data.fps is missing: the model is told the frames per second of its clips, such as 8")
     if "picture" in told and section.get("sample", {}).get("invert", True):
         raise InputError("config.sample.invert: videos of a picture start from noise; set it to False")
+    if "picture" in told and tune.get("encode_once"):
+        raise InputError("config.finetune.encode_once: this model sees the first frames themselves; leave it out")
     for name, given in {
         "prompt": section.get("prompt"),
         "sample.prompts": section.get("sample", {}).get("prompts"),
@@ -228,13 +229,6 @@ def check_conditions(section: Mapping[str, Any], data: DataConfig, model: VideoM
     }.items():
         if given and "text" not in told:
             raise InputError(f"config.{name}: {section['pretrained']} reads no text; leave it out")
-
-
-def check_encodes_always(section: Mapping[str, Any]) -> bool:
-    """Returns False. Raises InputError where clips of a model that reads pictures are to be encoded once."""
-    if section.get("finetune", {}).get("encode_once"):
-        raise InputError("config.finetune.encode_once: this model sees the first frames themselves; leave it out")
-    return False
 
 
 def random_biases(model: VideoModel, rngs: nnx.Rngs) -> None:

@@ -87,8 +87,11 @@ def load(
     I2VGen-XL, see `models.picture_tokens`; None: as the folder says, else once. control: a network that steers it by
     pictures, see `control.read_control`. Raises InputError.
     """
+    other = f"twice={twice} (--picture_twice) is of I2VGen-XL, {path} is another model: leave it out"
     if (file := open_video_file(path)) is not None:
-        given = dict(inflate=inflate, norm_over=norm_over, motion_adapter=motion_adapter, twice=twice, control=control)
+        if twice is not None:
+            raise InputError(other)
+        given = dict(inflate=inflate, norm_over=norm_over, motion_adapter=motion_adapter, control=control)
         for flag, value in given.items():
             if value not in (None, ""):
                 raise InputError(
@@ -124,7 +127,7 @@ def load(
     model = nnx.eval_shape(lambda: make(OneKey()))
     if twice is not None:
         if not hasattr(model.embedders.get("picture"), "twice"):
-            raise InputError(f"twice={twice} is of I2VGen-XL, {path} is another model: leave it out")
+            raise InputError(other)
         model.picture.twice = twice
     if weights:
         check_size(model, path, dtype)
@@ -277,8 +280,8 @@ def save_single_file(model: VideoModel, source: str | Path, out: str | Path) -> 
     Raises InputError if the source is a folder, or the model has other layers than it.
     """
     out = Path(out)
-    if (video := open_video_file(source)) is not None:
-        return video.write(model, out / video.path.name)
+    if open_video_file(source) is not None:
+        return save(model, source, out)
     file = open_source(source)
     if not isinstance(file, SingleFile):
         raise InputError(f"{source} is a folder; take --format=diffusers")

@@ -155,11 +155,13 @@ class SingleFile:
 
     def write(self, parts: Mapping[str, Mapping[str, np.ndarray]], out: Path) -> None:
         """Writes the file again as `out`, in its own dtypes, with these tensors under a folder's keys in place of its
-        parts."""
+        parts. Raises InputError for one that it has no place for."""
         made = dict(self.all)
         for part, tensors in parts.items():
-            pieces: dict[str, list[np.ndarray]] = {}
-            for key, (own, how) in self.names(part).items():
+            names, pieces = self.names(part), dict[str, list[np.ndarray]]()
+            if extra := sorted(tensors.keys() - names.keys()):
+                raise InputError(f"{self.path} has no place for {extra[0]} of its {part}; take --format=diffusers")
+            for key, (own, how) in names.items():
                 pieces.setdefault(own, []).append(tensors[key].T if how == TRANSPOSED else tensors[key])
             for own, values in pieces.items():
                 place = self.all.places[own]

@@ -136,15 +136,15 @@ class StableVideoFile(SingleFile):
 
     def _autoencoder(self) -> dict[str, Any]:
         encoder, decoder = self._own(f"{ENCODER}encoder."), self._own(DECODER)
-        levels = 1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("down."))
+        count = 1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("down."))
         return {
             "_class_name": CLASSES["vae"][1],
             "in_channels": encoder["conv_in.weight"][1],
             "out_channels": decoder["conv_out.weight"][0],
             "latent_channels": decoder["conv_in.weight"][1],
-            "block_out_channels": [encoder[f"down.{level}.block.0.conv2.weight"][0] for level in range(levels)],
+            "block_out_channels": [encoder[f"down.{level}.block.0.conv2.weight"][0] for level in range(count)],
             "layers_per_block": 1 + max(int(key.split(".")[3]) for key in encoder if key.startswith("down.0.block.")),
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "down_block_types": ["DownEncoderBlock2D"] * count,
             "scaling_factor": 0.18215,
             "force_upcast": True,
         }
