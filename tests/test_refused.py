@@ -170,6 +170,16 @@ def test_families_that_are_not_read_yet_are_named(copy, name, says):
         pretrained.load(copy)
 
 
+def test_a_class_that_is_no_name_is_refused(copy):
+    change_json(copy / "unet" / "config.json", _class_name=["UNet2DConditionModel"])
+    with pytest.raises(InputError, match=r"_class_name \['UNet2DConditionModel'\] is not known"):
+        pretrained.load(copy)
+    shutil.move(copy / "unet" / "config.json", copy / "config.json")
+    shutil.rmtree(copy / "unet")
+    with pytest.raises(InputError, match=r"has no unet/ but config\.json"):
+        pretrained.load(copy)
+
+
 def test_what_is_compiled_into_the_samplers_cannot_be_set(generator):
     for name in ("schedule", "prediction"):
         with pytest.raises(AttributeError):

@@ -75,4 +75,4 @@ VIDEO_FILES: tuple[type[VideoFile], ...] = (LvdmFile, CrafterFile)  # families o
 
 def family_of(config: Config) -> Family:
     """Returns the family of the U-Net with this config.json."""
-    return FAMILIES.get(config.get("_class_name", ""), Family())
+    return FAMILIES.get(str(config.get("_class_name")), Family())

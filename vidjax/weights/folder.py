@@ -46,7 +46,7 @@ class Folder:
             name = read_json(kind, f"name a folder with {LAYOUT}").get("_class_name") if kind.is_file() else None
             of = f" of a {name}" if isinstance(name, str) else ""
             beside = {"MotionAdapter": "--motion_adapter"} | dict.fromkeys(STEERS, "--control")
-            also = f", and this one as {beside[name]}" if name in beside else ""
+            also = f", and this one as {beside[name]}" if of and name in beside else ""
             raise InputError(f"{path} has no unet/ but {there}{of}; name a folder with {LAYOUT}{also}")
 
     def config(self, part: str) -> dict[str, Any]:
