@@ -180,7 +180,7 @@ def test_ten_steps_from_a_picture_and_a_prompt(files):
 def test_out_again_bit_equal(kind, files, tmp_path):
     """All of it, also what nothing here reads; and it is read again."""
     path, _ = files[kind]
-    pretrained.save(pretrained.load(path).model, path, tmp_path / "out")
+    pretrained.save_single_file(pretrained.load(path).model, path, tmp_path / "out")
     before, after = load_file(path), load_file(tmp_path / "out" / path.name)
     assert before.keys() == after.keys()
     for key, value in after.items():
