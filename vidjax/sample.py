@@ -216,7 +216,9 @@ def check_pictures(generator: "AnyGenerator") -> None:
         )
     for flag in (KNOWN, LEVELS, BETWEEN, SUBJECT):
         if flag.value and {"picture", "control"} & names:
-            raise InputError(f"--{flag.name} is of models that take no picture, this one knows {', '.join(names)}")
+            raise InputError(
+                f"--{flag.name} is of models that take no picture, this one knows {', '.join(names)}; leave it out"
+            )
 
 
 def image_at() -> list[int]:

@@ -197,3 +197,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         InputError, match=r"has no keys model\.diffusion_model\.\* but lora_unet\.down: name a checkpoint"
     ):
         SingleFile(tmp_path / "a.safetensors")
+
+
+def test_what_the_file_has_no_place_for_is_refused(files, tmp_path):
+    file = files[0]
+    with pytest.raises(InputError, match="has no place for motion of its unet; take --format=diffusers"):
+        file.write({"unet": {**file.tensors("unet"), "motion": np.zeros(1, "f")}}, tmp_path / "out.safetensors")

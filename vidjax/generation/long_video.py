@@ -8,7 +8,7 @@ import dataclasses
 import fcntl
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from vidjax.data.video_writing import Mp4Writer, contact_sheet, finish_growing
 from vidjax.errors import InputError, reason
 from vidjax.generation.cascade import AnyGenerator
+from vidjax.generation.pictures import put_in_place
 
 BLOCK = 64  # frames of an interrupted video that are read at a time
 SHEET = 16  # frames that the contact sheet shows
@@ -62,13 +63,6 @@ def clip_seed(seed: int, *place: int) -> int:
     return int(np.random.SeedSequence((seed, *place)).generate_state(1)[0]) if any(place) else seed
 
 
-def known_at(values: Latents, places: Sequence[int] | np.ndarray, length: int) -> Known:
-    """Puts values in these places of a clip of `length` latents; returns the clip and its mask."""
-    latents = np.zeros((values.shape[0], length, *values.shape[2:]), np.float32)
-    latents[:, places] = values
-    return latents, np.isin(np.arange(length), places)
-
-
 def sample_part(
     plan: Plan, seed: int, number: int, tail: Latents | None
 ) -> tuple[Iterable[tuple[Latents, int]], Latents]:
@@ -77,7 +71,7 @@ def sample_part(
     Returns an iterator of clips, each with how many of its first latents the video already shows, and the tail after
     which the next part comes.
     """
-    known = None if tail is None else known_at(tail, range(plan.overlap), plan.predict.length)
+    known = None if tail is None else put_in_place(tail, range(plan.overlap), plan.predict.length)
     clip = plan.predict.sample(clip_seed(seed, number), known)
     shown = 0 if tail is None else plan.overlap
     after = clip[:, -plan.overlap :]
@@ -94,7 +88,9 @@ def fill_gaps(fill: Clips, keys: Latents, seed: int, place: tuple[int, ...], lev
     """
     for gap in range(keys.shape[1] - 1):
         here = (*place, gap + 1)
-        clip = fill.sample(clip_seed(seed, *here), known_at(keys[:, gap : gap + 2], [0, fill.length - 1], fill.length))
+        clip = fill.sample(
+            clip_seed(seed, *here), put_in_place(keys[:, gap : gap + 2], [0, fill.length - 1], fill.length)
+        )
         if levels > 1:
             yield from fill_gaps(fill, clip, seed, here, levels - 1)
         else:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from vidjax.data.pictures import read_picture
 from vidjax.data.transforms import cover_size, crop_at
@@ -57,12 +57,12 @@ def read_places(places: Sequence[int], frames: int) -> list[int]:
 
 
 def put_in_place(
-    seen: Float[np.ndarray, "b k h w c"], places: Sequence[int], frames: int
-) -> tuple[Float[np.ndarray, "b t h w c"], Float[np.ndarray, " t"]]:
-    """Returns videos that are zero but for frames in these places, and a mask that is 1 there."""
+    seen: Float[np.ndarray, "b k h w c"], places: Sequence[int] | np.ndarray, frames: int
+) -> tuple[Float[np.ndarray, "b t h w c"], Bool[np.ndarray, " t"]]:
+    """Returns videos, or latents of them, that are zero but for frames in these places, and a mask of these."""
     video = np.zeros((len(seen), frames, *seen.shape[2:]), np.float32)
     video[:, places] = seen
-    return video, np.isin(np.arange(frames), places).astype(np.float32)
+    return video, np.isin(np.arange(frames), places)
 
 
 def sort_by_video(
@@ -83,7 +83,7 @@ def known_pictures(
     video: tuple[int, ...],
     encode: Callable[[np.ndarray], np.ndarray],
     stride: int,
-) -> tuple[Float[np.ndarray, "b s i j z"], Float[np.ndarray, " s"]]:
+) -> tuple[Float[np.ndarray, "b s i j z"], Bool[np.ndarray, " s"]]:
     """Makes latents that are known and a mask of them, of pictures that are the frames `places` of `count` videos of
     size `video` (t, h, w, c). In latents of several frames, `stride`, a picture stands still. Raises InputError."""
     frames = read_places(places, video[0])
