@@ -126,6 +126,10 @@ def test_a_full_queue_and_a_full_allowance(serving, client):
     assert [post(slow).status_code for _ in range(2)] == [200, 200]
     spent = post(slow)
     assert code(spent) == (429, "rate_limit_exceeded") and 1 <= int(spent.headers["retry-after"]) <= 61
+    name = serving.keys.find(slow.token).name
+    serving.keys.remove(name)
+    slow.headers["authorization"] = f"Bearer {serving.keys.add(name, '2/min')}"
+    assert post(slow).status_code == 200  # of whoever has the name next
     assert post(one).status_code == 200
 
 
@@ -257,6 +261,7 @@ def test_hostile_requests(serving, client, tmp_path):
     assert code(one.post("/v1/videos", files=[("input_reference", b"x"), ("other", b"y")]))[0] == 400
     assert code(one.post("/v1/videos", content=b"x", headers={"content-type": "text/plain"}))[0] == 415
     assert code(post(one, headers={"origin": "https://elsewhere.example"})) == (403, "cross_origin")
+    assert "frame-ancestors 'self'" in one.get("/health").headers["content-security-policy"]
     assert "access-control-allow-origin" not in one.get("/v1/models", headers={"origin": serving.url}).headers
     for path in ("/v1/videos/..%2f..%2fjobs.sqlite", "/v1/videos/x/content?variant=../input.npy", "/none"):
         assert code(one.get(path))[0] in (400, 404)

@@ -119,7 +119,7 @@ def add_errors(app: FastAPI) -> None:
 
 
 def add_notes(app: FastAPI, metrics: Metrics, audit: logging.Logger, require_keys: bool) -> None:
-    """Counts every request, notes it in the audit log, and refuses pages of other sites."""
+    """Counts every request, notes it in the audit log, and refuses pages of other sites, also to stand in theirs."""
 
     @app.middleware("http")
     async def note(request: Request, call_next: Any) -> Response:
@@ -134,6 +134,7 @@ def add_notes(app: FastAPI, metrics: Metrics, audit: logging.Logger, require_key
             method = request.method if request.method in METHODS else "other"
             metrics.count(method, route, status, time.perf_counter() - began)
         response.headers["x-content-type-options"] = "nosniff"
+        response.headers["content-security-policy"] = "frame-ancestors 'self'"
         response.headers.setdefault("cache-control", "private, no-store")
         if route not in QUIET and not (request.method == "GET" and request.url.path.startswith("/page/")):
             user, client = getattr(request.state, "user", None), request.client and request.client.host

@@ -70,10 +70,11 @@ class Keys:
         return token
 
     def remove(self, name: str) -> None:
-        """Takes a key and its videos away: whoever has that name next sees none of them. Raises InputError if there is
-        none of that name."""
+        """Takes a key and its videos away: whoever has that name next sees none of them, and none counts. Raises
+        InputError if there is none of that name."""
         with self.database.write() as connection:
-            connection.execute("delete from jobs where owner = ?", (name,))
+            for table in ("jobs", "uses"):
+                connection.execute(f"delete from {table} where owner = ?", (name,))
             if not connection.execute("delete from keys where name = ?", (name,)).rowcount:
                 raise InputError(f"there is no key of {name}; see keys list")
 

@@ -95,9 +95,9 @@ class Tuner:
         while True:
             ended = process.poll() is not None
             if (found := newest_sample(folder)) and found[0] > shown:
-                shown, content = found
+                shown = found[0]
                 with whole_file(folder / PREVIEW) as part:
-                    part.write_bytes(content)
+                    part.write_bytes(preview_of(found[1]))
             steps = [step for step, _ in read_curve(folder)]
             if not self.jobs.advance(self.name, [job.id], steps[-1] if steps else 0, shown):
                 return False
@@ -148,21 +148,24 @@ def read_curve(folder: Path) -> Sequence[tuple[int, float]]:
 
 
 def newest_sample(folder: Path) -> tuple[int, bytes] | None:
-    """Finds the samples that the run in a job's folder drew last: the step, and an animated WebP."""
-    from PIL import Image, ImageSequence
-
+    """Finds the samples that the run in a job's folder drew last: the step, and an animated picture."""
     found = None
     for file in sorted((folder / RUN).glob("*/tensorboard/events.*")):
         for event in read_events(file):
             for value in event.summary.value:
                 if value.tag == "samples":
                     found = event.step, value.image.encoded_image_string
-    if found is None:
-        return None
-    with Image.open(io.BytesIO(found[1])) as image:
+    return found
+
+
+def preview_of(picture: bytes) -> bytes:
+    """Encodes an animated picture as WebP."""
+    from PIL import Image, ImageSequence
+
+    with Image.open(io.BytesIO(picture)) as image:
         frames = np.stack([np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(image)])
         seconds = image.info.get("duration", 100) / 1000
-    return found[0], encode_animation(frames, 1 / seconds, "WEBP")
+    return encode_animation(frames, 1 / seconds, "WEBP")
 
 
 def read_events(file: Path) -> Iterator[Any]:
