@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from vidjax.profiling import chips
-from vidjax.profiling.program import aliased, bytes_moved, cycles, kernels, products, times_run
+from vidjax.profiling.program import aliased, bytes_moved, collectives, cycles, kernels, products, times_run
 
 
 def turning(x, steps):
@@ -53,6 +53,42 @@ def test_a_tpu_program_counts_what_a_loop_holds_as_often_as_it_turns():
     assert spent[1] == pytest.approx(2 * spent[0], rel=0.05)
     peak = 20 * 2 * 1024**3 / chips.CHIPS["v5e"].flops  # seconds
     assert 1 < spent[1] / chips.CHIPS["v5e"].clock / peak < 3
+
+
+def test_what_travels_beside_several_instructions_counts_once():
+    """As the TPU compiler writes it: a gather in two fusions, another's start, and one in a loop of five turns."""
+    gather = "all-gather(%x), channel_id={}, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}"
+    text = f"""HloModule step
+
+%first (x: bf16[2,8]) -> bf16[8,8] {{
+  %x = bf16[2,8]{{1,0}} parameter(0)
+  ROOT %a = bf16[8,8]{{1,0}} {gather.format(1)}
+}}
+
+%second (x: bf16[2,8]) -> bf16[8,8] {{
+  %x = bf16[2,8]{{1,0}} parameter(0)
+  ROOT %b = bf16[8,8]{{1,0}} {gather.format(1)}
+}}
+
+%turn (x: bf16[2,8]) -> bf16[8,8] {{
+  %x = bf16[2,8]{{1,0}} parameter(0)
+  ROOT %c = bf16[8,8]{{1,0}} {gather.format(2)}
+}}
+
+%until (x: bf16[2,8]) -> pred[] {{
+  ROOT %x = bf16[2,8]{{1,0}} parameter(0)
+}}
+
+ENTRY %main (x: bf16[2,8]) -> bf16[8,8] {{
+  %x = bf16[2,8]{{1,0}} parameter(0)
+  %d = bf16[8,8]{{1,0}} fusion(%x), kind=kLoop, calls=%first
+  %e = bf16[8,8]{{1,0}} fusion(%d), kind=kLoop, calls=%second
+  %f = (bf16[2,8]{{1,0}}, bf16[8,8]{{1,0}}) {gather.format(3).replace("gather(", "gather-start(")}
+  ROOT %g = bf16[8,8]{{1,0}} while(%e), condition=%until, body=%turn, backend_config={{"known_trip_count":{{"n":"5"}}}}
+}}
+"""
+    received = 8 * 8 * 2 * 3 / 4  # bytes: all but a device's own quarter
+    assert list(collectives(text)) == [("all-gather", pytest.approx(received))] * (1 + 5 + 1)
 
 
 @pytest.mark.parametrize("name", ["v4-2", "v5e-1", "v5p-2", "v6e-1", "tpu7x-1"])

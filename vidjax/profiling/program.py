@@ -88,14 +88,24 @@ def bytes_of(text: str) -> int:
 
 
 def collectives(program: str) -> Iterator[tuple[str, float]]:
-    """(kind, bytes that a device sends) of each collective that a compiled program runs."""
+    """(kind, bytes that a device sends) of each collective that a compiled program runs.
+
+    What a TPU sends beside other work stands in each of the instructions that it accompanies, with one channel: it
+    counts once. Where one starts, what it reads stands beside what it makes.
+    """
+    channels: set[str] = set()
     kinds = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?")
     runs = times_run(program)
     for each in instructions(program):
         if not (found := kinds.fullmatch(each.kind)):
             continue
+        if channel := re.search(r"channel_id=(\d+)", each.rest):
+            if channel[1] in channels:
+                continue
+            channels.add(channel[1])
         kind, share = found[1], 1 - 1 / (n := group_size(each.rest))
         times = {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, share)
+        times *= {"collective-permute-start": 1 / 2, "all-gather-start": n / (n + 1)}.get(each.kind, 1.0)
         yield from itertools.repeat((kind, bytes_of(each.shape) * times), runs[each.computation])
 
 
