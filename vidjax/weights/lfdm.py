@@ -1,4 +1,4 @@
-"""The flow autoencoder of LFDM's released files, `{generator, region_predictor, bg_predictor}`, in and out.
+"""Reads the flow autoencoder of LFDM's released files, `{generator, region_predictor, bg_predictor}`.
 
 Its networks are those of MRAA, whose files have the same keys. A file is read as safetensors (`vidjax.convert FILE`).
 Its batch norms are frozen, with their statistics, see `models.flow_layers.FrozenBatchNorm`.
@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jax.typing import ArrayLike
-from safetensors.numpy import save_file
 
 from vidjax.errors import InputError
 from vidjax.models.flow_autoencoder import FlowConfig
 from vidjax.weights import convert
-from vidjax.weights.convert import Rules, rename
+from vidjax.weights.convert import Rules
 from vidjax.weights.folder import unpickle
 from vidjax.weights.tensors import read
 
@@ -65,21 +63,3 @@ def check_config(config: FlowConfig, path: str) -> None:
 def parameters(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Finds the array of each parameter of a FlowAutoencoder. Raises InputError for what does not fit."""
     return convert.fit(shapes, tensors, KEYS, IGNORED)
-
-
-def write(params: Mapping[str, ArrayLike], tensors: Mapping[str, np.ndarray], out: Path) -> None:
-    """Writes a file like the one that `tensors` are of, with these parameters."""
-    made = {name: np.array(tensors[name]) for name in tensors}
-    paths = {convert_path(path): path for path in params}
-    for name in tensors:
-        if path := paths.get(rename(name, KEYS)):
-            value = np.asarray(params[path])
-            made[name] = np.array(convert.to_torch(value, False) if path.endswith("kernel") else value, order="C")
-    save_file(made, out, {"format": "pt"})
-
-
-def convert_path(path: str) -> str:
-    """The name that `KEYS` give to the tensor of a parameter."""
-    for end in (".kernel", ".scale"):
-        path = path.removesuffix(end) + ".weight" if path.endswith(end) else path
-    return path
