@@ -39,6 +39,7 @@ from vidjax.generation.options import (
 from vidjax.generation.pictures import hints, known_pictures
 from vidjax.generation.sampling import Conditions, Motion, Network, Options, Region, Request
 from vidjax.generation.tiles import in_tiles
+from vidjax.models.conditioning import RateEmbedder
 from vidjax.models.flow_autoencoder import FlowCodec
 from vidjax.models.kernels.attention import CHUNK
 from vidjax.models.parameters import Params, merge
@@ -450,7 +451,7 @@ class Generator:
         """Makes the batch entries that the model's embedders read, `fps` by default that of `defaults`. Raises
         InputError if they do not fit the model."""
         batch = {"size": jnp.zeros((len(prompts), 0)), **self.tokens(prompts)}
-        if "fps" in self.embedder_names:
+        if isinstance(self.model.embedders.get("fps"), RateEmbedder):
             batch["fps"] = jnp.full(len(prompts), self.defaults.fps if fps is None else fps)
         labels, names = [p if isinstance(p, int) else -1 for p in prompts], self.embedder_names
         if "label" in names:

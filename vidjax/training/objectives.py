@@ -12,7 +12,7 @@ from vidjax.diffusion.draws import Draws
 from vidjax.diffusion.schedule import Schedule
 from vidjax.diffusion.weighting import WEIGHTINGS
 from vidjax.errors import InputError
-from vidjax.models.conditioning import Conditioning, drop_conditions, embed, sample_frame_masks
+from vidjax.models.conditioning import Conditioning, RateEmbedder, drop_conditions, embed, sample_frame_masks
 from vidjax.settings import choose
 from vidjax.training.step import Batch, Metrics, Objective
 
@@ -131,7 +131,7 @@ def sample_conditions(
     a model that moves pictures."""
     if lowres := model.embedders.get("lowres"):
         batch = {**batch, lowres.key: lowres.draw(schedule, x0, images, draws)}
-    if rate := model.embedders.get("fps"):
+    if isinstance(rate := model.embedders.get("fps"), RateEmbedder):  # one's own of that name reads the batch
         batch = {**batch, rate.key: jnp.full(len(x0), rate.rate)}
     if picture := model.embedders.get("picture"):
         batch = {**batch, picture.key: picture.draw(model.codec, batch["video"], draws)}
