@@ -57,7 +57,7 @@ def test_a_tpu_program_counts_what_a_loop_holds_as_often_as_it_turns():
 
 def test_what_travels_beside_several_instructions_counts_once():
     """As the TPU compiler writes it: a gather in two fusions, another's start, and one in a loop of five turns."""
-    gather = "all-gather(%x), channel_id={}, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}"
+    gather = 'all-gather(%x), replica_groups={{{{0,1,2,3}}}}, frontend_attributes={{{{chain_id="{}"}}}}'
     text = f"""HloModule step
 
 %first (x: bf16[2,8]) -> bf16[8,8] {{

@@ -90,19 +90,19 @@ def bytes_of(text: str) -> int:
 def collectives(program: str) -> Iterator[tuple[str, float]]:
     """(kind, bytes that a device sends) of each collective that a compiled program runs.
 
-    What a TPU sends beside other work stands in each of the instructions that it accompanies, with one channel: it
-    counts once. Where one starts, what it reads stands beside what it makes.
+    What a TPU sends beside other work stands in each of the instructions that it accompanies, as one chain: it counts
+    once. Where one starts, what it reads stands beside what it makes.
     """
-    channels: set[str] = set()
+    chains: set[str] = set()
     kinds = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?")
     runs = times_run(program)
     for each in instructions(program):
         if not (found := kinds.fullmatch(each.kind)):
             continue
-        if channel := re.search(r"channel_id=(\d+)", each.rest):
-            if channel[1] in channels:
+        if chain := re.search(r'chain_id="(\d+)"', each.rest):
+            if chain[1] in chains:
                 continue
-            channels.add(channel[1])
+            chains.add(chain[1])
         kind, share = found[1], 1 - 1 / (n := group_size(each.rest))
         times = {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, share)
         times *= {"collective-permute-start": 1 / 2, "all-gather-start": n / (n + 1)}.get(each.kind, 1.0)
