@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_folder import write_folder
+from tiny_folder import CONFIGS, I2VGEN, STABLE_VIDEO, write_configs, write_folder
 
 from vidjax.errors import InputError
 from vidjax.generation.adapters import merge_lora_files
@@ -16,6 +17,8 @@ from vidjax.generation.pretrained import load_generator
 from vidjax.training.optimizer import make_optimizer
 from vidjax.training.stage import TrainConfig
 from vidjax.weights import pretrained
+from vidjax.weights.families import family_of
+from vidjax.weights.folder import CONFIGS as CONFIG_NAMES
 
 PROMPT = ["the"]
 
@@ -168,6 +171,20 @@ def test_families_that_are_not_read_yet_are_named(copy, name, says):
     shutil.rmtree(copy / "unet")
     with pytest.raises(InputError, match=rf"has no unet/ .* of a {name}"):
         pretrained.load(copy)
+
+
+@pytest.mark.parametrize("configs", [CONFIGS, STABLE_VIDEO, I2VGEN], ids=["sd", "svd", "i2vgen"])
+def test_what_a_config_lacks_has_a_default_or_is_named(configs, tmp_path):
+    family, path = family_of(configs["unet"]), write_configs(tmp_path / "folder", configs)
+    for part in configs:
+        file = path / part / CONFIG_NAMES.get(part, "config.json")
+        for key in configs[part]:
+            file.write_text(json.dumps({name: value for name, value in configs[part].items() if name != key}))
+            named = rf"^{part}/config.json: {key} is missing: get the file again$"
+            with pytest.raises(InputError, match=named) if key == "block_out_channels" else suppress(InputError):
+                family.read_unet(json.loads((path / "unet" / "config.json").read_text()), None)
+                family.components.of(path)
+        file.write_text(json.dumps(configs[part]))
 
 
 def test_a_class_that_is_no_name_is_refused(copy):

@@ -22,7 +22,7 @@ from vidjax.models.layers import Over
 from vidjax.models.unet import Temporal, UNetConfig
 from vidjax.runtime.storage import write_json
 from vidjax.settings import choose
-from vidjax.weights.configs import expect, unet_config
+from vidjax.weights.configs import expect, require, unet_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers import ANIMATEDIFF, rename_blocks
 from vidjax.weights.folder import INDEX, Folder, read_file, read_json, read_weights
@@ -93,6 +93,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def image_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the config of a UNetMotionModel to that of the image U-Net inside it."""
+    require(config, ("down_block_types", "up_block_types"), "unet/config.json")
     kinds = rename_blocks(config, "Motion", "2D")
     return {**config, **kinds, "_class_name": "UNet2DConditionModel"}
 

@@ -111,6 +111,13 @@ def expect(config: Config, known: Mapping[str, Sequence], where: str) -> None:
             raise InputError(f"{where}: {key} is {config[key]!r}, which is not supported; only {allowed} is")
 
 
+def require(config: Config, keys: Sequence[str], where: str) -> None:
+    """Raises InputError for the first key that a config.json lacks."""
+    for key in keys:
+        if key not in config:
+            raise InputError(f"{where}: {key} is missing: get the file again")
+
+
 def class_of(config: Config, known: Mapping[str, str], where: str) -> str:
     """Reads the class that a config.json names. Raises InputError unless it is known, with its family's name."""
     name = config.get("_class_name", "")
@@ -128,6 +135,7 @@ def unet_config(config: Config, norm_over: Over | None = None) -> tuple[UNetConf
     where = "unet/config.json"
     name = class_of(config, CLASSES, where)
     expect(config, UNET, where)
+    require(config, ("block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim"), where)
     if name == "UNet3DConditionModel" and "flip_sin_to_cos" not in config:
         name = "ModelScope"  # a namesake: showlab's class has that option, diffusers' has not
     written = config.get(NORM_OVER, "clip" if name == "UNet3DConditionModel" else "frame")
@@ -167,6 +175,7 @@ def autoencoder_config(config: Config) -> tuple[AutoencoderConfig, dict[str, flo
     """Converts an AutoencoderKL's config.json; also returns `shift` and `scale` of its latents. Raises InputError."""
     where = "vae/config.json"
     class_of(config, {"AutoencoderKL": "AutoencoderKL"}, where)
+    require(config, ("block_out_channels",), where)
     channels, n = tuple(config["block_out_channels"]), config.get("layers_per_block", 1)
     levels, pixels = len(channels), config.get("in_channels", 3)
     known = {

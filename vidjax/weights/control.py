@@ -19,7 +19,7 @@ from vidjax.models.parameters import parameters
 from vidjax.models.unet import Temporal, UNetConfig
 from vidjax.settings import choose
 from vidjax.weights import animatediff, convert
-from vidjax.weights.configs import expect, unet_config
+from vidjax.weights.configs import expect, require, unet_config
 from vidjax.weights.convert import Rules
 from vidjax.weights.diffusers import ANIMATEDIFF, ANIMATEDIFF_KEYS, rename_blocks, unet, unet_keys
 from vidjax.weights.folder import read_json, read_weights
@@ -92,6 +92,7 @@ def read_control(path: str | Path, weights: bool = True) -> Control:
     config = animatediff.plain(read_json(path / "config.json", WANTED))
     sparse = choose(config.get("_class_name"), SPARSE, f"{where}: _class_name")
     expect(config, KNOWN, where)
+    require(config, ("block_out_channels", "down_block_types", "cross_attention_dim"), where)
     image: dict[str, Any] = {
         **config,
         "_class_name": "UNet2DConditionModel",

@@ -17,7 +17,7 @@ from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
 from vidjax.weights import clip
 from vidjax.weights.components import Part
-from vidjax.weights.configs import Config, autoencoder_config, expect, tower
+from vidjax.weights.configs import Config, autoencoder_config, expect, require, tower
 from vidjax.weights.convert import Rules
 from vidjax.weights.diffusers_autoencoder import AUTOENCODER_KEYS, DIFFUSERS_AUTOENCODER
 from vidjax.weights.folder import Folder
@@ -72,7 +72,9 @@ def read_unet(config: Config, norm_over: Over | None = None) -> tuple[UNetConfig
     """Converts the U-Net's config.json; also returns `UNET`. Raises InputError for what is not offered."""
     if norm_over not in (None, "frame"):
         raise InputError(f"norm_over={norm_over!r} is of Tune-A-Video; Stable Video Diffusion's is the frame")
-    where, channels = "unet/config.json", tuple(config["block_out_channels"])
+    where = "unet/config.json"
+    require(config, ("block_out_channels", "down_block_types"), where)
+    channels = tuple(config["block_out_channels"])
     attend = tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"])
     kinds = [("CrossAttn" if yes else "") + "{}BlockSpatioTemporal" for yes in attend]
     numbers = config.get("addition_time_embed_dim", 256)
@@ -106,6 +108,7 @@ def read_unet(config: Config, norm_over: Over | None = None) -> tuple[UNetConfig
 def temporal_autoencoder_config(config: Config) -> tuple[AutoencoderConfig, dict[str, float]]:
     """Converts the autoencoder's config.json; also returns `shift` and `scale` of its latents. Raises InputError."""
     expect(config, {"_class_name": ("AutoencoderKLTemporalDecoder",), "layers_per_block": (2,)}, "vae/config.json")
+    require(config, ("block_out_channels",), "vae/config.json")
     levels = len(config["block_out_channels"])
     own = {"_class_name": "AutoencoderKL", "up_block_types": ["UpDecoderBlock2D"] * levels}
     made, scaling = autoencoder_config({**config, **own})
