@@ -176,14 +176,16 @@ def test_a_controlnet_steers_every_frame(folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_out_again_bit_equal(folder, kind, tmp_path):
     path, *_ = folder
-    source = read_control(path / kind)
     model = pretrained.load(path / "base", control=path / kind).model
-    source.save(model.control.network, tmp_path / kind)
+    with pytest.raises(InputError, match="control=None: the model is steered by a network; name its folder"):
+        pretrained.save(model, path / "base", tmp_path / "out")
+    pretrained.save(model, path / "base", tmp_path / "out", control=path / kind)
     name = "diffusion_pytorch_model.safetensors"
-    before, after = load_file(path / kind / name), load_file(tmp_path / kind / name)
+    before, after = load_file(path / kind / name), load_file(tmp_path / "out" / "controlnet" / name)
     assert before.keys() == after.keys()
     assert all(np.array_equal(after[key], value) for key, value in before.items())
-    assert (tmp_path / kind / "config.json").read_bytes() == (path / kind / "config.json").read_bytes()
+    written = tmp_path / "out" / "controlnet" / "config.json"
+    assert written.read_bytes() == (path / kind / "config.json").read_bytes()
 
 
 def test_at_full_size_every_key_is_read_and_the_counts_are_the_published_ones(tmp_path):

@@ -220,15 +220,22 @@ def save(
     out: str | Path,
     image: bool = False,
     motion_adapter: str | Path | None = None,
+    control: str | Path | None = None,
 ) -> None:
     """Writes the folder `out` for `diffusers`: the weights of `model`, all else as in `source`, where it came from.
 
     A model that was inflated to Tune-A-Video's block becomes a folder of Tune-A-Video's code, whose network no class of
     `diffusers` is; with `image` one of the image model that is left without the layers over time. A model that was made
-    with a `motion_adapter` becomes an AnimateDiffPipeline, whose motion modules also stand alone in motion_adapter/.
-    Raises InputError if `out` has something in it already, or if the U-Net has layers that neither the source nor
-    Tune-A-Video has.
+    with a `motion_adapter` becomes an AnimateDiffPipeline, whose motion modules also stand alone in motion_adapter/;
+    the network of one that was made with `control` goes to controlnet/. Raises InputError if `out` has something in it
+    already, if `control` is missing, or if the U-Net has layers that neither the source nor Tune-A-Video has.
     """
+    steered = "control" in model.embedders
+    if steered != (control is not None):
+        raise InputError(
+            f"control={control}: the model is {'steered by a network' if steered else 'steered by none'}; "
+            f"{'name its folder' if steered else 'leave it out'}"
+        )
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name a new folder")
@@ -257,6 +264,8 @@ def save(
             if (alone := out / "motion_adapter").is_dir():
                 write_motion_modules(tensors, alone)
         save_file(dict(tensors), out / name / f"{file}.safetensors", metadata={"format": "pt"})
+    if control:
+        read_control(control).save(model.embedders["control"].network, out / "controlnet")
 
 
 def tensors_by_part(
