@@ -105,6 +105,15 @@ def test_what_does_not_fit_the_model_is_refused(folder, prompts, pictures, said)
         load_generator(folder).latents(prompts, pictures=pictures, size=SIZE)
 
 
+def test_a_model_of_pictures_is_not_inverted(folder):
+    generator, latents = load_generator(folder), np.zeros((1, 3, *SIZE, 4), "f")
+    said = "is of models of text alone, this one knows picture; "
+    with pytest.raises(InputError, match=f"inversion {said}edit with sample.invert=False and sample.strength below 1"):
+        generator.invert(latents, [""])
+    with pytest.raises(InputError, match=f"null_text {said}leave it out"):
+        generator.null_text(latents, [""])
+
+
 def test_models_of_text_see_no_picture(folder_of_text):
     generator = load_generator(folder_of_text)
     said = "sees no picture, it knows text: those that do move pictures .*, are a Stable Diffusion with --control"
@@ -189,5 +198,5 @@ def test_flags_of_pictures_are_refused_where_they_do_nothing(folder, folder_of_t
         pretrained.load(folder_of_text, weights=False, twice=False)
     with flagsaver.flagsaver(known=1, frames=9), pytest.raises(InputError, match="--known is of models that take no p"):
         sample.check_pictures(pictures)
-    with pytest.raises(InputError, match="--motion is of image models of text alone, this one knows picture"):
+    with pytest.raises(InputError, match="--motion is of models of text alone, this one knows picture"):
         pictures.in_motion([""], (0.0, 1.0), frames=2)

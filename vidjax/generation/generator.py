@@ -312,10 +312,7 @@ class Generator:
         otherwise. Raises InputError for models that are shown pictures or a smaller video.
         """
         how, codec = with_options(self.defaults, options), self.codec
-        if others := {"picture", "control", "lowres"} & set(self.embedder_names):
-            raise InputError(
-                f"--motion is of image models of text alone, this one knows {', '.join(others)}; leave it out"
-            )
+        self._check_text_alone("--motion", "leave it out")
         if how.first_guidance is not None:
             raise InputError("sample.first_guidance is of videos whose frames are sampled together; leave it out")
         strides = codec.autoencoder.strides[1:] if codec else (1, 1)
@@ -346,7 +343,9 @@ class Generator:
         num_steps: int | None = None,
         progress: Report | None = None,
     ) -> Float[Array, "b t h w c"]:
-        """Finds the noise from which DDIM in as many steps, without guidance, comes back to these latents."""
+        """Finds the noise from which DDIM in as many steps, without guidance, comes back to these latents. Raises
+        InputError for models that are shown pictures or a smaller video."""
+        self._check_text_alone("inversion", "edit with sample.invert=False and sample.strength below 1")
         how = self.defaults
         steps = how.num_steps if num_steps is None else num_steps
         times = samplers.times(ddim_inverse(), self.schedule, steps, how.spacing)[::-1]
@@ -372,6 +371,7 @@ class Generator:
         As for `latents`; the option `null_text` is the number of updates per step. Raises InputError for models without
         text.
         """
+        self._check_text_alone("null_text", "leave it out")
         how = with_options(self.defaults, options)
         if "text" not in self.embedder_names or how.guidance_scale == 1.0:
             raise InputError(f"null_text={how.null_text} wants a model that reads text, and guidance_scale above 1")
@@ -462,6 +462,11 @@ class Generator:
                 f"label {max(labels)}: this model knows no classes; it knows {', '.join(names) or 'nothing'}"
             )
         return batch
+
+    def _check_text_alone(self, what: str, remedy: str) -> None:
+        """Raises InputError for a model that is shown more than a caption, which `what` has not."""
+        if others := {"picture", "control", "lowres"} & set(self.embedder_names):
+            raise InputError(f"{what} is of models of text alone, this one knows {', '.join(sorted(others))}; {remedy}")
 
     def _lowres_conditions(
         self, lowres: UInt8[np.ndarray, "b s i j c"] | None, shape: Shape, keys: Key[Array, " b"], level: float
