@@ -8,7 +8,7 @@ FOLDER is `i2vgen-xl` in the layout of `diffusers`; --config.prompt is a caption
 settings for this training but not the program. Theirs are the learning rate, the offset noise, the average of the
 parameters, the size of clips and batches, and that nothing is dropped; --config.finetune.drop hides captions,
 --config.conditioning.picture.drop pictures. Target (v) and noise levels (cosine, down to pure noise) are the folder's.
-They train on 16 or 32 frames at 8 or 16 a second: the network is told data.fps. Variants: the whole U-Net with what
+They train on 16 or 32 frames at 8 or 16 per second: the network is told data.fps. Variants: the whole U-Net with what
 reads the picture trains; `:temporal` the layers over time; `:lora` adapters on attention alone.
 
 Their network adds the picture's channels to themselves, by a slip; `diffusers` does not, nor does this unless told:

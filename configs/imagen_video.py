@@ -5,7 +5,7 @@ python -m vidjax.main --config=configs/imagen_video.py --config.data.path=webvid
 python -m vidjax.main --config=configs/imagen_video.py --stage=spatial ...                    one stage alone
 
 Stages `base`, `temporal` (every second frame is given, under noise) and `spatial` (all, smaller). As in the paper: 16
-frames of 24x40 at 3 a second, 32 at 6, then 48x80; v-prediction, cosine noise, captions read by all stages, stills
+frames of 24x40 at 3 per second, 32 at 6, then 48x80; v-prediction, cosine noise, captions read by all stages, stills
 beside clips where no frames are filled in, attention over time in the base model and convolutions over time in the
 others, the video below at a signal-to-noise ratio of 3 in sampling. Theirs goes on to 128 frames of 768x1280 with four
 stages more, reads captions with T5-XXL (here: bytes, an encoder that trains along) and has 11.6 B parameters.

@@ -127,8 +127,8 @@ def verdict(kept: float, activations: float, memory: float, stage: Any, mesh: An
         return "fits"
     own = stage.train.batch_size // stage.train.accumulate // mesh.shape["data"] // mesh.shape["fsdp"]
     state, live = (
-        f"parameters and optimizer are {kept:.3g} GiB a device",
-        f"activations are {activations:.3g} GiB a device",
+        f"parameters and optimizer are {kept:.3g} GiB per device",
+        f"activations are {activations:.3g} GiB per device",
     )
     if kept > 0.45 * memory:
         return f"does not fit: {state}, raise mesh.fsdp ({mesh.shape['fsdp']})"

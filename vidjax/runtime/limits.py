@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 MAX_PIXELS = 2**26  # of a frame or a picture: those of 8K video have half of it
-MAX_FRAMES = 2**20  # of a video: nine hours at 30 a second
+MAX_FRAMES = 2**20  # of a video: nine hours at 30 per second
 MAX_SAMPLES = 2**22  # of all tracks of a video
 MAX_DECODED = 2**33  # bytes of the frames that are held at once, and of other decompressed arrays
 MAX_CAPTIONS = 2**30  # bytes of a file of captions
