@@ -240,7 +240,7 @@ def remember(server: Server, args: argparse.Namespace) -> dict:
             found[number] = server.megabytes()
             print(number, found[number], file=sys.stderr, flush=True)
     client.check()
-    return {"resident megabytes of each process after so many videos": found} | dict(client.told)
+    return {"resident megabytes of supervisor, worker and server after so many videos": found} | dict(client.told)
 
 
 def main() -> None:
