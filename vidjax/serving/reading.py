@@ -2,6 +2,7 @@
 else with it. Imports no JAX, so that the process starts in a fraction of a second."""
 
 import io
+import math
 import os
 import resource
 import subprocess
@@ -10,21 +11,23 @@ import sys
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data.crops import cover_size
+from vidjax.data.crops import cover_size, crop_at
 from vidjax.data.pictures import is_picture, read_picture
 from vidjax.data.video_reading import BrokenClip, Video, resize
 
 MAX_CUT = 8  # times the pixels that are used
-CPU_SECONDS, WALL_SECONDS, MEMORY = 60, 300, 2**32  # of one process; bytes of addresses
+CPU_SECONDS, WALL_SECONDS = 60, 300  # of one process
+MEMORY = 2**32  # bytes of addresses that it may have, but for its result
 CODE = "from vidjax.serving.reading import main; main()"
 
 
 def decode(
     content: bytes, mode: str = "RGB", frames: int = 1, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "t h w c"]:
-    """Decodes the first `frames` of a clip, or a picture in Pillow's `mode` as one frame, scaled so that they cover
-    `size` (height, width) if given. Raises BrokenClip, also if the process dies or takes too much."""
-    command = [sys.executable, "-c", CODE, mode, *map(str, (MEMORY, frames, *(size or ())))]
+    """Decodes the first `frames` of a clip, or a picture in Pillow's `mode` as one frame; scaled, and cut in the
+    middle, to `size` (height, width) if given. Raises BrokenClip, also if the process dies or takes too much."""
+    memory = MEMORY + 2 * 3 * MAX_CUT * frames * math.prod(size or ())
+    command = [sys.executable, "-c", CODE, mode, *map(str, (memory, frames, *(size or ())))]
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each thread would reserve memory
     try:
         done = subprocess.run(command, input=content, stdout=subprocess.PIPE, timeout=WALL_SECONDS, env=env)
@@ -49,7 +52,7 @@ def main() -> None:
     except BrokenClip as error:
         out.write(str(error).encode())
     else:
-        np.save(out, found)
+        np.save(out, crop_at(found, (size[0], size[1]), (0.5, 0.5)) if size else found)
 
 
 def read_picture_at(content: bytes, mode: str, size: list[int]) -> UInt8[np.ndarray, "1 h w c"]:

@@ -11,7 +11,6 @@ import anyio.to_thread
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from vidjax.data.crops import crop_at
 from vidjax.data.pictures import is_picture
 from vidjax.data.video_reading import BrokenClip
 from vidjax.runtime.storage import whole_file
@@ -42,19 +41,17 @@ def read_upload(content: bytes, frames: int, size: tuple[int, int]) -> UInt8[np.
     Raises Refused for what is neither, is damaged, has fewer frames or another shape by far.
     """
     try:
-        scaled = decode(content, "RGB", frames, size)
+        return decode(content, "RGB", frames, size)
     except BrokenClip as error:
         raise Refused(400, "invalid_input_reference", f"input_reference can't be read: {error}") from None
-    return np.ascontiguousarray(crop_at(scaled, size, (0.5, 0.5)))
 
 
 def read_mask(content: bytes, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """Reads where a picture of a mask is white, cut as `read_upload` cuts a clip of the same shape. Raises Refused."""
     try:
-        scaled = decode(content, "L", 1, size)
+        return decode(content, "L", 1, size)[0, :, :, 0] >= 128
     except BrokenClip as error:
         raise Refused(400, "invalid_mask", f"mask can't be read: {error}") from None
-    return crop_at(scaled, size, (0.5, 0.5))[0, :, :, 0] >= 128
 
 
 def keep_input(folder: Path, array: np.ndarray, name: str = INPUT) -> None:
