@@ -47,6 +47,7 @@ MAX_UPLOAD = flags.DEFINE_integer("max_upload", 2**26, "Most bytes of an uploade
 QUEUE = flags.DEFINE_integer("queue", 100, "Most videos that wait.", lower_bound=1)
 TUNE = flags.DEFINE_bool("tune", False, "Let users tune the folders that are served, on clips and pictures of theirs.")
 MAX_TUNE_STEPS = flags.DEFINE_integer("max_tune_steps", 500, "Most steps of tuning.", lower_bound=1)
+MAX_TUNED = flags.DEFINE_integer("max_tuned", 10, "Most tuned models of a user.", lower_bound=1, upper_bound=100)
 REPORTS = flags.DEFINE_bool(
     "reports", None, "Show reports of runs, which name folders; default: unless keys are wanted."
 )
@@ -319,6 +320,7 @@ def open_jobs(folder: Path) -> "tuple[Jobs, Keys]":
         QUEUE.value,
         KEEP_HOURS.value,
         MAX_TUNE_STEPS.value if TUNE.value else 0,
+        MAX_TUNED.value,
     )
     return Jobs(database, limits), Keys(database)
 

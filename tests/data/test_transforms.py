@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.data import transforms
+from vidjax.data import crops, transforms
 
 
 def test_pixel_range_round_trip():
@@ -18,16 +18,16 @@ def test_pixel_range_round_trip():
 
 @pytest.mark.parametrize("have", [(30, 70), (70, 30), (7, 9), (64, 64)])
 def test_cover_is_the_smallest_that_keeps_aspect(have):
-    height, width = transforms.cover_size(*have, (24, 40))
+    height, width = crops.cover_size(*have, (24, 40))
     assert height >= 24 and width >= 40 and (height == 24 or width == 40)
     assert abs(height / have[0] - width / have[1]) <= 0.5 / min(have)
 
 
 def test_crops_reach_both_ends():
     video = np.arange(6 * 8, dtype=np.uint8).reshape(1, 6, 8, 1)
-    np.testing.assert_array_equal(transforms.crop_at(video, (4, 4), (0.0, 0.0)), video[:, :4, :4])
-    np.testing.assert_array_equal(transforms.crop_at(video, (4, 4), (0.999, 0.999)), video[:, 2:, 4:])
-    np.testing.assert_array_equal(transforms.crop_at(video, (4, 4), (0.5, 0.5)), video[:, 1:5, 2:6])
+    np.testing.assert_array_equal(crops.crop_at(video, (4, 4), (0.0, 0.0)), video[:, :4, :4])
+    np.testing.assert_array_equal(crops.crop_at(video, (4, 4), (0.999, 0.999)), video[:, 2:, 4:])
+    np.testing.assert_array_equal(crops.crop_at(video, (4, 4), (0.5, 0.5)), video[:, 1:5, 2:6])
 
 
 def test_frame_rate_sets_the_step():

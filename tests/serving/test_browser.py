@@ -1,15 +1,20 @@
 """The page in a real browser: Chromium of a package, led by Playwright. Wants the extras `page` and `browser`."""
 
+import io
+import json
 import secrets
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vidjax.data.video_writing import write_mp4
 from vidjax.serving import uploads
-from vidjax.serving.files import MASK
+from vidjax.serving.files import MASK, RUN
+from vidjax.serving.jobs import TUNE
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -63,6 +68,12 @@ def working(serving):
     thread.join()
 
 
+def middle_of(picture):
+    """The colour in the middle of a PNG."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+    return pixels[len(pixels) // 2, pixels.shape[1] // 2]
+
+
 def tab_to(page, found, most=80):
     """Moves the focus by the Tab key alone."""
     for _ in range(most):
@@ -97,10 +108,12 @@ def test_a_video_by_keyboard_alone_and_another_key_does_not_see_it(visit, workin
     one.keyboard.press("Space")
     one.locator("video[aria-label*='a fox in the browser']").last.wait_for()
 
+    other.get_by_label("Prompt", exact=True).fill("a cat of another")
+    other.get_by_role("button", name="Make", exact=True).click()
+    other.get_by_text("completed, seed").wait_for()
     other.get_by_role("tab", name="Videos").click()
-    other.get_by_role("button", name="Again, with changes").wait_for()
-    other.wait_for_timeout(1000)
-    assert other.get_by_role("radio").count() == 0
+    other.get_by_role("radio", name="a cat of another").wait_for()
+    assert other.get_by_role("radio").count() == 1
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -111,9 +124,7 @@ def test_no_tab_is_wider_than_the_window(visit, width):
     for name in names:
         page.get_by_role("tab", name=name).click()
         page.locator("[role=tabpanel]:visible").wait_for()
-        page.wait_for_timeout(300)  # for what moves
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide == 0, name
+        page.wait_for_function("document.documentElement.scrollWidth === document.documentElement.clientWidth")
 
 
 def test_a_mask_is_drawn_and_an_edit_stands_beside_its_clip(visit, working, tmp_path, monkeypatch):
@@ -126,10 +137,11 @@ def test_a_mask_is_drawn_and_an_edit_stands_beside_its_clip(visit, working, tmp_
     panel = page.locator("[role=tabpanel]:visible")
     panel.locator("input[type=file]").first.set_input_files(tmp_path / "clip.mp4")
     panel.get_by_text("clip.mp4").wait_for()
-    page.wait_for_timeout(2000)  # it comes under the brush
     canvas = panel.locator("canvas").first
     canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
+    box, until = canvas.bounding_box(), time.monotonic() + PATIENCE / 1000
+    while np.abs(middle_of(canvas.screenshot()) - 90.0).max() > 20:  # it comes under the brush
+        assert time.monotonic() < until
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
@@ -139,3 +151,28 @@ def test_a_mask_is_drawn_and_an_edit_stands_beside_its_clip(visit, working, tmp_
     page.locator("figcaption").filter(has_text="a dog: completed").wait_for()
     assert page.locator(".beside video").count() == 2
     assert len(masks) == 2 and 0 < masks[0].mean() < 0.9
+
+
+def test_the_loss_of_a_tuning_is_drawn_while_it_runs(visit, serving, tmp_path):
+    """The tuner is played: what a run of it writes is known to test_edits_and_tuning.py."""
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "picture.png")
+    page = visit(WIDTHS["desk"])
+    page.get_by_role("tab", name="Tune").click()
+    panel = page.locator("[role=tabpanel]:visible")
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "picture.png")
+    panel.get_by_text("picture.png").wait_for()
+    panel.get_by_label("What they show").fill("a fox")
+    panel.get_by_role("button", name="Tune", exact=True).click()
+    panel.get_by_text("waits behind 0 others").wait_for()
+    (job,) = serving.jobs.claim("tuner", kind=TUNE)
+    entries = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2, 3)]
+    file = serving.jobs.folder(job.id) / RUN / "tune" / "metrics.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(f"{entry}\n" for entry in entries))
+    assert serving.jobs.advance("tuner", [job.id], 3, 0)
+    panel.get_by_text("step 3 of 4").wait_for()
+    line = panel.locator(".mark-line path").get_attribute("d")
+    heights = [float(point.split(",")[1]) for point in line.strip("M").split("L")]
+    assert len(heights) == 3 and heights == sorted(heights)  # counted from the top: it falls
+    panel.get_by_role("button", name="Stop").click()
+    panel.get_by_text("cancelled").wait_for()

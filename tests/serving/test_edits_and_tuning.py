@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def tune(client, content, **fields):
     return client.post("/v1/tunes", data=dict(prompt="a fox") | fields, files={"input_reference": ("x", content)})
 
 
-def test_a_tuned_model_is_its_users_alone(serving, client, tuner, clip):
+def test_a_tuned_model_is_its_users_alone(serving, client, tuner, clip, monkeypatch):
     one, other = client(), client()
     asked = tune(one, clip, frames=2, steps=3)
     id = asked.json()["id"]
@@ -127,7 +128,13 @@ def test_a_tuned_model_is_its_users_alone(serving, client, tuner, clip):
     assert contents[0][4:8] == contents[1][4:8] == b"ftyp" and contents[0] != contents[1]
 
     last = one.post("/v1/videos", json={**ask, "model": id}).json()["id"]
-    assert one.delete(f"/v1/videos/{id}").status_code == 200 and not serving.jobs.folder(id).exists()
+    monkeypatch.setattr(serving.jobs, "limits", replace(serving.jobs.limits, tuned=1))
+    assert code(tune(one, clip, frames=2)) == (409, "too_many_tunes")
+    assert other.delete(f"/v1/tunes/{tune(other, clip, frames=2).json()['id']}").status_code == 200
+    assert code(other.delete(f"/v1/tunes/{id}")) == (404, "not_found")
+    assert one.delete(f"/v1/tunes/{id}").json() == {"id": id, "object": "tune.deleted", "deleted": True}
+    assert not serving.jobs.folder(id).exists()
+    assert one.delete(f"/v1/tunes/{tune(one, clip, frames=2).json()['id']}").status_code == 200
     assert serving.worker.run_next()
     assert "no longer served" in one.get(f"/v1/videos/{last}").json()["error"]["message"]
 
@@ -136,8 +143,8 @@ def test_a_tuning_that_is_cancelled_ends_its_process(serving, client, tuner, mon
     """On pictures, that are another recipe's."""
     one, started, start = client(), [], subprocess.Popen
     see = lambda *flags, **more: started.append(start(*flags, **more)) or started[-1]
-    monkeypatch.setattr(tuning.subprocess, "Popen", see)
     id = tune(one, picture(np.eye(16))).json()["id"]
+    monkeypatch.setattr(tuning.subprocess, "Popen", see)
     thread = threading.Thread(target=tuner.run_next)
     thread.start()
     while not started:

@@ -16,7 +16,8 @@ from gradio.data_classes import FileData, ListFiles  # noqa: E402
 from vidjax.serving.guard import Guard  # noqa: E402
 from vidjax.serving.orders import Orders  # noqa: E402
 from vidjax.serving.page import Page  # noqa: E402
-from vidjax.serving.uploads import MAX_PICTURES  # noqa: E402
+from vidjax.serving.page_edit import find_mask  # noqa: E402
+from vidjax.serving.uploads import MAX_PICTURES, read_mask  # noqa: E402
 from vidjax.serving.worker import make_card  # noqa: E402
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
@@ -97,12 +98,12 @@ def test_a_drawing_is_bounded_and_read_as_a_picture_of_strangers(serving, genera
     painted[1:3, 2:5] = 255
     Image.fromarray(painted).save(file)
     sent = lambda count: editor.preprocess(EditorData(layers=[FileData(path=str(file))] * count))
-    np.testing.assert_array_equal(sent(1)["layers"], [painted[..., 3] > 0])
+    np.testing.assert_array_equal(read_mask(find_mask(sent(1), "", (6, 8)), (6, 8)), painted[..., 3] > 0)
     with pytest.raises(gr.Error, match="are the most"):
         sent(100)
     file.write_bytes(EPS)
     with pytest.raises(gr.Error, match="can't be read"):  # Pillow would start Ghostscript
-        sent(1)
+        find_mask(sent(1), "", (6, 8))
 
 
 def test_no_size_is_opened_that_is_not_made(serving, page):
@@ -128,4 +129,27 @@ def test_the_page_wants_a_name_and_its_key(serving, client):
     assert one.post("/page/login", data=dict(username=name, password=token)).status_code == 200
     assert one.get("/page/config").status_code == 200
     assert one.get("/v1/videos").status_code == 401  # the page's cookie opens the page alone
+    serving.keys.remove(name)
+    assert one.get("/page/config").status_code == 401
+    token = serving.keys.add(name)
+    assert one.get("/page/config").status_code == 401  # another key is another session
+    assert one.post("/page/login", data=dict(username=name, password=token)).status_code == 200
+    assert one.get("/page/config").status_code == 200
     one.headers["authorization"] = f"Bearer {token}"
+
+
+def test_what_a_user_uploads_to_the_page_is_bounded(serving, client):
+    def log_in():
+        one = client()
+        login = dict(username=serving.keys.find(one.token).name, password=one.token)
+        assert one.post("/page/login", data=login).status_code == 200
+        return one
+
+    send = lambda one, **more: one.post("/page/gradio_api/upload", **more).status_code
+    one, other, small = log_in(), log_in(), dict(files={"files": ("x", b"x")})
+    found = [send(one, **small) for _ in range(20)]
+    assert found[0] == 200 and found[-1] == 429 and found == sorted(found)
+    assert send(other, **small) == 200
+    type_ = {"content-type": "multipart/form-data; boundary=x"}
+    assert send(other, content=iter([b"--x"]), headers=type_) == 411
+    assert other.post("/page/gradio_api/process_recording", files={"video": b"x"}).status_code == 404

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from PIL import Image
 from vidjax.data.video_reading import read_frames
 from vidjax.data.video_writing import write_mp4
 from vidjax.generation import watermark
+from vidjax.serving import reading
 from vidjax.serving.requests import parse, settle, together
 from vidjax.serving.worker import Worker, make_card
 
@@ -226,6 +228,22 @@ def test_hostile_uploads(serving, client, name):
     assert not serving.jobs.counts().get("queued")
 
 
+@pytest.mark.parametrize("how", ["killed", "without memory"])
+def test_a_decoder_that_dies_is_a_wrong_upload(serving, client, monkeypatch, how):
+    one, picture, start = client(), png(np.zeros((64, 64, 3), np.uint8)), subprocess.Popen
+
+    def start_killed(*flags, **more):
+        process = start(*flags, **more)
+        process.kill()
+        return process
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", start_killed) if how == "killed" else patch.setattr(reading, "MEMORY", 1)
+        assert code(upload(one, picture)) == (400, "invalid_input_reference")
+        assert not serving.jobs.counts().get("queued")
+    assert upload(one, picture).status_code == 200
+
+
 def test_hostile_requests(serving, client, tmp_path):
     one = client()
     assert code(upload(one, b"\0" * (2**20 + 1))) == (413, "too_large")
@@ -283,6 +301,10 @@ def test_a_job_in_hand_begins_again_and_is_the_same(serving, client, generator):
     assert one.get(f"/v1/videos/{ids[1]}/content").content == whole
 
     worst = post(one).json()["id"]
+    for _ in range(4):
+        assert serving.jobs.claim("dead")
+        serving.jobs.recover()  # the server was started again
+    assert one.get(f"/v1/videos/{worst}").json()["status"] == "queued"
     for _ in range(3):
         assert serving.jobs.claim("dead")
         serving.jobs.recover("dead")

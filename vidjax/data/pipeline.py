@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vidjax.data import order, transforms
+from vidjax.data import crops, order, transforms
 from vidjax.data.buckets import Shape
 from vidjax.data.captions import with_captions
 from vidjax.data.config import DataConfig, check_choice
@@ -307,8 +307,8 @@ class Dataset:
         return np.ascontiguousarray(frames[:, :, ::-1] if self._config.flip and u[3] < 0.5 else frames)
 
     def _cut(self, video: OpenClip, numbers: np.ndarray, place: tuple[float, float], shape: Shape) -> np.ndarray:
-        cover = transforms.cover_size(video.height, video.width, shape[1:])
-        return transforms.crop_at(video.read(numbers, cover), shape[1:], place)
+        cover = crops.cover_size(video.height, video.width, shape[1:])
+        return crops.crop_at(video.read(numbers, cover), shape[1:], place)
 
     def _open(self, index: int, item: Item, shape: Shape) -> OpenClip:
         if not self._config.cache:
@@ -316,7 +316,7 @@ class Dataset:
         key = (index, shape[1:])
         if key not in self._cached:
             with item.open() as video:
-                cover = transforms.cover_size(video.height, video.width, shape[1:])
+                cover = crops.cover_size(video.height, video.width, shape[1:])
                 self._cached[key] = ArrayVideo(video.read(range(video.frames), cover), video.fps)
         return self._cached[key]
 

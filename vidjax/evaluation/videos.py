@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vidjax.data.crops import cover_size, crop_at
 from vidjax.data.source import Item, OpenClip, open_clip
-from vidjax.data.transforms import cover_size, crop_at
 from vidjax.data.video_reading import ArrayVideo, BrokenClip
 from vidjax.errors import InputError, printable
 from vidjax.generation.output import INDEX

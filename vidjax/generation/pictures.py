@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from vidjax.data.crops import cover_size, crop_at
 from vidjax.data.pictures import read_picture
-from vidjax.data.transforms import cover_size, crop_at
 from vidjax.data.video_reading import BrokenClip, resize
 from vidjax.errors import InputError
 

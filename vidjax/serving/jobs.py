@@ -81,7 +81,7 @@ class Jobs:
         digest: str | None = None,
     ) -> Job:
         """Lets a video wait, as (owner, `idempotency`) at most once. `together` is equal for jobs that may be made at
-        once. Raises Refused if the queue or the user's allowance is full, or the user tunes already."""
+        once. Raises Refused if the queue or the user's allowance is full, or the user tunes or keeps too many."""
         id, now = id or new_id(kind), time.time()
         with self.database.write() as connection:
             self._check_room(connection, user, now, kind)
@@ -100,9 +100,16 @@ class Jobs:
             self._check_room(connection, user, time.time(), kind)
 
     def _check_room(self, connection: sqlite3.Connection, user: User, now: float, kind: str) -> None:
-        own = "select 1 from jobs where kind = ? and owner = ? and status in (?, ?)"
-        if kind == TUNE and connection.execute(own, (TUNE, user.name, WAITING, RUNNING)).fetchone():
-            raise Refused(429, "tunes_already", "one model at a time is tuned for a user: wait, or cancel that", 60)
+        if kind == TUNE:
+            own = "select status from jobs where kind = ? and owner = ?"
+            found = [row["status"] for row in connection.execute(own, (TUNE, user.name))]
+            if WAITING in found or RUNNING in found:
+                raise Refused(429, "tunes_already", "one model at a time is tuned for a user: wait, or cancel that", 60)
+            if (kept := found.count(DONE)) >= self.limits.tuned:
+                how = "remove one first, on the page's tab Tune or with DELETE /v1/tunes/ID"
+                raise Refused(
+                    409, "too_many_tunes", f"you keep {kept} tuned models, {self.limits.tuned} are the most: {how}"
+                )
         waiting = connection.execute("select count(*) from jobs where status = ?", (WAITING,)).fetchone()[0]
         if waiting >= self.limits.queue:
             raise Refused(429, "queue_full", f"{waiting} videos wait already: try again later", self._wait(connection))
@@ -240,10 +247,13 @@ class Jobs:
         connection.execute(f"{change} where id = ? and status in (?, ?) {which}", (*ended, *values))
 
     def recover(self, worker: str | None = None) -> None:
-        """Lets jobs wait again, at their old place, that a worker, by default any, had in hand when it died; one that
-        took `MAX_TRIES` workers with it fails, and so do models to tune where none are any more."""
+        """Lets jobs wait again, at their old place, that a worker had in hand when it died, by default all: the server
+        ended, which is no job's fault. One that took `MAX_TRIES` workers with it fails, and so do models to tune where
+        none are any more."""
         which, values = ("and worker = ?", (worker,)) if worker else ("", ())
         with self.database.write() as connection:
+            if not worker:
+                connection.execute("update jobs set tries = tries - 1 where status = ?", (RUNNING,))
             query = f"select id from jobs where status = ? and tries >= ? {which}"
             dead = connection.execute(query, (RUNNING, MAX_TRIES, *values)).fetchall()
             for row in dead:

@@ -90,6 +90,12 @@ class Keys:
             row = connection.execute("select * from keys where hash = ?", (digest(token),)).fetchone()
         return row and user_of(row)
 
+    def hash_of(self, name: str) -> str | None:
+        """Returns the hash of the key of that name, if there is one."""
+        with self.database.read() as connection:
+            row = connection.execute("select hash from keys where name = ?", (name,)).fetchone()
+        return row and row["hash"]
+
     def named(self, name: str) -> User | None:
         """Returns the user of that name, if there is a key."""
         with self.database.read() as connection:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -18,12 +18,14 @@ from vidjax.serving.page_report import ReportTab
 from vidjax.serving.page_tune import TuneTab
 from vidjax.serving.refused import Refused
 from vidjax.serving.requests import CLIP_STRENGTH
+from vidjax.serving.sessions import Sessions, Uploads
 from vidjax.serving.uploads import read_aside
 from vidjax.serving.visits import Visits, length_of, name_of
 
 PATH = "/page"
 SHOWN = 50  # videos of a user
 CACHE_SECONDS = (600, 3600)  # how often Gradio's copies of uploads are looked at, and how long they are kept
+KEPT_UPLOADS = 16  # of the largest size, that a user may have there
 CSS = """
 img, video {max-width: 100%; image-rendering: pixelated}
 .prose > img, .prose > video {min-width: min(100%, 16rem)}
@@ -45,8 +47,12 @@ def mount(app: FastAPI, jobs: Jobs, orders: Orders, guard: Guard, shown: Mapping
     page = Page(jobs, orders, guard, shown).build()
     page.queue(default_concurrency_limit=64, api_open=False)
     how: dict[str, Any] = dict(max_file_size=jobs.limits.upload, ssr_mode=False, show_error=False, footer_links=[])
-    auth = knows if guard.require_keys else None
-    gr.mount_gradio_app(app, page, PATH, auth=auth, auth_message="Name and key of this server", css=CSS, **how)
+    sessions = Sessions(guard.keys)
+    uploads = Uploads(sessions, KEPT_UPLOADS * jobs.limits.upload, sum(CACHE_SECONDS))
+    how |= dict(auth=knows if guard.require_keys else None, app_kwargs=dict(dependencies=[Depends(uploads)]))
+    gr.mount_gradio_app(app, page, PATH, auth_message="Name and key of this server", css=CSS, **how)
+    mounted: Any = app.routes[-1]
+    mounted.app.tokens = sessions
 
     @app.get("/", include_in_schema=False)
     def lead_on() -> RedirectResponse:

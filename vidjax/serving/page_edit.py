@@ -1,8 +1,9 @@
 """The page's tab for edits: a clip, a mask that is drawn on it, prompts and their results side by side."""
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,9 +12,11 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from vidjax.data.animation import encode_animation
+from vidjax.data.video_reading import BrokenClip
 from vidjax.serving import uploads
 from vidjax.serving.jobs import Job
 from vidjax.serving.page_inputs import bound_drawing, bound_files
+from vidjax.serving.reading import decode
 from vidjax.serving.refused import Refused
 from vidjax.serving.visits import Visits, length_of, show_picture
 
@@ -89,7 +92,7 @@ class EditTab:
         self,
         content: bytes | None,
         prompts: str,
-        drawn: dict[str, Any] | None,
+        drawn: list[Path],
         box: str,
         span: str,
         model: str,
@@ -110,7 +113,8 @@ class EditTab:
         given |= {"seed": seed.strip()} if (seed or "").strip() else {}
         jobs: list[Job] = []
         try:
-            mask = find_mask(drawn, box, self.visits.size(model, size, request))
+            hw = self.visits.size(model, size, request)
+            mask = await uploads.read_aside(lambda: find_mask(drawn, box, hw))
             for prompt in asked:
                 fields = {**given, "prompt": prompt}
                 order = lambda fields=fields: self.visits.orders.edit(user, fields, content, mask)
@@ -154,12 +158,15 @@ def figure(content: str, words: str) -> str:
     return f"<figure>{content}<figcaption>{escape(words)}</figcaption></figure>"
 
 
-def find_mask(drawn: dict[str, Any] | None, box: str, size: tuple[int, int]) -> bytes | None:
-    """Returns a mask, white where something was painted or in the box, as a PNG; None if there is neither. Raises
-    gr.Error for a box that is none, and layers of several sizes."""
+def find_mask(drawn: Sequence[Path], box: str, size: tuple[int, int]) -> bytes | None:
+    """Returns a mask, white where a layer that was drawn is painted or in the box, as a PNG; None if there is neither.
+    Raises gr.Error for a box that is none, layers that can't be read, and such of several sizes."""
     if (box or "").strip():
         return encode_mask(inside(box, size))
-    layers = (drawn or {}).get("layers") or []
+    try:
+        layers = [decode(file.read_bytes(), "RGBA")[0, :, :, 3] > 0 for file in drawn]
+    except BrokenClip as error:
+        raise gr.Error(f"what was painted can't be read: {error}") from None
     if len({layer.shape for layer in layers}) > 1:
         raise gr.Error("the layers that were painted have several sizes: paint again")
     painted = np.any(layers, axis=0) if layers else np.zeros(size, bool)

@@ -132,10 +132,11 @@ def cancel(user: Who, jobs: All, id: str) -> dict[str, Any]:
 
 
 @router.delete("/videos/{id}")
-def remove(user: Who, jobs: All, id: str) -> dict[str, Any]:
-    """Removes a video; one that is not done is stopped."""
-    jobs.remove(user, id)
-    return {"id": id, "object": "video.deleted", "deleted": True}
+@router.delete("/tunes/{id}")
+def remove(user: Who, jobs: All, job: Found) -> dict[str, Any]:
+    """Removes a video or a tuned model; one that is not done is stopped."""
+    jobs.remove(user, job.id)
+    return {"id": job.id, "object": f"{job.kind}.deleted", "deleted": True}
 
 
 @router.get("/models")
