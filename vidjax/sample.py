@@ -84,7 +84,9 @@ FRAMES = flags.DEFINE_integer(
 HEIGHT = flags.DEFINE_integer("height", None, "Height in pixels; default: as trained.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "Width in pixels; default: as trained.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
-    "sampler", None, "ddpm, ddim, pndm, euler, heun, dpmpp_2m or unipc; default: the recipe's, or the folder's."
+    "sampler",
+    None,
+    "ddpm, ddim, pndm, euler, heun, dpmpp_2m, dpmpp_2m_sde or unipc; default: the recipe's, or the folder's.",
 )
 SPACING = flags.DEFINE_string(
     "spacing", None, "leading, trailing, linspace, karras or logsnr; default: the recipe's, or the folder's."
@@ -96,7 +98,7 @@ FIRST_GUIDANCE = flags.DEFINE_float(
     "first_guidance", None, "That of the first frame, from which it rises to --guidance_scale at the last one."
 )
 RESCALE = flags.DEFINE_float("rescale", None, "Share by which guidance keeps the contrast (Lin et al. 2024): 0 to 1.")
-ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
+ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM; or of dpmpp_2m_sde, 1 by default.")
 SEED = flags.DEFINE_integer(
     "seed", 0, "Noise: the same seed gives the same video.", lower_bound=0, upper_bound=2**63 - 1
 )

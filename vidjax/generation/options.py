@@ -136,7 +136,7 @@ def with_options(defaults: SampleConfig, options: Mapping[str, Any]) -> SampleCo
 
 
 def make_sampler(name: str, eta: float = 0.0) -> Sampler:
-    """Makes a sampler by name; only DDIM takes an `eta`. Raises InputError."""
+    """Makes a sampler by name; only DDIM and dpmpp_2m_sde take an `eta`. Raises InputError."""
     make = choose(name, SAMPLERS, "sampler")
     return construct(make, {"eta": eta} if eta else {}, f"sample (sampler {name})")
 
