@@ -1,5 +1,7 @@
 """I2VGen-XL's second stage against torch modules of its layout (refiner_layout.py), on random weights."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +11,22 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-import json  # noqa: E402
-
 from flax import nnx  # noqa: E402
 from parity import refiner_layout as layout  # noqa: E402
 from parity.test_pipeline import error, refill  # noqa: E402
 from parity.test_videocrafter import Held, normal, to_torch  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
+from starts import program  # noqa: E402
+from test_configs import config  # noqa: E402
 from tiny_folder import I2VGEN, write_folder  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
+from vidjax.generation.cascade import Cascade  # noqa: E402
 from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
+from vidjax.recipes.build import build  # noqa: E402
 from vidjax.weights import convert, pretrained  # noqa: E402
 from vidjax.weights.i2vgen_refiner import RefinerFile  # noqa: E402
 from vidjax.weights.video_file import Entries  # noqa: E402
@@ -32,14 +37,19 @@ FULL = dict(width=320, mult=(1, 2, 4, 4), n=2, attends=(True, True, True, False)
 WORDS = dict(positive_prompt=" the", negative_prompt="a")
 
 
+def write(file, **options):
+    """Writes a second stage and its settings; returns its U-Net."""
+    unet = refill(layout.UNet(**{**TINY, **options}))
+    save_file({key: value.numpy() for key, value in unet.state_dict().items()}, file)
+    file.with_suffix(".json").write_text(json.dumps({"UNet": {"type": "UNetSD_SR600"}, "embedder": WORDS}))
+    return unet
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """(the file in a folder of the first stage, with its settings beside it; its U-Net)."""
     folder = write_folder(tmp_path_factory.mktemp("refiner") / "i2vgen", configs=I2VGEN)
-    unet, file = refill(layout.UNet(**TINY)), folder / "sr.safetensors"
-    save_file({key: value.numpy() for key, value in unet.state_dict().items()}, file)
-    file.with_suffix(".json").write_text(json.dumps({"UNet": {"type": "UNetSD_SR600"}, "embedder": WORDS}))
-    return file, unet
+    return folder / "sr.safetensors", write(folder / "sr.safetensors")
 
 
 def test_unet_and_its_gradients(written):
@@ -79,13 +89,15 @@ def test_from_a_smaller_video_to_latents(written):
     assert (generator.size, generator.defaults.num_steps) == ((16, 720, 1280), 30)
     assert (generator.defaults.guidance_scale, generator.defaults.rescale) == (9.0, 0.3)
     low, size = np.random.default_rng(0).integers(0, 256, (1, FRAMES, 7, 9, 3), np.uint8), (20, 12)
-    model, key = generator.model, jax.random.fold_in(jax.random.key(3), 0)
+    shape, model, key = (1, FRAMES, 10, 6, 4), generator.model, jax.random.fold_in(jax.random.key(3), 0)
     text = lambda prompt: model.text(jnp.asarray(generator.tokenize(prompt)[None]))["tokens"]
     own, away = (torch.from_numpy(np.array(text(prompt))) for prompt in ("b the", "a"))
     pixels = torch.from_numpy(np.moveaxis(low[0] / np.float32(127.5) - 1, -1, 1).copy())
     larger = torch.nn.functional.interpolate(pixels, size, mode="bilinear").numpy()
     begin = to_torch(np.asarray(model.codec.encode(jnp.asarray(np.moveaxis(larger, 1, -1)[None]))))
     said = lambda x, t, tokens: unet(x, torch.tensor([t]), tokens)
+
+    draw = lambda i: to_torch(np.asarray(jax.random.normal(jax.random.fold_in(key, i), shape)))
 
     def guided(x, t):
         wanted, null = said(x, t, own), said(x, t, away)
@@ -94,7 +106,6 @@ def test_from_a_smaller_video_to_latents(written):
 
     for steps, most in ((9, 1e-3), (12, 1e-2)):
         got = generator.latents(["b"], lowres=low, frames=FRAMES, size=size, num_steps=steps, seed=3)
-        draw = lambda i: to_torch(np.asarray(jax.random.normal(jax.random.fold_in(key, i), got.shape)))
         with torch.no_grad():
             noise = layout.go_back(lambda x, t: said(x, t, away), begin, steps)
             expected = layout.go_forth(guided, noise, steps, draw)
@@ -113,6 +124,34 @@ def test_out_again_bit_equal(written, tmp_path):
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"sr.safetensors", "sr.json"}
 
 
+def test_both_stages_of_a_picture_as_a_user_samples_them(written, env, tmp_path):
+    """The first stage's video is what it is alone, and the second's is as large as asked."""
+    folder, picture = written[0].parent, tmp_path / "picture.png"
+    write(folder / "small.safetensors", width=32, mult=(1,), attends=(True,), head=8)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(picture)
+    ask = (f"--pretrained={folder}", f"--image={picture}", "--prompt=the cat", "--frames=2", "--height=16")
+    ask += ("--width=24", "--num_steps=2", "--seed=5", "--watermark=False", "--format=webp", "--all_stages")
+    refine = (f"--refine={folder / 'small.safetensors'}", "--refine_size=32,40", f"--out={tmp_path / 'out'}")
+    done = program("sample", *ask, *refine, env=env)
+    assert done.returncode == 0, done.stderr
+    for place, size in (("2x16x24", (24, 16)), (".", (40, 32))):
+        with Image.open(tmp_path / "out" / place / "00-the-cat-seed5.webp") as video:
+            assert (video.n_frames, video.size) == (2, size)
+    base, second = load_generator(folder), load_generator(folder / "small.safetensors")
+    base.size, how = (2, 16, 24), dict(pictures=[np.asarray(Image.open(picture))], num_steps=2, seed=5)
+    low = next(Cascade([base, second]).videos(["the cat"], frames=2, size=(32, 40), **how))
+    np.testing.assert_array_equal(low, base(["the cat"], frames=2, size=(16, 24), **how))
+    about = json.loads((tmp_path / "out" / "00-the-cat-seed5.json").read_text())
+    assert about["refine"] == str(folder / "small.safetensors") and about["sampler"] == "dpmpp_2m_sde"
+    for wrong, says in (
+        ((f"--refine={folder}",), "makes no finished video larger"),
+        (("--refine_size=32,40",), "name the model, --refine"),
+        ((*refine, "--motion=1,1"), "leave --motion out"),
+    ):
+        done = program("sample", *ask[:-1], *wrong, env=env)
+        assert done.returncode == 1 and says in done.stderr, done.stderr
+
+
 def test_at_full_size():
     """Every key is used once, every parameter filled; it is ModelScope's U-Net, to which the four options add none."""
     with torch.device("meta"):
@@ -120,9 +159,9 @@ def test_at_full_size():
     state = {key: np.broadcast_to(np.uint8(0), tuple(value.shape)) for key, value in theirs.items()}
     file = object.__new__(RefinerFile)
     file.__dict__.update(path="model", all=Held(state))
-    config = file.unet()
-    assert (config.heads, config.border, len(config.free_u)) == ((5, 10, 20, 20), 2, 2)
-    model = nnx.eval_shape(lambda: UNet(config, rngs=OneKey()))
+    unet = file.unet()
+    assert (unet.heads, unet.border, len(unet.free_u)) == ((5, 10, 20, 20), 2, 2)
+    model = nnx.eval_shape(lambda: UNet(unet, rngs=OneKey()))
     leaves = {path: leaf.shape for path, leaf in convert.parameters(model).items()}
     fitted = convert.fit(leaves, Entries(state, file.entries()), [])
     assert fitted.keys() == leaves.keys()
@@ -144,6 +183,9 @@ def test_files_that_do_not_fit_are_refused_in_one_line(written, tmp_path):
         with pytest.raises(InputError, match=says) as raised:
             pretrained.load(path.parent / f"{name}.safetensors")
         assert "\n" not in str(raised.value)
+    made = config("videocrafter:temporal") | dict(pretrained=str(path), prompt="the fox")
+    with pytest.raises(InputError, match="makes finished videos larger; it is not tuned here"):
+        build(made, "tune", tmp_path)
     save_file(state, tmp_path / "alone.safetensors")
     with pytest.raises(InputError, match=r"is a U-Net alone, put it into the folder of I2VGen-XL .* has no unet/"):
         pretrained.load(tmp_path / "alone.safetensors")
