@@ -12,6 +12,7 @@ _MODULES = {"guidance": "diffusion.guidance", "samplers": "diffusion.samplers", 
 _NAMES = {
     "Autoencoder": "models.autoencoder.Autoencoder",
     "AutoencoderConfig": "models.autoencoder.AutoencoderConfig",
+    "Cascade": "generation.cascade.Cascade",
     "InputError": "errors.InputError",
     "Pretrained": "weights.pretrained.Pretrained",
     "Run": "recipes.run.Run",

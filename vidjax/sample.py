@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from vidjax import cli
-from vidjax.errors import InputError, printable
+from vidjax.errors import InputError, check_range, printable
 from vidjax.runtime.outputs import open_file, open_folder
 from vidjax.runtime.storage import AnyPath, parse_local, parse_path, whole_file
 
@@ -34,6 +34,10 @@ MOTION_ADAPTER = flags.DEFINE_string(
 CONTROL = flags.DEFINE_string(
     "control", None, "SparseCtrl or a ControlNet for --pretrained, a folder of diffusers: --image steers the video."
 )
+REFINE = flags.DEFINE_string(
+    "refine", None, "A second model, which makes the video larger: the file of I2VGen-XL's second stage, in its folder."
+)
+REFINE_SIZE = flags.DEFINE_list("refine_size", None, "HEIGHT,WIDTH that --refine makes of it; default: 720,1280.")
 CONTROL_SCALE = flags.DEFINE_float("control_scale", None, "How much --control counts; default: 1.")
 INFLATE = flags.DEFINE_string("inflate", None, "What frames of an image folder see: tuned, zero_shot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the parameters of a folder.")
@@ -84,7 +88,9 @@ FRAMES = flags.DEFINE_integer(
 HEIGHT = flags.DEFINE_integer("height", None, "Height in pixels; default: as trained.", lower_bound=1)
 WIDTH = flags.DEFINE_integer("width", None, "Width in pixels; default: as trained.", lower_bound=1)
 SAMPLER = flags.DEFINE_string(
-    "sampler", None, "ddpm, ddim, pndm, euler, heun, dpmpp_2m or unipc; default: the recipe's, or the folder's."
+    "sampler",
+    None,
+    "ddpm, ddim, pndm, euler, heun, dpmpp_2m, dpmpp_2m_sde or unipc; default: the recipe's, or the folder's.",
 )
 SPACING = flags.DEFINE_string(
     "spacing", None, "leading, trailing, linspace, karras or logsnr; default: the recipe's, or the folder's."
@@ -96,7 +102,7 @@ FIRST_GUIDANCE = flags.DEFINE_float(
     "first_guidance", None, "That of the first frame, from which it rises to --guidance_scale at the last one."
 )
 RESCALE = flags.DEFINE_float("rescale", None, "Share by which guidance keeps the contrast (Lin et al. 2024): 0 to 1.")
-ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM.")
+ETA = flags.DEFINE_float("eta", None, "Noise of DDIM: 0 none, 1 as DDPM; or of dpmpp_2m_sde, 1 by default.")
 SEED = flags.DEFINE_integer(
     "seed", 0, "Noise: the same seed gives the same video.", lower_bound=0, upper_bound=2**63 - 1
 )
@@ -141,7 +147,7 @@ def main() -> None:
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
     if pictures:
         size = default_size(pictures[0], (generator.size[1], generator.size[2]), HEIGHT.value, WIDTH.value)
-    if ALL_STAGES.value and not isinstance(generator, Cascade):
+    if ALL_STAGES.value and not (REFINE.value or isinstance(generator, Cascade)):
         raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
     if is_long(generator):
         return write_long(generator, prompts, size, options, parse_local(os.fspath(out)))
@@ -156,9 +162,12 @@ def main() -> None:
             "still and grainy; --known=1 makes them clip by clip",
             file=sys.stderr,
         )
+    if REFINE.value:
+        options = {"fps": generator.defaults.fps, **options}
+        generator, size = refined(generator, size)
     began = time.perf_counter()
     if ALL_STAGES.value and isinstance(generator, Cascade):
-        arrays["lowres"] = write_stages(generator, prompts, size, options, out)
+        arrays["lowres"] = write_stages(generator, prompts, size, options, arrays, out)
     latents = sample_latents(generator, prompts, size, options, arrays)
     if saved:
         save_latents(latents, saved)
@@ -187,6 +196,10 @@ def check_flags() -> None:
         raise InputError("--first_guidance is of videos without --motion; leave one out")
     if IMAGE.value and (others := [flag for flag in (MOTION, SUBJECT, KNOWN, LEVELS, BETWEEN) if flag.value]):
         raise InputError(f"--image moves one picture; leave --{others[0].name} out")
+    if REFINE.value and (others := [flag for flag in (MOTION, SUBJECT, INIT_NOISE) if flag.value]):
+        raise InputError(f"--refine makes a video of a prompt or a picture larger; leave --{others[0].name} out")
+    if REFINE_SIZE.value and not REFINE.value:
+        raise InputError("--refine_size says how large a second model makes the video; name the model, --refine")
     if CONTROL_SCALE.value is not None and not CONTROL.value:
         raise InputError("--control_scale says how much a network counts; name the network, --control")
     if IMAGE_AT.value and not IMAGE.value:
@@ -282,15 +295,21 @@ def sample_latents(
 
 
 def write_stages(
-    cascade: "Cascade", prompts: list[str | int], size: tuple[int, int], options: dict[str, Any], out: AnyPath
+    cascade: "Cascade",
+    prompts: list[str | int],
+    size: tuple[int, int],
+    options: dict[str, Any],
+    arrays: dict[str, Any],
+    out: AnyPath,
 ) -> "np.ndarray":
     """Samples and writes what all generators but the last make; returns the videos that the last one makes larger."""
-    from vidjax.generation.cascade import Cascade
+    from vidjax.generation.cascade import BASE, Cascade
 
+    first = {name: arrays[name] for name in BASE if name in arrays}
     below = Cascade(cascade.generators[:-1])
     frames, hw = cascade.sizes(FRAMES.value, size)[-2]
     found = None
-    made = below.videos(prompts, frames=frames, size=hw, seed=SEED.value, **options)
+    made = below.videos(prompts, frames=frames, size=hw, seed=SEED.value, **first, **options)
     for generator, found in zip(below.generators, made, strict=True):
         folder = out / "x".join(map(str, found.shape[1:4]))
         write_videos(cascade, prompts, found, options.get("fps", generator.defaults.fps), options, folder)
@@ -339,7 +358,7 @@ def is_long(generator: "AnyGenerator") -> bool:
         raise InputError("--known, --levels and --between are of long videos: say how long, --frames=1000")
     if FORMAT.value != "mp4":
         raise InputError(f"--format={FORMAT.value} is for videos made at once; leave it out, or make --frames fewer")
-    for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS, DECODE_FRAMES, IMAGE):
+    for flag in (MOTION, SUBJECT, INIT_NOISE, SAVE_LATENTS, DECODE_FRAMES, IMAGE, REFINE):
         if flag.value:
             raise InputError(f"--{flag.name} is for videos made at once; leave it out, or make --frames fewer")
     if BETWEEN.value and not LEVELS.value:
@@ -386,6 +405,7 @@ def about_of(generator: "AnyGenerator", options: dict) -> dict[str, Any]:
     flags = {"model": WORKDIR.value or PRETRAINED.value, "lora": LORA.value, "subject": SUBJECT.value}
     flags |= {"motion_adapter": MOTION_ADAPTER.value} if MOTION_ADAPTER.value else {}
     flags |= {"control": CONTROL.value} if CONTROL.value else {}
+    flags |= {"refine": REFINE.value} if REFINE.value else {}
     flags |= {"image": IMAGE.value, "image_at": image_at()} if IMAGE.value else {}
     return {**flags, "motion": MOTION.value, "init_noise": INIT_NOISE.value, "watermark": WATERMARK.value, **how}
 
@@ -401,6 +421,29 @@ def make_generator() -> "AnyGenerator":
     given = dict(inflate=INFLATE.value, norm_over=NORM_OVER.value, dtype=DTYPE.value)
     given |= dict(motion_adapter=MOTION_ADAPTER.value, control=CONTROL.value, twice=PICTURE_TWICE.value)
     return load_generator(Path(PRETRAINED.value), **given)
+
+
+def refined(generator: "AnyGenerator", size: tuple[int, int]) -> tuple["Cascade", tuple[int, int]]:
+    """Adds --refine to the model of videos of this size; also returns the size that it makes them, upright if they are.
+    Raises InputError."""
+    from vidjax.generation.cascade import Cascade
+    from vidjax.generation.pretrained import load_generator
+
+    below = generator.generators if isinstance(generator, Cascade) else (generator,)
+    second = load_generator(Path(REFINE.value), generator.size[0], dtype=DTYPE.value)
+    if second.refinement is None:
+        raise InputError(f"--refine={REFINE.value} makes no finished video larger, as I2VGen-XL's second stage does")
+    if below[-1].channels != second.channels:
+        raise InputError(f"--refine is of videos in color, this model's have {below[-1].channels} channels")
+    below[-1].size = (generator.size[0], *size)
+    high, wide = second.size[1:] if size[0] <= size[1] else second.size[:0:-1]
+    try:
+        high, wide = map(int, REFINE_SIZE.value or (high, wide))
+    except ValueError:
+        said = ",".join(REFINE_SIZE.value)
+        raise InputError(f"--refine_size={said} is not two numbers: height and width, such as 720,1280") from None
+    check_range("--", 1, refine_size=(high, wide))
+    return Cascade([*below, second]), (high, wide)
 
 
 def read_motion() -> tuple[float, float]:

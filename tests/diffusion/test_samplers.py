@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vidjax.diffusion import schedule as schedules
-from vidjax.diffusion.samplers import SAMPLERS, ddim, ddim_inverse, ddpm, sample
+from vidjax.diffusion.samplers import SAMPLERS, ddim, ddim_inverse, ddpm, dpmpp_2m, dpmpp_2m_sde, sample
 from vidjax.errors import InputError
 
 KEY = jax.random.key(0)
@@ -84,11 +84,27 @@ def test_ddim_with_the_exact_denoiser_lands_on_q_sample(schedule):
         np.testing.assert_allclose(x, schedule.q_sample(x0, eps, t_next), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", [ddpm(), ddpm("large"), ddim(eta=1.0), ddim(eta=0.5)])
+@pytest.mark.parametrize("sampler", [ddpm(), ddpm("large"), ddim(eta=1.0), ddim(eta=0.5), dpmpp_2m_sde()])
 def test_stochastic_samplers_have_the_mean_and_variance_of_the_data(sampler):
     x = jax.random.normal(jax.random.key(1), (100, 100))
     found = runner(VP, sampler)(x, VP.timesteps(1000), 1000)
     np.testing.assert_allclose([found.mean(), found.std()], [MEAN, STD], rtol=2e-2)
+
+
+def test_the_mean_of_the_stochastic_multistep_is_that_of_the_posterior():
+    """E[x0 | xt] is a martingale of the exact process, so that steps of any length keep the mean: two starts under the
+    same noise come as close as Gaussian data says."""
+    times = VP.time(np.linspace(-4, 1, 5)).astype(np.float32)
+    (a, s), (a1, s1) = VP.path(times[0]), VP.path(times[-1])
+    exact = a / a1 * (a1**2 * STD**2 + s1**2) / (a**2 * STD**2 + s**2)
+    near, far = (runner(VP, dpmpp_2m_sde())(jnp.full((1, 1), x), times, 4) for x in (0.0, 1.0))
+    np.testing.assert_allclose((far - near).item(), exact, rtol=1e-5)
+
+
+def test_the_stochastic_multistep_without_noise_is_the_other():
+    x, times = jax.random.normal(KEY, (2, 3, 4)), VP.timesteps(10)
+    a, b = (sample(gaussian(VP), VP, x, times, 10, s, KEY) for s in (dpmpp_2m(), dpmpp_2m_sde(eta=1e-9)))
+    np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 def test_ddpm_is_ddim_with_eta_one():

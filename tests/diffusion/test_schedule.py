@@ -15,6 +15,7 @@ from vidjax.errors import InputError
 EVERY = {
     **{name: make() for name, make in SCHEDULES.items()},
     "zero_snr": schedules.scaled_linear(zero_snr=True),
+    "between": schedules.cosine_between(used=700),
     "continuous": schedules.cosine(steps=None, shift=2.0),
     "edm_half": schedules.edm(sigma_data=0.5),
     "of_levels": schedules.of_levels(lambda t: jnp.cos(jnp.pi / 2 * t), lambda t: jnp.sin(jnp.pi / 2 * t), 0.99),
@@ -77,6 +78,20 @@ def test_zero_terminal_snr():
     shift = float(plain.alpha(999))
     ratio = (np.asarray(zero.alpha(np.arange(999))) / (np.asarray(plain.alpha(np.arange(999))) - shift)).astype(float)
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+
+
+def test_cosine_between_two_shifts():
+    """At its ends the cosine's own logsnr less twice the logarithm of either shift, in the middle their mean; with one
+    shift it is the continuous cosine of that shift between the same ends; entries left out change no other."""
+    whole, part = schedules.cosine_between(1001), schedules.cosine_between(1001, used=700)
+    wanted = [15 - 2 * np.log(2), -np.log(2 * 4), -15 - 2 * np.log(4)]
+    np.testing.assert_allclose(whole.logsnr(np.array([0, 500, 1000])), wanted, rtol=1e-4)
+    np.testing.assert_array_equal(part.path(jnp.arange(700)), whole.path(jnp.arange(700)))
+    assert (part.noisiest, part.steps) == (699, 700)
+    same, base = schedules.cosine_between(1001, 3.0, 3.0), schedules.cosine(None, shift=3.0)
+    ends = np.float64([2 * np.arctan(np.exp(power)) / np.pi for power in (-7.5, 7.5)])
+    t = np.arange(0, 1001, 100)
+    np.testing.assert_allclose(same.logsnr(t), base.logsnr(ends[0] + t / 1000 * (ends[1] - ends[0])), rtol=2e-3)
 
 
 def test_set_alpha_to_one_is_the_end_of_ddim_and_pndm_alone():

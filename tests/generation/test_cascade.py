@@ -13,12 +13,14 @@ from vidjax.data.pipeline import DataConfig, make_dataset
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.data.video_reading import Video
 from vidjax.diffusion.draws import draws_at
-from vidjax.diffusion.schedule import cosine
+from vidjax.diffusion.refinement import Refinement
+from vidjax.diffusion.schedule import cosine, cosine_between
 from vidjax.errors import InputError
 from vidjax.generation import cascade
 from vidjax.generation.cascade import Cascade
 from vidjax.generation.generator import Generator
 from vidjax.generation.options import SampleConfig
+from vidjax.generation.pictures import resize_linear
 from vidjax.generation.sampling import lowres_conditions
 from vidjax.models.conditioning import embed
 from vidjax.models.lowres import LowresEmbedder
@@ -31,6 +33,7 @@ from vidjax.recipes.run import Run
 from vidjax.training import objectives
 
 SCHEDULE = cosine(steps=None)
+REFINEMENT = Refinement(cosine(), 699)
 FACTORS = {"temporal": dict(time_factor=2), "spatial": dict(space_factor=4)}
 
 
@@ -53,7 +56,7 @@ class Copying(nnx.Module):
         return x[..., 3:]
 
 
-def generator(network=None, size=(4, 8, 8), prediction="x0", **factors) -> Generator:
+def generator(network=None, size=(4, 8, 8), prediction="x0", refinement=None, **factors) -> Generator:
     embedders = {"lowres": lowres(**factors)} if factors else {}
     more = dict(vector_dim=64, in_channels=6) if factors else dict(in_channels=3)
     unet = dict(channels=(8,), blocks_per_level=0, attention_levels=False, heads=2, groups=4, block=(), out_channels=3)
@@ -63,7 +66,8 @@ def generator(network=None, size=(4, 8, 8), prediction="x0", **factors) -> Gener
     random = np.random.default_rng(0)
     params = {path: v + 0.1 * random.standard_normal(v.shape, np.float32) for path, v in parameters(model).items()}
     how = SampleConfig(num_steps=2, lowres_level=0.0)
-    return Generator(nnx.graphdef(model), params, SCHEDULE, prediction, None, size, 3, how)
+    schedule = cosine_between(used=700) if refinement else SCHEDULE
+    return Generator(nnx.graphdef(model), params, schedule, prediction, None, size, 3, how, refinement=refinement)
 
 
 def some(*shape):
@@ -203,6 +207,42 @@ def test_no_two_noises_of_a_cascade_are_the_same():
     grey = np.full((1, 4, 8, 8, 3), 128, np.uint8)
     under = lowres_conditions(SCHEDULE, cascade.embedder(above), grey, (8, 8, 8, 3), keys, 0.99)["lowres"]["video"]
     assert max(alike(under, noise) for noise in (start[:, :4], start[:, ::2], one)) < 0.1
+
+
+def test_times_of_a_refinement():
+    """31 steps back in strides of 23, the last cut off at 699; 30 forth, the last to clean data."""
+    back, forth = REFINEMENT.inversion_times(30), REFINEMENT.times(30, clean=-1.0)
+    assert (len(back), back[0], back[1], *back[-2:]) == (32, 0, 23, 690, 699)
+    np.testing.assert_allclose([len(forth), *forth[:2], *forth[-2:]], [31, 699, 699 - 700 / 31, 44 + 5 / 31, -1])
+    with pytest.raises(InputError, match=r"num_steps is 701; it must lie in 1\.\.700"):
+        REFINEMENT.inversion_times(701)
+
+
+def test_a_finished_video_is_made_larger_whatever_its_size():
+    """Its own size is that of the model before; the way back is counted among the steps, and the video is looked at."""
+    base, last = generator(size=(2, 4, 6), prediction="v"), generator(prediction="v", refinement=REFINEMENT)
+    whole, done = Cascade([base, last]), []
+    low, video = whole.videos([""], frames=2, seed=5, progress=lambda n: done.append(int(n)))
+    assert (low.shape[1:4], video.shape[1:4]) == ((2, 4, 6), (2, 8, 8))
+    np.testing.assert_array_equal(low, base([""], seed=5))
+    assert sorted(done) == [1, 2, 3, 4, 5, 6] and whole.num_steps() == 6
+    other = last([""], frames=2, seed=5, lowres=255 - low)
+    assert np.abs(video.astype(int) - other).max() > 2
+    for how, says in (
+        ({}, "makes a video larger and has none: sample the model that makes it, --refine"),
+        (dict(lowres=low[:, :1]), "has 1 frames, it should have 2"),
+        (dict(lowres=low, noise=last.noise(1, 2)), "begins with a video"),
+    ):
+        with pytest.raises(InputError, match=says):
+            last.latents([""], frames=2, **how)
+
+
+def test_an_enlarged_frame_is_linear_between_pixels():
+    """Of a ramp it is the ramp, where pixels are between pixels; beyond the outermost it is these."""
+    ramp = np.broadcast_to(np.arange(0, 80, 10, dtype=np.uint8)[:, None, None], (1, 1, 8, 5, 3))
+    made = resize_linear(ramp, (16, 10))
+    expected = np.clip(np.arange(16) * 5.0 - 2.5, 0, 70)
+    np.testing.assert_allclose(made, np.broadcast_to(expected[:, None, None], made.shape), atol=1e-4)
 
 
 def test_what_cannot_be_made_larger():

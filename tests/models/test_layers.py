@@ -12,6 +12,7 @@ from flax import nnx
 from vidjax.models.kernels.products import gelu, product
 from vidjax.models.layers import (
     Context,
+    Downsample,
     GroupNorm,
     LayerNorm,
     Positions,
@@ -86,6 +87,24 @@ def test_upsampling_takes_the_nearest(height, width):
     routes = jax.jit(lambda x, y: (layer(x, context(1, 2, size=(height, width))), layer.conv(y)))
     got, expected = routes(x, np.asarray(x)[:, :, rows][:, :, :, cols])
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("border", [1, 2])
+@pytest.mark.parametrize("height", [5, 8])
+def test_rows_come_back_to_where_they_were(height, border):
+    """With kernels that pass on their middle, a row that was halved and doubled is itself or its neighbour."""
+    down, up = (kind(1, border, rngs=nnx.Rngs(0)) for kind in (Downsample, Upsample))
+    for layer in (down, up):
+        layer.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
+    rows = jnp.broadcast_to(jnp.arange(float(height))[:, None], (height, 4))[None, None, ..., None]
+    small = down(rows, context(1, 1))
+    assert small.shape[2:4] == ((height + 1) // 2 + border - 1, 2)
+    back = up(small, context(1, 1, size=(height, 4)))
+    assert back.shape == rows.shape
+    inside = slice(0, height - (border - 1))  # below the last row a border of two sees one of zeros
+    assert jnp.abs(back - rows)[:, :, inside].max() <= 1
+    if height % 2 == 0:
+        assert up(small, context(1, 1)).shape == rows.shape
 
 
 def test_apart_is_a_call_for_the_video_and_one_for_each_still():

@@ -179,6 +179,9 @@ def test_the_forms_of_a_config_file_are_the_written_out_ones():
         (dict(block=(("attn1", "fame"),)), "kind 'fame'"),
         (dict(block=(("ff", "ff"), ("ff", "ff"))), "twice"),
         (dict(attention="linear"), "attention='linear'"),
+        (dict(border=3), "border=3: must be at least 1 and at most 2"),
+        (dict(free_u=((1.1,),)), r"free_u=\(\(1.1,\),\) must be pairs"),
+        (dict(free_u=((1.0, 1.0),) * 3), "at most the 2 of the way up"),
     ],
 )
 def test_numbers_that_do_not_fit(config, message):

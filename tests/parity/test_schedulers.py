@@ -202,6 +202,21 @@ def test_multistep(kind, spacing, name, steps):
     same(ours(SAMPLER[name], schedule, KIND[kind], x, times), theirs(scheduler, x))
 
 
+@every_kind
+@both_spacings
+def test_stochastic_multistep(kind, spacing):
+    """Theirs is given the noise that our key draws."""
+    options = dict(prediction_type=kind, timestep_spacing=spacing, algorithm_type="sde-dpmsolver++")
+    scheduler = diffusers.DPMSolverMultistepScheduler(**BETAS, **options)
+    scheduler.set_timesteps(20)
+    schedule, x = schedules.lvdm(), noise()
+    z = torch.tensor(np.asarray(jax.random.normal(KEY, x.shape)))
+    sampler = SAMPLER["dpmpp_2m_sde"]
+    times = samplers.times(sampler, schedule, 20, spacing)
+    np.testing.assert_array_equal(times[:-1], scheduler.timesteps)
+    same(ours(sampler, schedule, KIND[kind], x, times), theirs(scheduler, x, variance_noise=z))
+
+
 CLASSES = {
     "ddim": diffusers.DDIMScheduler,
     "pndm": diffusers.PNDMScheduler,

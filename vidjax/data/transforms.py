@@ -4,7 +4,7 @@ import math
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 
 
 def frame_step(clip_fps: int | float, stride: int, fps: int | float | None) -> float:
@@ -40,7 +40,7 @@ def spread_starts(starts: int, span: int, count: int | None) -> list[int]:
     return sorted({math.floor(x + 0.5) for x in np.linspace(0, starts - 1, count)})
 
 
-def to_unit(video: UInt8[np.ndarray | jax.Array, "..."]) -> Float[np.ndarray | jax.Array, "..."]:
+def to_unit(video: Num[np.ndarray | jax.Array, "..."]) -> Float[np.ndarray | jax.Array, "..."]:
     """Maps pixels from 0..255 to [-1, 1], fp32; in numpy or jax."""
     return video.astype("float32") / 127.5 - 1
 

@@ -192,10 +192,17 @@ def table(betas: Any, *, zero_snr: bool = False, set_alpha_to_one: bool = True) 
         raise InputError(f"betas such as {str(betas)[:60]} are no numbers") from None
     if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
         raise InputError(f"betas such as {str(betas.tolist())[:60]} are no diffusion: each is above 0 and below 1")
-    steps, root = len(betas), np.sqrt(np.cumprod(1 - betas))
+    root = np.sqrt(np.cumprod(1 - betas))
     if zero_snr:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    alphas = np.concatenate([[1.0], root])
+    made = of_alphas(root)
+    return made if set_alpha_to_one else dataclasses.replace(made, end=0.0)
+
+
+def of_alphas(alphas: Float[np.ndarray, " steps"]) -> Schedule:
+    """A table of these alphas, falling and below 1, the last of which may be 0; variance preserving."""
+    steps, zero_snr = len(alphas), alphas[-1] == 0
+    alphas = np.concatenate([[1.0], alphas])
     sigmas, floored = np.sqrt(1 - alphas**2), np.where(alphas > 0, alphas, alphas[-2] / 16)
 
     def path(t):
@@ -219,7 +226,6 @@ def table(betas: Any, *, zero_snr: bool = False, set_alpha_to_one: bool = True) 
         clean=-1.0,
         span=(float(logsnr[-1]), float(logsnr[0])),
         steps=steps,
-        end=None if set_alpha_to_one else 0.0,
     )
 
 
@@ -275,6 +281,22 @@ def cosine(steps: int | None = 1000, shift: float = 1.0, max_beta: float = 0.999
         span=(-10.0, 10.0),
         **options,
     )
+
+
+@functools.cache
+def cosine_between(
+    steps: int = 1000, low: float = 2.0, high: float = 4.0, limit: float = 15.0, used: int | None = None
+) -> Schedule:
+    """The table of I2VGen-XL's second stage: the cosine between logsnr `limit` and -`limit`, its sigma / alpha times a
+    shift (Hoogeboom et al. 2023) whose logarithm goes evenly from that of `low` at the first entry to that of `high` at
+    the last.
+
+    used: so many entries, the first, are all there is; the network is told their numbers.
+    """
+    share = np.linspace(0, 1, check_steps(steps))
+    ends = np.arctan(np.exp([-limit / 2, limit / 2]))
+    ratio = np.tan(ends[0] + share * (ends[1] - ends[0])) * low ** (1 - share) * high**share
+    return of_alphas(1 / np.hypot(1, ratio)[:used])
 
 
 @functools.cache

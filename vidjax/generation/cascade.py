@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, UInt8
 from vidjax.data.pipeline import DataConfig
 from vidjax.errors import InputError
 from vidjax.generation.generator import Generator, Prompts, Report
-from vidjax.generation.options import SampleConfig
+from vidjax.generation.options import SampleConfig, after
 from vidjax.models.flow_autoencoder import FlowCodec
 from vidjax.models.lowres import LowresEmbedder
 from vidjax.models.parameters import Params
 from vidjax.models.video_model import Codec, VideoModel
 
+BASE = ("pictures", "picture_at")  # arguments that are the first model's
 SHARED = {field.name for field in dataclasses.fields(SampleConfig)}  # options that all stages are sampled with
 
 
@@ -35,16 +36,17 @@ class Cascade:
 
     def num_steps(self, **options: Any) -> int:
         """Counts the steps of all samplers, under these options."""
-        return sum(options.get("num_steps", each.defaults.num_steps) for each in self.generators)
+        return sum(each.num_steps(**options) for each in self.generators)
 
     def sizes(
         self, frames: int | None = None, size: tuple[int, int] | None = None
     ) -> list[tuple[int, tuple[int, int]]]:
-        """(frames, (height, width)) of each generator's videos, for a last one of this size. Raises InputError."""
+        """(frames, (height, width)) of each generator's videos, for a last one of this size. What a model with a
+        refinement makes larger is as large as the one below it makes videos. Raises InputError."""
         t, (h, w) = frames or self.last.size[0], size or self.last.size[1:]
         found = [(t, (h, w))]
-        for generator in self.generators[:0:-1]:
-            t, h, w = embedder(generator).low_size((t, h, w))
+        for low, generator in zip(self.generators[-2::-1], self.generators[:0:-1]):
+            t, h, w = (t, *low.size[1:]) if generator.refinement else embedder(generator).low_size((t, h, w))
             found.append((t, (h, w)))
         return found[::-1]
 
@@ -62,13 +64,14 @@ class Cascade:
         progress: Report | None = None,
         **options: Any,
     ) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
-        """Yields what each generator samples, the base first; `options` are fields of SampleConfig."""
-        done, own = 0, {}
+        """Yields what each generator samples, the base first; `options` are fields of SampleConfig, and for the base
+        `pictures` and their `picture_at`."""
+        done, own = 0, {name: options.pop(name) for name in BASE if name in options}
         for generator, (t, hw) in zip(self.generators, self.sizes(frames, size)):
             report = after(done, progress)
             video = generator(prompts, frames=t, size=hw, seed=seed, progress=report, **own, **options)
             yield video
-            done += options.get("num_steps", generator.defaults.num_steps)
+            done += generator.num_steps(**options)
             own = {"lowres": video}
 
     def latents(
@@ -78,22 +81,25 @@ class Cascade:
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
-        lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
+        lowres: UInt8[np.ndarray, "b s i j e"] | None = None,
         progress: Report | None = None,
         **options: Any,
     ) -> Float[Array, "b t h w c"]:
         """Samples what the last generator diffuses; arguments as in `Generator.latents`.
 
         lowres: the videos to make larger, by default sampled by the generators before the last one, with the same seed
-        and the same fields of SampleConfig. progress: is called with the number of steps of all generators done.
+        and the same fields of SampleConfig; pictures are the base's. progress: is called with the number of steps of
+        all generators done.
         """
+        first = {name: options.pop(name) for name in BASE if name in options}
         below = Cascade(self.generators[:-1])
         if lowres is None and below.generators:
             t, hw = self.sizes(frames, size)[-2]
-            shared = {name: value for name, value in options.items() if name in SHARED}
+            shared = {name: value for name, value in options.items() if name in SHARED} | first
             *_, lowres = below.videos(prompts, frames=t, size=hw, seed=seed, progress=progress, **shared)
         report = after(below.num_steps(**options), progress)
-        more = dict(frames=frames, size=size, seed=seed, lowres=lowres, progress=report)
+        more: dict[str, Any] = dict(frames=frames, size=size, seed=seed, lowres=lowres, progress=report)
+        more |= {} if below.generators else first
         return self.last.latents(prompts, **more, **options)
 
     def decode(
@@ -158,11 +164,6 @@ class Cascade:
 
 
 AnyGenerator = Generator | Cascade
-
-
-def after(done: int, progress: Report | None) -> Report | None:
-    """Makes a report that counts on from `done` steps."""
-    return None if progress is None else lambda steps: progress(done + steps)
 
 
 def below(section: Mapping[str, Any]) -> str | None:

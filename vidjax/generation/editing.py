@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from vidjax.data.pictures import read_picture
 from vidjax.data.video_reading import BrokenClip
 from vidjax.data.video_writing import write_mp4
+from vidjax.diffusion.samplers import RANDOM
 from vidjax.errors import InputError
 from vidjax.generation.generator import Generator
 from vidjax.generation.output import write_index, write_samples
@@ -142,7 +143,7 @@ def group_prompts(generator: Generator, prompts: Sequence[str]) -> list[list[str
     """Groups prompts by as many as the mesh cuts a batch into; singly where the steps draw noise, so that each prompt
     gets that of the first place."""
     how = generator.defaults
-    many = 1 if how.eta or how.sampler == "ddpm" else batch_ways(generator.mesh)
+    many = 1 if how.eta or how.sampler in RANDOM else batch_ways(generator.mesh)
     return [list(prompts[i : i + many]) for i in range(0, len(prompts), many)]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, Num, UInt8
 
 from vidjax.diffusion import samplers
-from vidjax.diffusion.samplers import ddim_inverse
+from vidjax.diffusion.refinement import Refinement
+from vidjax.diffusion.samplers import ddim, ddim_inverse
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError, check_range, reason
 from vidjax.generation import sampling
@@ -29,6 +31,7 @@ from vidjax.generation.options import (
     SampleConfig,
     Shape,
     Subject,
+    after,
     check_finite,
     check_known,
     check_noise,
@@ -36,7 +39,7 @@ from vidjax.generation.options import (
     make_sampler,
     with_options,
 )
-from vidjax.generation.pictures import hints, known_pictures
+from vidjax.generation.pictures import hints, known_pictures, resize_linear
 from vidjax.generation.sampling import Conditions, Motion, Network, Options, Region, Request
 from vidjax.generation.tiles import in_tiles
 from vidjax.models.conditioning import RateEmbedder
@@ -74,8 +77,10 @@ class Generator:
         defaults: SampleConfig,
         mesh: Mesh | None = None,
         dtype: str | None = None,
+        refinement: Refinement | None = None,
     ):
         self.network = network = Network(graphdef, schedule, prediction, dtype)
+        self.refinement = refinement
         self.mesh = sharding.make_mesh() if mesh is None else mesh
         self.params = params
         self.tokenize, self.size, self.channels, self.defaults = tokenize, size, channels, defaults
@@ -84,6 +89,9 @@ class Generator:
         seen = dict(report=self._report, look=self._show)
         self._sample = jit(partial(sampling.sample, network, **seen), static_argnames="options")
         self._invert = jit(partial(sampling.invert, network, report=self._report), static_argnames="options")
+        if refinement is not None:
+            back = partial(sampling.invert, replace(network, schedule=refinement.schedule), sampler=ddim())
+            self._back = jit(partial(back, report=self._report), static_argnames="options")
         self._null_text = jit(partial(sampling.null_text, network), static_argnames=("options", "updates"))
         self._move = jit(partial(sampling.move, network), static_argnames=("options", "motion"))
         self._see_pictures = jit(partial(sampling.see_pictures, network))
@@ -165,7 +173,7 @@ class Generator:
         known: Masked | None = None,
         begin: Float[Array | np.ndarray, "b t h w c"] | None = None,
         nulls: Float[Array | np.ndarray, "s b m d"] | None = None,
-        lowres: UInt8[np.ndarray, "b s i j c"] | None = None,
+        lowres: UInt8[np.ndarray, "b s i j e"] | None = None,
         pictures: Sequence[UInt8[np.ndarray, "_ _ e"]] | UInt8[np.ndarray, "n p q e"] | None = None,
         picture_at: Sequence[int] = (0,),
         subjects: Sequence[Subject] = (),
@@ -181,16 +189,20 @@ class Generator:
         the others go: a model trained with frame masks sees them under the noise of `known_level`, another is guided by
         `reconstruction`. begin: latents that get the noise of the first of the last `strength` share of the steps, all
         that is then done (Meng et al. 2022, SDEdit). nulls: null captions per step, from `null_text`. lowres: the
-        videos that a stage of a cascade makes larger. pictures: what the frames `picture_at` of the videos look like,
-        one video's after the other's, of their size; a model with `picture.whole` takes them of any. subjects: each
-        acts in its mask, the prompt outside of all; where masks meet, the mean of them. progress: is called with the
-        number of steps done, look: with that and the clean latents that are predicted there. Raises InputError.
+        videos that a stage of a cascade makes larger, or, of any size, a model with a `refinement`. pictures: what the
+        frames `picture_at` of the videos look like, one video's after the other's, of their size; a model with
+        `picture.whole` takes them of any. subjects: each acts in its mask, the prompt outside of all; where masks meet,
+        the mean of them. progress: is called with the number of steps done, look: with that and the clean latents that
+        are predicted there. Raises InputError.
         """
         how, shape = with_options(self.defaults, options), self.latent_shape(frames, size)
         self._check_memory(how, len(prompts), shape, self._video_size(frames, size))
         keys, own = self._start(len(prompts), shape, seed)
+        if self.refinement is not None:
+            noise, progress = self._refined(lowres, noise, shape, self._video_size(frames, size), how, progress)
         noise = own if noise is None else noise
         check_noise(noise, own.shape)
+        prompts = [f"{prompt}{how.suffix}" if isinstance(prompt, str) else prompt for prompt in prompts]
         video, names = self._video_size(frames, size), self.embedder_names
         if pictures is not None and not {"picture", "control"} & set(names):
             known = self._known_pictures(pictures, picture_at, video, len(prompts), known)
@@ -206,7 +218,7 @@ class Generator:
         mesh = self._mesh(shape[0], how.chunk)
         guidance, filled = sampling.guidance_mode(how, mesh, len(prompts), shape)
         over = partial(batch_over, mesh, size=filled)
-        times = samplers.times(make_sampler(how.sampler, how.eta), self.schedule, how.num_steps, how.spacing)
+        times = self._times(how)
         steps = how.num_steps if begin is None else max(round(how.strength * how.num_steps), 1)
         request = Request(
             conditions=over(conditions),
@@ -228,6 +240,54 @@ class Generator:
         static = Options(how.sampler, how.eta, guidance, how.rescale, how.chunks, how.frame_guidance != 1.0, **seen)
         self._progress, self._look = progress, look
         return self._run(self._sample, mesh, request, count=len(prompts), options=static)
+
+    def _refined(
+        self,
+        video: UInt8[np.ndarray, "b s i j e"] | None,
+        noise: Float[Array | np.ndarray, "b t h w c"] | None,
+        shape: Shape,
+        size: Shape,
+        how: SampleConfig,
+        progress: Report | None,
+    ) -> tuple[Float[Array, "b t h w c"], Report | None]:
+        """What the second model begins with in place of noise, from the `video` that it makes as large as `size`
+        (t, h, w); and a report that counts on. The way back goes under the negative prompt, without guidance. Raises
+        InputError for a video that is missing or has other frames."""
+        assert self.refinement is not None
+        if noise is not None or how.chunk:
+            raise InputError(
+                "this model begins with a video and makes it at once: leave init_noise and sample.chunk out"
+            )
+        if video is None:
+            raise InputError("this model makes a video larger and has none: sample the model that makes it, --refine")
+        if video.shape[1] != size[0]:
+            raise InputError(f"the video to be made larger has {video.shape[1]} frames, it should have {size[0]}")
+        begin = self.encode(resize_linear(video, (size[1], size[2])))
+        times = self.refinement.inversion_times(how.num_steps)
+        mesh, count = self._mesh(shape[0]), len(begin)
+        ways = sharding.batch_ways(mesh)
+        over = partial(batch_over, mesh, size=-(-count // ways) * ways)
+        request = Request(
+            conditions=over(self.conditions([how.negative_prompt] * count, how.fps)),
+            begin=over(begin),
+            times=np.pad(times, (0, CAPACITY - len(times)), "edge"),
+            num_steps=len(times) - 1,
+        )
+        self._progress = progress
+        ends = self._run(self._back, mesh, request, count=count, options=Options(report=progress is not None))
+        return self.schedule.sigma(self.refinement.level) * ends, after(len(times) - 1, progress)
+
+    def _times(self, how: SampleConfig) -> Float[np.ndarray, " n"]:
+        """Falling times of the sampler; a refinement's are its own whatever the spacing."""
+        if self.refinement is not None:
+            return self.refinement.times(how.num_steps, self.schedule.clean)
+        return samplers.times(make_sampler(how.sampler, how.eta), self.schedule, how.num_steps, how.spacing)
+
+    def num_steps(self, **options: Any) -> int:
+        """Counts the steps of the sampler under these options, and those back to noise of a model that makes videos
+        larger."""
+        steps = options.get("num_steps", self.defaults.num_steps)
+        return steps + (len(self.refinement.inversion_times(steps)) - 1 if self.refinement else 0)
 
     def _check_memory(self, how: SampleConfig, count: int, shape: Shape, video: Shape) -> None:
         """Raises InputError where not even the parameters, the videos, the U-Net's skips at its first level and, on a
@@ -389,8 +449,8 @@ class Generator:
         static = Options(chunks=how.chunks)
         return self._compute(self._null_text, mesh, request, options=static, updates=how.null_text)
 
-    def encode(self, video: UInt8[np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b s i j z"]:
-        """Encodes videos to latents, without noise."""
+    def encode(self, video: Num[np.ndarray, "b t h w c"]) -> Float[np.ndarray, "b s i j z"]:
+        """Encodes videos, pixels from 0 to 255, to latents, without noise."""
         return self._in_parts("encoder", self._encode, video)
 
     def decode(

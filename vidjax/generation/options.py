@@ -33,6 +33,7 @@ class SampleConfig:
     num_steps: int = 50
     guidance_scale: float = 1.0
     negative_prompt: str = ""  # what guidance steers away from
+    suffix: str = ""  # is added to every prompt
     rescale: float = 0.0
     eta: float = 0.0
     spacing: str | None = None
@@ -136,9 +137,14 @@ def with_options(defaults: SampleConfig, options: Mapping[str, Any]) -> SampleCo
 
 
 def make_sampler(name: str, eta: float = 0.0) -> Sampler:
-    """Makes a sampler by name; only DDIM takes an `eta`. Raises InputError."""
+    """Makes a sampler by name; only DDIM and dpmpp_2m_sde take an `eta`. Raises InputError."""
     make = choose(name, SAMPLERS, "sampler")
     return construct(make, {"eta": eta} if eta else {}, f"sample (sampler {name})")
+
+
+def after(done: int, progress: Report | None) -> Report | None:
+    """Makes a report that counts on from `done` steps."""
+    return None if progress is None else lambda steps: progress(done + steps)
 
 
 def check_noise(noise: Latents, shape: Shape) -> None:

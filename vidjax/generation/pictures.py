@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -43,6 +45,15 @@ def fit_pictures(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> UInt8
     """Scales pictures to cover `size` (height, width), bicubic with antialiasing, and crops them around the middle."""
     scaled = (resize(each[None], cover_size(*each.shape[:2], size)) for each in pictures)
     return np.concatenate([crop_at(each, size, (0.5, 0.5)) for each in scaled])
+
+
+def resize_linear(video: UInt8[np.ndarray, "b t h w c"], size: tuple[int, int]) -> Float[np.ndarray, "b t i j c"]:
+    """Scales frames to (height, width), linearly between the nearest pixels, without rounding."""
+    shape = (*video.shape[1:2], *size, video.shape[-1])
+    scale = lambda clip: jax.image.resize(
+        jnp.asarray(clip, jnp.float32), shape, "linear", antialias=False, precision=jax.lax.Precision.HIGHEST
+    )
+    return np.stack([np.asarray(scale(clip)) for clip in video])
 
 
 def read_places(places: Sequence[int], frames: int) -> list[int]:

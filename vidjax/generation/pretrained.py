@@ -33,4 +33,5 @@ def load_generator(
         (frames or loaded.frames, *loaded.size),
         loaded.model.codec.autoencoder.config.in_channels,
         defaults or SampleConfig(sampler=loaded.sampler, **loaded.defaults),
+        refinement=loaded.refinement,
     )

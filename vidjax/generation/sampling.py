@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Key, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Key, Num, UInt8, UInt32
 
 from vidjax.data.transforms import to_uint8, to_unit
 from vidjax.diffusion import null_text as null_texts
@@ -26,7 +26,7 @@ from vidjax.diffusion.guidance import (
     regions,
 )
 from vidjax.diffusion.latent_motion import zero_shot
-from vidjax.diffusion.samplers import Denoiser, ddim_inverse
+from vidjax.diffusion.samplers import Denoiser, Sampler, ddim_inverse
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.generation.options import CAPACITY, Look, Masked, Report, SampleConfig, make_sampler
@@ -280,14 +280,15 @@ def invert(
     request: Request,
     options: Options,
     report: Report | None = None,
+    sampler: Sampler | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """Carries `begin` up the request's times, here growing ones, to noise: DDIM backwards."""
+    """Carries `begin` up the request's times, here growing ones, to noise, by default by `ddim_inverse`."""
     assert request.begin is not None and request.times is not None
     denoise = guided(network, params, request.conditions, request, options)
     if options.chunks:
         denoise = in_chunks(denoise, *options.chunks)
     progress = report if options.report else None
-    how = (request.times, request.num_steps, ddim_inverse(), jax.random.key(0), progress)
+    how = (request.times, request.num_steps, sampler or ddim_inverse(), jax.random.key(0), progress)
     return samplers.sample(denoise, network.schedule, request.begin, *how)
 
 
@@ -320,7 +321,7 @@ def see_pictures(network: Network, params: Params, seen: Mapping[str, Array]) ->
     return model.embedders["picture"].entry(model.codec, **seen)
 
 
-def encode(network: Network, params: Params, video: UInt8[Array, "b t h w c"]) -> Float[Array, "b s i j z"]:
+def encode(network: Network, params: Params, video: Num[Array, "b t h w c"]) -> Float[Array, "b s i j z"]:
     """Encodes videos to what is diffused, without noise."""
     return network.model(params).latents(video)
 

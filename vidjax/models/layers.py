@@ -257,22 +257,25 @@ class ResBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A convolution of stride 2; an odd size n becomes (n + 1) / 2."""
+    """A convolution of stride 2; an odd size n becomes (n + 1) / 2. `border`: rows of zeros above and below, with two
+    there is one row more, which begins one row higher."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.conv = Conv(dim, dim, strides=2, padding=[(1, 1), (1, 1)], rngs=rngs)
+    def __init__(self, dim: int, border: int = 1, *, rngs: nnx.Rngs):
+        self.conv = Conv(dim, dim, strides=2, padding=[(border, border), (1, 1)], rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t i j c"]:
         return self.conv(x)
 
 
 class Upsample(nnx.Module):
-    """Nearest neighbours to `ctx.size` (twice the size, or one less), then a convolution."""
+    """Nearest neighbours to `ctx.size` (twice the size, or one less), then a convolution. `border`: that of the
+    `Downsample` that it undoes."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, border: int = 1, *, rngs: nnx.Rngs):
         self.conv = Conv(dim, dim, rngs=rngs)
+        self.above = border - 1
 
     def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t i j c"]:
-        height, width = ctx.size or (2 * x.shape[2], 2 * x.shape[3])
+        height, width = ctx.size or (2 * (x.shape[2] - self.above), 2 * x.shape[3])
         x = repeat(x, "b t h w c -> b t (h p) (w q) c", p=2, q=2)
-        return self.conv(x[:, :, :height, :width])
+        return self.conv(x[:, :, self.above : self.above + height, :width])

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Num
 from vidjax.errors import InputError, check_range
 from vidjax.models.attention import OnTokens, Transformer
 from vidjax.models.convolution import Conv
+from vidjax.models.free_u import amplify_half, scale_low_frequencies
 from vidjax.models.kernels.attention import FLASH
 from vidjax.models.layers import (
     MLP,
@@ -83,6 +84,7 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     patch: int = 1  # pixels (height and width) that become one position's features (Hoogeboom et al. 2023)
+    border: int = 1  # rows of zeros above and below what a level halves; 2: I2VGen-XL's second stage
     channels: Sequence[int] = (320, 640, 1280, 1280)
     blocks_per_level: int = 2
     # Attention: sublayers in order, at which levels, with how many heads.
@@ -107,6 +109,7 @@ class UNetConfig:
     stem_heads: Sequence[int] | None = None  # (heads, head_dim) of a temporal transformer before the first stage
     reach: int = 16  # of relative positions
     transposed: bool = False  # the slip of LVDM's released unconditional checkpoints, see RelativeAttention
+    free_u: Sequence[Sequence[float]] = ()  # factors (backbone, skip) of the first stages on the way up, see `free_u`
     uneven_eps: bool = False  # norms of ResBlocks have eps 1e-6 going up, and going down at levels that attend (SVD)
 
     def __post_init__(self):
@@ -139,6 +142,7 @@ def resolve(config: UNetConfig) -> dict:
         block=block,
         after_attention=after,
         stem_heads=None if config.stem_heads is None else tuple(config.stem_heads),
+        free_u=tuple(tuple(pair) for pair in config.free_u),
     )
 
 
@@ -151,6 +155,10 @@ def check_config(config: UNetConfig) -> None:
         check_range("", 1, **{name: getattr(config, name)})
     check_range("", 0, 64, blocks_per_level=config.blocks_per_level)
     check_range("", 0, 2**16, picture_tokens=config.picture_tokens)
+    check_range("", 1, 2, border=config.border)
+    stages = levels * (config.blocks_per_level + 1)
+    if any(len(pair) != 2 for pair in config.free_u) or len(config.free_u) > stages:
+        raise InputError(f"free_u={config.free_u} must be pairs (backbone, skip), at most the {stages} of the way up")
     for name in ("attention_levels", "heads"):
         if len(getattr(config, name)) != levels:
             raise InputError(f"{name}={getattr(config, name)} must have one entry for each of the {levels} channels")
@@ -294,7 +302,7 @@ class Encoder(nnx.Module):
                 self.down.append(self.stage_at(level, cin, rngs=rngs))
                 cin = cout
             if level < last:
-                self.down.append(Sequential(downsample=Downsample(cin, rngs=rngs)))
+                self.down.append(Sequential(downsample=Downsample(cin, config.border, rngs=rngs)))
         over_time = after is not None and after.mid
         self.mid = nnx.List(
             [
@@ -385,7 +393,7 @@ class UNet(Encoder):
         self.up, cin = nnx.List([]), channels[-1]
         for level in reversed(range(len(channels))):
             for i in range(n + 1):
-                more = {"upsample": Upsample(channels[level], rngs=rngs)} if level and i == n else {}
+                more = {"upsample": Upsample(channels[level], config.border, rngs=rngs)} if level and i == n else {}
                 self.up.append(self.stage_at(level, cin + skips.pop(), up=True, rngs=rngs, **more))
                 cin = channels[level]
         self.conv_norm_out = GroupNorm(cin, config.groups, over=config.norm_over, rngs=rngs)
@@ -414,8 +422,10 @@ class UNet(Encoder):
         if residuals is not None:
             skips = [skip + more for skip, more in zip(skips, residuals[:-1], strict=True)]
             x = x + residuals[-1]
-        for layers in self.up:
+        for layers, factors in itertools.zip_longest(self.up, self.config.free_u):
             skip = skips.pop()
+            if factors:
+                x, skip = amplify_half(x, factors[0]), scale_low_frequencies(skip, factors[1])
             size = skips[-1].shape[2:4] if skips else None
             x = run(layers, dataclasses.replace(ctx, size=size), remat, x, skip)
         return from_patches(self.conv_out(silu_norm(self.conv_norm_out, x, ctx)), self.patch)

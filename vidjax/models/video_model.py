@@ -33,7 +33,7 @@ class Codec(nnx.Module):
         z = posterior.mode if normal is None else posterior.sample(normal(posterior.mean.shape[1:]))
         return self.scale * (z + self.shift)
 
-    def latents(self, video: UInt8[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
+    def latents(self, video: Num[Array, "b t h w c"], normal: Normal | None = None) -> Float[Array, "b s i j z"]:
         """`encode` of pixels 0 to 255, in the dtype of the parameters."""
         return self.encode(to_unit(video).astype(self.dtype), normal)
 

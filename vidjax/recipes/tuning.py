@@ -112,6 +112,8 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     if model.inflation and pretrained.open_video_file(folder) is not None:
         raise InputError(f"{folder} is a video model: config.model.key_frames is of image models, set it to None")
     known = load(weights=False)
+    if known.refinement:
+        raise InputError(f"{folder} makes finished videos larger; it is not tuned here, take it as --refine")
     tokenize, told = known.tokenize, known.model.embedders
     check_conditions(section, common["data"], known.model)
     once = once and "picture" not in told

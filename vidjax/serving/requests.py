@@ -15,7 +15,7 @@ from vidjax.serving.refused import Refused
 
 MAX_PROMPT = 4096  # characters
 OWN = {"prompt", "label", "seed"}  # of each video of a batch
-RANDOM = {"ddpm"}
+RANDOM = {"ddpm", "dpmpp_2m_sde"}
 TUNE_FRAMES, TUNE_STEPS = 8, 300  # by default
 CLIP_STRENGTH = 0.7  # of clips and remixes
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")

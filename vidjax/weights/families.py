@@ -12,6 +12,7 @@ from vidjax.weights import animatediff, diffusers, i2vgen, stable_video
 from vidjax.weights.components import Components
 from vidjax.weights.configs import Config, unet_config
 from vidjax.weights.convert import Rules
+from vidjax.weights.i2vgen_refiner import RefinerFile
 from vidjax.weights.lvdm import LvdmFile
 from vidjax.weights.stable_video import VideoComponents
 from vidjax.weights.video_file import VideoFile
@@ -70,7 +71,7 @@ FAMILIES = {
     ),
 }
 
-VIDEO_FILES: tuple[type[VideoFile], ...] = (LvdmFile, CrafterFile)  # families of one file
+VIDEO_FILES: tuple[type[VideoFile], ...] = (LvdmFile, CrafterFile, RefinerFile)  # families of one file
 
 
 def family_of(config: Config) -> Family:

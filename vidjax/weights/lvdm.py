@@ -9,7 +9,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,13 @@ from vidjax.models.autoencoder import LVDM, AutoencoderConfig
 from vidjax.models.conditioning import ClipEmbedder
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import VideoModel
-from vidjax.runtime.limits import from_json
 from vidjax.weights.configs import autoencoder_config, clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.single_file import AUTOENCODER, LDM, UNET, levels
 from vidjax.weights.tensors import shapes_under
-from vidjax.weights.video_file import BESIDE, FEED_FORWARD, Entry, Filling, VideoFile
+from vidjax.weights.video_file import FEED_FORWARD, Entry, Filling, VideoFile, settings_beside
 
 EMA = "model_ema."
-MAX_SETTINGS = 2**20  # bytes of a yaml
 RELATIVE = r"\.relative_position_([kv])\.embeddings_table$"
 SUBLAYERS = ("attn1", "attn2", "ff", "attn1_temp", "attn2_temp")  # in the order of their norms' numbers
 
@@ -91,15 +88,12 @@ class LvdmFile(VideoFile):
     @cached_property
     def settings(self) -> dict[str, Any]:
         """`model.params` of the training's yaml beside the file, {} if there is none. Raises InputError."""
-        for end in BESIDE:
-            if (path := self.path.with_suffix(end)).is_file():
-                found = read_settings(path)
-                inner = found.get("model", found)
-                inner = inner.get("params", inner) if isinstance(inner, dict) else inner
-                if not isinstance(inner, dict):
-                    raise InputError(f"{path} has no model.params; it should be the yaml of the training")
-                return inner
-        return {}
+        path, found = settings_beside(self.path)
+        inner = found.get("model", found)
+        inner = inner.get("params", inner) if isinstance(inner, dict) else inner
+        if not isinstance(inner, dict):
+            raise InputError(f"{path} has no model.params; it should be the yaml of the training")
+        return inner
 
     @property
     def textual(self) -> bool:
@@ -247,19 +241,3 @@ class LvdmFile(VideoFile):
             if original := original_of(key, made):
                 made[key] = made[original]
         return made
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Reads a yaml or a JSON. Raises InputError if it is neither."""
-    import yaml
-
-    if (size := path.stat().st_size) > MAX_SETTINGS:
-        raise InputError(f"{path} has {size:,} bytes; the yaml of a training has at most {MAX_SETTINGS:,}")
-    try:
-        text = path.read_text()
-        found = from_json(text.encode()) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} has no settings but a {type(found).__name__}; it should be the yaml of the training")
-    return found

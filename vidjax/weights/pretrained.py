@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
+from vidjax.diffusion.refinement import Refinement
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.models.keys import Keys, OneKey
@@ -49,7 +50,7 @@ class Pretrained:
 
     `sampler` is the one that its scheduler names, `caveat` what of that scheduler is done otherwise here. `frames`: of
     the clips that it was trained on, 1 for a model of images. `defaults`: the other fields of SampleConfig in which its
-    own pipeline differs from ours.
+    own pipeline differs from ours. `refinement`: of a model that makes finished videos larger.
     """
 
     model: VideoModel
@@ -61,6 +62,7 @@ class Pretrained:
     caveat: str
     frames: int = 1
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    refinement: Refinement | None = None
 
 
 def load(
@@ -168,7 +170,20 @@ def load_video_file(file: VideoFile, dtype: DTypeLike, remat: str, weights: bool
             convert.load(filling.module, Entries(file.all, filling.entries), [], dtype=dtype)
         except InputError as error:
             raise InputError(f"{file.path}, {filling.name}: {error}") from None
-    return Pretrained(model, file.schedule(), "eps", file.tokenize, file.size, "ddim", "", file.frames, file.defaults)
+    if weights and file.folder is not None:
+        fill(model, lambda: file.model(Keys(0), remat), file.folder, file.parts(model), None, dtype)
+    return Pretrained(
+        model,
+        file.schedule(),
+        file.prediction,
+        file.tokenize,
+        file.size,
+        file.sampler,
+        file.caveat,
+        file.frames,
+        file.defaults,
+        file.refinement,
+    )
 
 
 def check_size(model: VideoModel, path: str | Path, dtype: DTypeLike) -> None:

@@ -14,20 +14,25 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from vidjax.diffusion.refinement import Refinement
 from vidjax.diffusion.schedule import Schedule
 from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder, AutoencoderConfig
 from vidjax.models.parameters import parameters
 from vidjax.models.unet import UNetConfig
 from vidjax.models.video_model import Codec, VideoModel
+from vidjax.runtime.limits import from_json
 from vidjax.weights import clip, convert
+from vidjax.weights.components import Part
 from vidjax.weights.configs import clip_text_config
 from vidjax.weights.convert import Rules, rename
 from vidjax.weights.diffusers_autoencoder import DIFFUSERS_AUTOENCODER
+from vidjax.weights.folder import Folder
 from vidjax.weights.single_file import AUTOENCODER, UNET, SingleFile
 from vidjax.weights.tensors import Tensors, read, shapes_under
 
 BESIDE = (".yaml", ".yml", ".json")  # the settings of a training, beside its file
+MAX_SETTINGS = 2**20  # bytes of these
 FEED_FORWARD: Rules = [
     (r"\.net\.0\.proj\.", ".proj_in."),
     (r"\.net\.2\.", ".proj_out."),
@@ -92,11 +97,14 @@ class VideoFile(abc.ABC):
     path: Path
     all: Tensors = dataclasses.field(init=False)
     family: ClassVar[str]
+    whole: ClassVar[bool] = True  # whether the file has the autoencoder and the text encoder
+    prediction: ClassVar[str] = "eps"
+    sampler: ClassVar[str] = "ddim"
 
     def __post_init__(self):
         object.__setattr__(self, "path", Path(self.path))
         object.__setattr__(self, "all", read(self.path))
-        if not any(key.startswith(AUTOENCODER) for key in self.all):
+        if self.whole and not any(key.startswith(AUTOENCODER) for key in self.all):
             raise InputError(
                 f"{self.path} has no keys {AUTOENCODER}*: take the file of the whole model, with the autoencoder"
             )
@@ -150,6 +158,25 @@ class VideoFile(abc.ABC):
     def textual(self) -> bool:
         """Whether it reads text."""
         return True
+
+    @property
+    def caveat(self) -> str:
+        """What the file does not say and is assumed, for people; "" if there is nothing."""
+        return ""
+
+    @property
+    def refinement(self) -> Refinement | None:
+        """How it makes a finished video larger, if it does."""
+        return None
+
+    @property
+    def folder(self) -> Folder | None:
+        """The folder of diffusers that has what the file has not. Raises InputError."""
+        return None
+
+    def parts(self, model: VideoModel) -> list[Part]:
+        """The parts of `folder`, as the modules of `model` that they fill."""
+        return []
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -223,5 +250,29 @@ class VideoFile(abc.ABC):
         for end in BESIDE:
             if (beside := self.path.with_suffix(end)).is_file():
                 shutil.copy(beside, out.with_suffix(end))
-        if self.textual:
+        if self.whole and self.textual:
             shutil.copytree(self.path.parent / "tokenizer", out.parent / "tokenizer", dirs_exist_ok=True)
+
+
+def settings_beside(file: Path) -> tuple[Path, dict[str, Any]]:
+    """Finds the settings of the training beside its file: (where, what), {} if there are none. Raises InputError."""
+    for end in BESIDE:
+        if (path := file.with_suffix(end)).is_file():
+            return path, read_settings(path)
+    return file.with_suffix(BESIDE[0]), {}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a yaml or a JSON. Raises InputError if it is neither."""
+    import yaml
+
+    if (size := path.stat().st_size) > MAX_SETTINGS:
+        raise InputError(f"{path} has {size:,} bytes; the yaml of a training has at most {MAX_SETTINGS:,}")
+    try:
+        text = path.read_text()
+        found = from_json(text.encode()) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} has no settings but a {type(found).__name__}; it should be the yaml of the training")
+    return found

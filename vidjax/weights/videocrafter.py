@@ -34,6 +34,7 @@ STEM, STEM_HEADS = "init_attn.0.", 8
 ENCODER, RESAMPLER = "embedder.model.visual.", "image_proj_model."  # of the model that moves a picture
 HEAD = 64  # features of a head of the resampler
 SCALE = "scale_arr"  # what x0 is multiplied by at each level
+TOLD_RATE = "fps_embedding.0.weight"
 FRAMES = 16
 
 # Keys of the U-Net to parameter paths.
@@ -64,6 +65,37 @@ RESAMPLER_RULES: Rules = [
 ]
 
 
+def unet_of(shapes: Mapping[str, tuple[int, ...]]) -> UNetConfig:
+    """The U-Net whose tensors have these shapes, but for a picture's tokens; any error means that it is none."""
+    channels, n = levels(shapes)
+    attends = [f"input_blocks.{level * (n + 1) + 1}.1.norm.weight" in shapes for level in range(len(channels))]
+    head_dim = shapes[f"{STEM}transformer_blocks.0.attn1.to_q.weight"][0] // STEM_HEADS
+    tokens = next(
+        shape[1] for key, shape in shapes.items() if key.endswith(".1.transformer_blocks.0.attn2.to_k.weight")
+    )
+    table = shapes.get(f"{STEM}transformer_blocks.0.attn1.relative_position_k.embeddings_table")
+    heads = tuple(c // head_dim for c in channels)
+    return UNetConfig(
+        in_channels=shapes["input_blocks.0.0.weight"][1],
+        out_channels=shapes["out.2.weight"][0],
+        channels=channels,
+        blocks_per_level=n,
+        attention_levels=attends,
+        heads=heads,
+        tokens_dim=tokens,
+        vector_dim=channels[0] if TOLD_RATE in shapes else None,
+        after_resnet="convs" if convolves(shapes) else "none",
+        after_attention=Temporal(heads, attends, relative=table is not None),
+        stem_heads=(STEM_HEADS, head_dim),
+        reach=(table[0] - 1) // 2 if table else FRAMES,
+    )
+
+
+def convolves(shapes: Mapping[str, Any]) -> bool:
+    """Whether convolutions over time follow the residual blocks: in the second of text, and the one of a picture."""
+    return any(".temopral_conv." in key for key in shapes)
+
+
 class CrafterFile(VideoFile):
     """A checkpoint of VideoCrafter. Raises InputError if something of it or beside it is missing."""
 
@@ -77,12 +109,12 @@ class CrafterFile(VideoFile):
     @property
     def told_rate(self) -> bool:
         """Whether the U-Net is told the frames per second: all but the first of text do."""
-        return "fps_embedding.0.weight" in self.shapes
+        return TOLD_RATE in self.shapes
 
     @property
     def convolves(self) -> bool:
-        """Whether convolutions over time follow its residual blocks: the second of text, and the one of a picture."""
-        return any(".temopral_conv." in key for key in self.shapes)
+        """See `convolves`."""
+        return convolves(self.shapes)
 
     @property
     def moves_picture(self) -> bool:
@@ -91,36 +123,13 @@ class CrafterFile(VideoFile):
 
     def read_unet(self) -> UNetConfig:
         """The U-Net, by its shapes. Raises InputError for one that sees more than the noisy video."""
-        shapes = self.shapes
-        channels, n = levels(shapes)
-        attends = [f"input_blocks.{level * (n + 1) + 1}.1.norm.weight" in shapes for level in range(len(channels))]
-        head_dim = shapes[f"{STEM}transformer_blocks.0.attn1.to_q.weight"][0] // STEM_HEADS
-        tokens = next(
-            shape[1] for key, shape in shapes.items() if key.endswith(".1.transformer_blocks.0.attn2.to_k.weight")
-        )
-        table = shapes.get(f"{STEM}transformer_blocks.0.attn1.relative_position_k.embeddings_table")
-        seen, made = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
-        if seen != made:
+        made = unet_of(self.shapes)
+        if made.in_channels != made.out_channels:
             raise InputError(
-                f"{self.path}: its U-Net sees {seen} channels and makes {made}: it is none of VideoCrafter's but one "
-                "that came of it, such as DynamiCrafter, which is not read"
+                f"{self.path}: its U-Net sees {made.in_channels} channels and makes {made.out_channels}: it is none of "
+                "VideoCrafter's but one that came of it, such as DynamiCrafter, which is not read"
             )
-        heads = tuple(c // head_dim for c in channels)
-        return UNetConfig(
-            in_channels=seen,
-            out_channels=made,
-            channels=channels,
-            blocks_per_level=n,
-            attention_levels=attends,
-            heads=heads,
-            tokens_dim=tokens,
-            picture_tokens=self.resampler.queries if self.moves_picture else 0,
-            vector_dim=channels[0] if self.told_rate else None,
-            after_resnet="convs" if self.convolves else "none",
-            after_attention=Temporal(heads, attends, relative=table is not None),
-            stem_heads=(STEM_HEADS, head_dim),
-            reach=(table[0] - 1) // 2 if table else FRAMES,
-        )
+        return dataclasses.replace(made, picture_tokens=self.resampler.queries if self.moves_picture else 0)
 
     def autoencoder(self) -> AutoencoderConfig:
         """That of frames, in the layout of Stable Diffusion."""
