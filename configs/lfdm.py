@@ -8,11 +8,15 @@ python -m vidjax.main --config=configs/lfdm.py:mug        the paper's recipe, 40
 python -m vidjax.main --config=configs/lfdm.py:mug_released --config.stages.flow_autoencoder.pretrained=mug.safetensors
 on the released flow autoencoder (vidjax.convert FILE.pth); also :mhad and :natops, and both with _released. DATA says
 how their folders lie, with frames as pictures
+python -m vidjax.main --config=configs/lfdm.py:mug_both --config.stages.flow_autoencoder.pretrained=mug.safetensors \
+    --config.stages.diffusion.pretrained=mug_diffusion.safetensors --config.stages.diffusion.train.steps=0
+both released, as they are (with steps: trained further); see docs/moving_pictures.md for what the second file needs
 --config.perceptual=FILE adds LPIPS to the flow autoencoder's loss (the paper's own is of VGG19's features)
 
-What differs from the released code: GroupNorm in place of BatchNorm and the U-Net of this project in place of theirs;
-grids at which the identity returns the picture (there it enlarges by 1%); what is diffused is how far pixels move, at
-unit variance (there: where they are taken from); captions are read by an encoder that trains (there: BERT).
+What differs from the released code, but in _both: GroupNorm in place of BatchNorm and the U-Net of this project in
+place of theirs; grids at which the identity returns the picture (there it enlarges by 1%); what is diffused is how far
+pixels move, at unit variance (there: where they are taken from); captions are read by an encoder that trains (there:
+BERT). Nowhere: their sampler's dynamic threshold.
 """
 
 from functools import partial
@@ -32,7 +36,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     """The recipe of a data set."""
     papers = {name: partial(paper, name) for name in DATA}
     tuned = {f"{name}_released": partial(released, name) for name in DATA}
-    return variants(variant, shapes=shapes, clips=clips, **papers, **tuned)
+    both = {f"{name}_both": partial(both_released, name) for name in DATA}
+    return variants(variant, shapes=shapes, clips=clips, **papers, **tuned, **both)
 
 
 def shapes() -> dict:
@@ -42,6 +47,7 @@ def shapes() -> dict:
         flow=dict(regions=4, width=16, region_width=16, widest=64, blocks=3, levels=1, bottleneck=1, groups=8),
         conditioning=dict(text=dict(dim=64, layers=1, heads=4, length=32, drop=0.1)),
         model=dict(
+            patch=2,
             channels=(48,),
             blocks_per_level=1,
             attention_levels=True,
@@ -50,7 +56,9 @@ def shapes() -> dict:
             block=(("attn1", "frame"), ("attn2", "tokens"), ("attn_temp", "time"), ("ff", "ff")),
             positions=True,
         ),
-        diffusion=dict(schedule="cosine", steps=None, prediction="v"),
+        # All of a flow moves alike and shows through noise that hides a picture: without a shift, noise hides where it
+        # goes at 2% of the training's times, and so little is learned from captions.
+        diffusion=dict(schedule="cosine", steps=None, shift=16.0, prediction="x0"),
         stages=dict(
             flow_autoencoder=dict(
                 objective="flow_autoencoder",
@@ -115,4 +123,15 @@ def released(data_set: str) -> dict:
     recipe["flow"] |= dict(norm="batch", corners=True, smallest=0.0, offset=False)
     recipe["stages"]["flow_autoencoder"] |= dict(pretrained=f"{data_set}.safetensors")
     recipe["stages"]["flow_autoencoder"]["train"]["steps"] = 0
+    return recipe
+
+
+def both_released(data_set: str) -> dict:
+    """The released U-Net on the released flow autoencoder: what is diffused is as there, the condition a class."""
+    recipe = released(data_set)
+    recipe["flow"] |= dict(unit=False)
+    recipe["conditioning"] = dict(label=dict(classes=dict(mug=7, mhad=27, natops=24)[data_set], dim=768, drop=0.1))
+    recipe["model"] = dict(network="flow_unet", channels=(64, 128, 256, 512), transposed=data_set != "natops")
+    recipe["diffusion"] |= dict(max_beta=0.9999)
+    recipe["stages"]["diffusion"] |= dict(pretrained=f"{data_set}_diffusion.safetensors")
     return recipe

@@ -1,9 +1,11 @@
 """How LFDM's small recipe moves shapes, against what they do: flow errors beside baselines, as JSON.
 
 `python tests/benchmarks/latent_flow.py WORKDIR --json=FILE [--sheets=DIR]`, of a run of configs/lfdm.py, with OpenCV.
-For each drawn clip the model is given the first frame and the caption. Errors are end-point errors, in pixels per
-frame: the mean length of the difference of two flows (metrics.flow, Farneback's) of the sampled video and of the clip,
-over frames and over the pixels that move, those on or beside the shape in either frame. Beside them:
+For each drawn clip the model is given the first frame, which is that of four clips that go four ways, and the caption;
+held out are pictures that no clip of the training begins with: smaller shapes, beside the middle. Errors are end-point
+errors, in pixels per frame: the mean length of the difference of two flows (metrics.flow, Farneback's) of the sampled
+video and of the clip, over frames and over the pixels that move, those on or beside the shape in either frame. Beside
+them:
 
 still: nothing moves; constant: all clips' mean flow, what a model knows that reads no caption; own_constant: of each
 clip the mean of its flow over those pixels and all its frames, which no model is told; warped: the clip's own frames
@@ -15,15 +17,17 @@ import argparse
 import dataclasses
 import json
 import platform
+import resource
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from vidjax.data.shapes import MOVES, SPEED
+from vidjax.data.shapes import MOVES, SPEED, draw
 from vidjax.metrics.flow import flow
 from vidjax.recipes.run import Run
 
+RADIUS, BESIDE = 0.14, 0.05  # of held-out shapes, in widths: how large, how far from the middle at most
 GREY, NEAR = 128, 24  # the field's shade, and how far from it a pixel's is that shows the shape
 
 
@@ -79,6 +83,15 @@ def measure(made: np.ndarray, clips: np.ndarray, warped: np.ndarray, captions: l
     return {"flow_error": rounded(found), "known": rounded(known), "pixel_error_of_255": rounded(pixels)}
 
 
+def held_out(captions: list[str], frames: int, size: int) -> np.ndarray:
+    """Clips of the captions that are not among those of the training."""
+    starts = np.random.default_rng(0).uniform(0.5 - BESIDE, 0.5 + BESIDE, (len(captions), 2))
+    words = [caption.split() for caption in captions]
+    return np.stack(
+        [draw(w[2], w[1], w[-1], frames, size, RADIUS, (down, right)) for w, (down, right) in zip(words, starts)]
+    )
+
+
 def main() -> None:
     """Samples, measures, writes."""
     parser = argparse.ArgumentParser()
@@ -87,19 +100,26 @@ def main() -> None:
     parser.add_argument("--sheets")
     parser.add_argument("--machine", default=platform.processor() or platform.machine())
     parser.add_argument("--date", required=True)
+    parser.add_argument("--training_seconds", type=int, help="processor seconds of the run, as `time` counts them")
     asked = parser.parse_args()
     run = Run(asked.workdir)
     generator, dataset = run.generator(), run.dataset()
     clips, captions = np.concatenate(dataset.windows("train", per_clip=1)), list(dataset.texts)
-    made = generator(captions, pictures=clips[:, 0])
-    warped = generator.decode(generator.encode(clips), pictures=clips[:, 0])
-    if asked.sheets:
-        from vidjax.data.video_writing import contact_sheet
+    other = held_out(captions, *clips.shape[1:3])
+    found = {}
+    for name, real in (("trained_pictures", clips), ("heldout_pictures", other)):
+        made = generator(captions, pictures=real[:, 0])
+        warped = np.concatenate([generator.decode(generator.encode(v[None]), pictures=v[None, 0]) for v in real])
+        found[name] = measure(made, real, warped, captions)
+        if asked.sheets:
+            from vidjax.data.video_writing import contact_sheet
 
-        for i in range(0, len(clips), 5):
-            rows = [clips[i][None], warped[i][None], made[i][None]]
-            labels = ["clip", "warped by its own flow", captions[i]]
-            contact_sheet(Path(asked.sheets) / f"{i:02d}.png", rows, labels=labels)
+            np.savez_compressed(Path(asked.sheets) / f"{name}.npz", made=made, clips=real)
+            for i in range(0, len(real), 5):
+                rows = [real[i][None], warped[i][None], made[i][None]]
+                labels = ["clip", "warped by its own flow", captions[i]]
+                contact_sheet(Path(asked.sheets) / f"{name}-{i:02d}.png", rows, labels=labels)
+    spent = resource.getrusage(resource.RUSAGE_SELF)
     figures = {
         "command": f"python {' '.join(['tests/benchmarks/latent_flow.py', 'WORKDIR', '--json=FILE'])}",
         "date": asked.date,
@@ -110,7 +130,8 @@ def main() -> None:
         "sampler": dataclasses.asdict(generator.defaults)["sampler"],
         "num_steps": generator.defaults.num_steps,
         "steps": {name: run.stage(name).train.steps for name in run.names},
-        **measure(made, clips, warped, captions),
+        "processor_seconds": {"training": asked.training_seconds, "this": round(spent.ru_utime + spent.ru_stime)},
+        **found,
     }
     Path(asked.json).write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))

@@ -484,7 +484,7 @@ class Generator:
             pixels = {"encoder": "strides", "decoder": "into"}[part]
             return in_tiles(whole, x, how.tile, how.tile_overlap, **{pixels: codec.autoencoder.strides})
         count = at_once or x.shape[1]
-        if not at_once and isinstance(codec, Codec) and codec.per_frame(part):
+        if not at_once and codec is not None and codec.per_frame(part):
             count = FRAMES_AT_ONCE * self.mesh.shape["context"]
         return np.concatenate([whole(x[:, i : i + count]) for i in range(0, x.shape[1], count)], 1)
 

@@ -42,7 +42,8 @@ class FlowConfig:
     pictures, and so the flow's scale. pad: of the heat maps (LFDM's for MHAD and NATOPS: 0). norm: "group" in `groups`,
     or "batch" with statistics that do not train, those of a released file. affine: regions turn and grow, beside
     moving; smallest: variance of a region of one pixel, see `RegionPredictor`. corners: grids as in the released code,
-    see `warping`. offset: what is diffused is how far pixels move, else where they are taken from.
+    see `warping`. offset: what is diffused is how far pixels move, else where they are taken from; unit: at unit
+    variance, which the run measures, else as it is.
     """
 
     regions: int = 10
@@ -60,6 +61,7 @@ class FlowConfig:
     smallest: float = 1e-4
     corners: bool = False
     offset: bool = True
+    unit: bool = True
 
     def __post_init__(self):
         choose(self.norm, dict.fromkeys(("group", "batch")), "config.flow.norm")
@@ -161,13 +163,17 @@ class FlowAutoencoder(nnx.Module):
         """Of `features`."""
         return widths(self.config.width, self.config.levels, self.config.widest)[-1]
 
+    @property
+    def multiple(self) -> int:
+        """What height and width of pictures are multiples of, so that the hourglasses halve them evenly."""
+        return 2 ** (self.config.levels + self.config.blocks)
+
     def check(self, height: int, width: int) -> None:
         """Raises InputError for pictures that the hourglasses cannot halve evenly."""
-        times = 2 ** (self.config.levels + self.config.blocks)
-        if height % times or width % times:
+        if height % self.multiple or width % self.multiple:
             raise InputError(
                 f"pictures of {height}x{width} do not halve config.flow.levels + config.flow.blocks = "
-                f"{self.config.levels + self.config.blocks} times: take multiples of {times}, or fewer blocks"
+                f"{self.config.levels + self.config.blocks} times: take multiples of {self.multiple}, or fewer blocks"
             )
 
     def find(self, x: Pictures) -> Regions:

@@ -116,13 +116,15 @@ def mean_of_clips(a: Array, frames: int) -> Array:
 class LayerNorm(nnx.Module):
     """Normalisation over features (eps 1e-5, as in Stable Diffusion)."""
 
-    def __init__(self, dim: int, eps: float = 1e-5, *, rngs: nnx.Rngs):
-        self.scale, self.bias, self.eps = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim)), eps
+    def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True, *, rngs: nnx.Rngs):
+        self.scale, self.eps = nnx.Param(jnp.ones(dim)), eps
+        self.bias = nnx.data(nnx.Param(jnp.zeros(dim)) if bias else None)
 
     def __call__(self, x: Float[Array, "*s c"], ctx: Context | None = None) -> Float[Array, "*s c"]:
         mean, variance = moments(x, lambda y: y.mean(-1, keepdims=True))
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.eps)
-        return add_row(scale_row(y.astype(x.dtype), self.scale[...]), self.bias[...])
+        y = scale_row(y.astype(x.dtype), self.scale[...])
+        return y if self.bias is None else add_row(y, self.bias[...])
 
 
 def silu_norm(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
@@ -174,14 +176,24 @@ def sinusoid(t: Float[Array, " *s"], dim: int, period: float = 10_000.0) -> Floa
 
 
 class MLP(nnx.Module):
-    """Two linear layers with a SiLU between."""
+    """Two linear layers with an activation between, by default SiLU."""
 
-    def __init__(self, cin: int, hidden: int, cout: int, zero: bool = False, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        cin: int,
+        hidden: int,
+        cout: int,
+        zero: bool = False,
+        act: Callable[[Array], Array] = jax.nn.silu,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.linear_1 = linear(cin, hidden, rngs=rngs)
         self.linear_2 = linear(hidden, cout, zero=zero, rngs=rngs)
+        self.act = act
 
     def __call__(self, x: Float[Array, "*s c"]) -> Float[Array, "*s d"]:
-        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+        return self.linear_2(self.act(self.linear_1(x)))
 
 
 class Positions(nnx.Module):

@@ -13,11 +13,13 @@ from vidjax.data.transforms import to_unit
 from vidjax.diffusion.schedule import Schedule
 from vidjax.models.conditioning import Conditioning
 from vidjax.models.convolution import Conv
+from vidjax.models.flow_unet import FlowUNet, FlowUNetConfig
 from vidjax.models.unet import UNet, UNetConfig
 from vidjax.runtime.compiling import jit
 from vidjax.runtime.processes import run_over
 from vidjax.runtime.sharding import batch_ways
 
+NETWORKS: dict[type, Callable[..., Any]] = {UNetConfig: UNet, FlowUNetConfig: FlowUNet}
 Normal = Callable[[tuple[int, ...]], Array]  # shape an example -> standard normal [b, *shape]
 
 
@@ -88,7 +90,7 @@ class VideoModel(nnx.Module):
 
     def __init__(
         self,
-        unet: UNet | UNetConfig,
+        unet: UNet | FlowUNet | UNetConfig | FlowUNetConfig,
         embedders: Mapping[str, Any],
         codec: Any = None,  # a Codec, or what has its `latents`
         *,
@@ -96,7 +98,7 @@ class VideoModel(nnx.Module):
         remat="none",
         rngs: nnx.Rngs | None = None,
     ):
-        self.unet = unet if isinstance(unet, UNet) else UNet(unet, rngs=rngs)
+        self.unet = NETWORKS[type(unet)](unet, rngs=rngs) if type(unet) in NETWORKS else unet
         self.embedder_names = tuple(embedders)
         for name, embedder in embedders.items():
             setattr(self, name, embedder)

@@ -22,6 +22,7 @@ from vidjax.models.autoencoder import AutoencoderConfig
 from vidjax.models.conditioning import EMBEDDERS, FRAME_MASKS
 from vidjax.models.discriminator import DiscriminatorConfig
 from vidjax.models.flow_autoencoder import FlowConfig
+from vidjax.models.flow_unet import FlowUNetConfig
 from vidjax.models.picture import PictureTraining
 from vidjax.models.picture_tokens import PictureTokensTraining
 from vidjax.models.unet import UNetConfig
@@ -48,7 +49,9 @@ OPTIONS: dict[str, Any] = dict(
     autoencoder=_options(AutoencoderConfig),
     flow=_options(FlowConfig),
     discriminator={kind: _options(DiscriminatorConfig) for kind in ("frame", "clip")},
-    model=_options(UNetConfig, TunedConfig, without=("out_channels", "tokens_dim", "vector_dim")),
+    model=_options(
+        UNetConfig, TunedConfig, FlowUNetConfig, without=("out_channels", "tokens_dim", "vector_dim"), network=str
+    ),
     conditioning={
         **{name: _options(kind, without=("rngs",)) for name, kind in EMBEDDERS.items()},
         "picture": _options(PictureTraining, PictureTokensTraining, without=("fps",)),

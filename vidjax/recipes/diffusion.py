@@ -17,6 +17,8 @@ from vidjax.errors import InputError
 from vidjax.generation import cascade
 from vidjax.generation.generator import Generator, SampleConfig
 from vidjax.generation.prompts import what_to_ask
+from vidjax.models.flow_autoencoder import FlowCodec
+from vidjax.models.flow_unet import FlowUNetConfig
 from vidjax.models.keys import OneKey
 from vidjax.models.parameters import Params
 from vidjax.models.stored import StoredMoments
@@ -31,6 +33,8 @@ from vidjax.training.stage import PREVIEWED, Stage, drawn
 from vidjax.training.state import TrainState
 from vidjax.training.validation import by_noise_level
 from vidjax.weights.components import EMPTY
+
+UNETS: dict[str, Any] = {"unet": UNetConfig, "flow_unet": FlowUNetConfig}  # by config.model.network
 
 
 def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> Stage:
@@ -60,7 +64,10 @@ def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> St
 
     def loaded(state: TrainState, dataset: Dataset | Latents) -> Params:
         stored = {EMPTY: dataset.null["tokens"]} if EMPTY in state.frozen and isinstance(dataset, Latents) else {}
-        return {**frozen.parameters(state.frozen), **stored}
+        found = {**frozen.parameters(state.frozen), **stored}
+        if "flow" in section and (file := section.get("pretrained")):
+            found |= latent_flow.released_diffusion(state.params, file, f"config.stages.{common['name']}.pretrained")
+        return found
 
     loss = objectives.OBJECTIVES[section.get("objective", common["name"])]
     objective = settings.bind(loss, section.get("loss"), "loss", schedule=schedule, prediction=prediction)
@@ -79,9 +86,11 @@ def diffusion(section: Mapping[str, Any], workdir: AnyPath, **common: Any) -> St
 
 def multiples(model: VideoModel, codec: Any) -> tuple[int, int]:
     """Returns what a model needs the frames, and the rows and columns, of its videos to be multiples of, so that every
-    map of its U-Net halves evenly. `codec` makes its latents, if anything does."""
+    map of its U-Net, and of a flow autoencoder, halves evenly. `codec` makes its latents, if anything does."""
     unet, strides = model.unet.config, codec.autoencoder.strides if codec else (1, 1, 1)
     time, space = strides[0], math.lcm(*strides[1:]) * unet.patch * 2 ** (len(unet.channels) - 1)
+    if isinstance(codec, FlowCodec):
+        space = math.lcm(space, codec.autoencoder.multiple)
     low = model.embedders.get("lowres")
     return (math.lcm(time, low.time_factor), math.lcm(space, low.space_factor)) if low else (time, space)
 
@@ -114,6 +123,11 @@ def video_model(section: Mapping[str, Any], frozen: FrozenParts, *, rngs: nnx.Rn
             f"config.data.images={section['data']['images']}: stills want an autoencoder that takes each frame by "
             "itself, this one looks over time; set it to 0"
         )
+    if isinstance(codec, FlowCodec) and (tile := section.get("sample", {}).get("tile")):
+        raise InputError(
+            f"config.sample.tile={tile}: what moves is found in whole pictures and warped across them; leave it out, "
+            "config.sample.decode_frames bounds the memory"
+        )
     if "lowres" in embedders and embedders["lowres"].residual and process(section)[1] != "x0":
         raise InputError(
             "config.conditioning.lowres.residual=True adds to a video: set config.diffusion.prediction=x0, not "
@@ -123,14 +137,16 @@ def video_model(section: Mapping[str, Any], frozen: FrozenParts, *, rngs: nnx.Rn
         raise InputError("config.conditioning.lowres is a video of pixels: a stage of latents cannot have it")
     if codec and section["data"].get("latents"):
         codec = StoredMoments(codec.shift, codec.scale)
+    kind = settings.choose(model.pop("network", "unet"), UNETS, "config.model.network")
+    tokens = dict(tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None))
     unet = settings.construct(
-        UNetConfig,
+        kind,
         model,
         "model",
         in_channels=channels + masked + channels * ("lowres" in embedders) + concat,
         out_channels=channels,
-        tokens_dim=next((e.tokens_dim for e in embedders.values() if e.tokens_dim), None),
         vector_dim=sum(e.vector_dim or 0 for e in embedders.values()) or None,
+        **(tokens if kind is UNetConfig else {}),
     )
     return VideoModel(unet, embedders, codec, masked=masked, remat=section["train"].get("remat", "none"), rngs=rngs)
 

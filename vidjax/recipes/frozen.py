@@ -154,8 +154,9 @@ class PartsOfFolder(FrozenParts):
 
 
 def frozen_parts(section: Mapping[str, Any], workdir: AnyPath) -> FrozenParts:
-    """Returns what a stage with these settings does not train, by `config.pretrained` or its `source`."""
-    if "pretrained" in section:
+    """Returns what a stage with these settings does not train, by `config.pretrained` or its `source`; of what diffuses
+    flow the first is a file of the U-Net."""
+    if "pretrained" in section and "flow" not in section:
         return PartsOfFolder(section, section["pretrained"])
     if "flow" in section:
         if not section.get("source"):

@@ -17,9 +17,9 @@ from vidjax.data.video_writing import contact_sheet
 from vidjax.errors import InputError
 from vidjax.generation.generator import Generator
 from vidjax.generation.output import write_index, write_samples
-from vidjax.models.flow_autoencoder import FlowAutoencoder, FlowConfig
+from vidjax.models.flow_autoencoder import CHANNELS, FlowAutoencoder, FlowConfig
 from vidjax.models.keys import OneKey
-from vidjax.models.parameters import abstract_parameters
+from vidjax.models.parameters import Params, abstract_parameters
 from vidjax.models.vgg import LPIPS
 from vidjax.recipes.autoencoder import CLIPS_MEASURED, perceptual_parameters
 from vidjax.runtime import sharding
@@ -30,8 +30,9 @@ from vidjax.training.adversarial import judges
 from vidjax.training.flow import flow_autoencoder as objective
 from vidjax.training.stage import PREVIEWED, Stage, drawn
 from vidjax.training.state import TrainState
-from vidjax.weights import lfdm
+from vidjax.weights import lfdm, lfdm_unet
 
+UNET, CLASSES = "unet.", "label.table.embedding"  # paths of a model
 SHOWN = 16  # clips whose first frames a finished run moves
 LEAST = 0.02  # deviation of a channel that counts as moving: what is still keeps its scale
 
@@ -48,6 +49,7 @@ def flow_autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any
         )
     model = nnx.eval_shape(lambda: FlowAutoencoder(config, rngs=OneKey()))
     FlowAutoencoder.check(model, *data.hw)
+    common["data"] = data.in_multiples(2, model.multiple)
     found = perceptual_parameters(weights) if weights else {}
     if file := section.get("pretrained"):
         lfdm.check_config(config, file)
@@ -66,8 +68,11 @@ def flow_autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any
         return model
 
     def finish(state: TrainState, dataset: Dataset) -> None:
-        windows = dataset.windows("train", clips=dataset.sample_of(CLIPS_MEASURED))
-        measured = flow_statistics(state.model(), windows, common["mesh"])
+        each = 1 if data.window == "start" else None  # later windows of a clip may move otherwise
+        windows = dataset.windows("train", each, dataset.sample_of(CLIPS_MEASURED))
+        measured = {"shift": [0.0] * CHANNELS, "scale": [1.0] * CHANNELS}
+        if config.unit:
+            measured = flow_statistics(state.model(), windows, common["mesh"])
         on_first_process(lambda: write_json(common["folder"] / "latents.json", measured))
 
     @jit
@@ -90,6 +95,18 @@ def flow_autoencoder(section: Mapping[str, Any], workdir: AnyPath, **common: Any
         preview=preview,
         **common,
     )
+
+
+def released_diffusion(params: Params, file: str, key: str) -> Params:
+    """Reads the U-Net, and its condition for each class, from a released file that the setting `key` names, for the
+    paths in `params`. Raises InputError for what does not fit."""
+    tensors = lfdm.read_safely(file, key, "a diffusion of LFDM's")
+    lfdm_unet.config_of(tensors, f"{key}={file}")
+    shapes = {path.removeprefix(UNET): value.shape for path, value in params.items() if path.startswith(UNET)}
+    found = {UNET + path: value for path, value in lfdm_unet.parameters(shapes, tensors).items()}
+    if CLASSES in params:
+        found[CLASSES] = lfdm_unet.class_vectors(tensors, params[CLASSES].shape, f"{key}={file}")
+    return found
 
 
 def flow_statistics(

@@ -41,15 +41,20 @@ IGNORED = r"(\.down\.weight|\.num_batches_tracked)$|^(?!(generator|region_predic
 def open_file(path: str | Path, key: str) -> Mapping[str, np.ndarray]:
     """Opens a released file that the setting `key` names. Raises InputError if it is missing, a pickle or another
     model's."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{key}={path} does not exist: name a flow autoencoder of LFDM's, as safetensors")
-    if path.suffix != ".safetensors":
-        raise InputError(f"{key}={path} is no safetensors file: {unpickle(path)}")
-    tensors = read(path)
+    tensors = read_safely(path, key, "a flow autoencoder of LFDM's")
     if missing := [part for part in PARTS if not any(name.startswith(part) for name in tensors)]:
         raise InputError(f"{key}={path} has no keys {missing[0]}*: it is no flow autoencoder of LFDM's")
     return tensors
+
+
+def read_safely(path: str | Path, key: str, what: str) -> Mapping[str, np.ndarray]:
+    """Reads the file that the setting `key` names. Raises InputError if it is missing or a pickle."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{key}={path} does not exist: name {what}, as safetensors")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{key}={path} is no safetensors file: {unpickle(path)}")
+    return read(path)
 
 
 def check_config(config: FlowConfig, path: str) -> None:
