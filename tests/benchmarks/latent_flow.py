@@ -100,7 +100,9 @@ def main() -> None:
     parser.add_argument("--sheets")
     parser.add_argument("--machine", default=platform.processor() or platform.machine())
     parser.add_argument("--date", required=True)
-    parser.add_argument("--training_seconds", type=int, help="processor seconds of the run, as `time` counts them")
+    parser.add_argument(
+        "--training_seconds", type=int, help="processor seconds of the diffusion stage, as `time` counts them"
+    )
     asked = parser.parse_args()
     run = Run(asked.workdir)
     generator, dataset = run.generator(), run.dataset()
@@ -121,7 +123,8 @@ def main() -> None:
                 contact_sheet(Path(asked.sheets) / f"{name}-{i:02d}.png", rows, labels=labels)
     spent = resource.getrusage(resource.RUSAGE_SELF)
     figures = {
-        "command": f"python {' '.join(['tests/benchmarks/latent_flow.py', 'WORKDIR', '--json=FILE'])}",
+        "command": "python -m vidjax.main --config=configs/lfdm.py --workdir=WORKDIR; "
+        "python tests/benchmarks/latent_flow.py WORKDIR --json=FILE",
         "date": asked.date,
         "machine": asked.machine,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("jax", "flax")},
@@ -130,7 +133,10 @@ def main() -> None:
         "sampler": dataclasses.asdict(generator.defaults)["sampler"],
         "num_steps": generator.defaults.num_steps,
         "steps": {name: run.stage(name).train.steps for name in run.names},
-        "processor_seconds": {"training": asked.training_seconds, "this": round(spent.ru_utime + spent.ru_stime)},
+        "processor_seconds": {
+            "diffusion": asked.training_seconds,
+            "measuring": round(spent.ru_utime + spent.ru_stime),
+        },
         **found,
     }
     Path(asked.json).write_text(json.dumps(figures, indent=1) + "\n")
