@@ -35,9 +35,9 @@ class Combination:
 
     @property
     def heldout(self) -> bool:
-        """Whether training never sees it, in either size: every colour of every shape moves three ways there, and is
-        asked to move the fourth. So any two properties, and all colours and shapes in both sizes, are seen together."""
-        return (tuple(COLOURS).index(self.colour) + SHAPES.index(self.shape)) % 4 == tuple(MOVES).index(self.direction)
+        """Whether training never sees it: one direction of every size, colour and shape; but any three of the four
+        properties are seen together."""
+        return sum(values.index(getattr(self, name)) for name, values in PROPERTIES.items()) % len(MOVES) == 0
 
 
 COMBINATIONS = tuple(Combination(*values) for values in product(*PROPERTIES.values()))
