@@ -188,13 +188,15 @@ def long() -> dict:
 def shapes() -> dict:
     """Drawn shapes whose captions say size, colour, shape and direction; samples are of captions never trained on."""
     recipe = clips()
-    recipe["data"] = dict(source="combinations", frames=8, size=32, cache=True)
-    recipe["autoencoder"] |= dict(patch=(4, 8, 8), latent_channels=48)
-    recipe["conditioning"]["text"] |= dict(layers=0)  # words by themselves: none changes what another says
-    recipe["model"] |= dict(channels=(96,), attention_levels=True, heads=4, after_resnet="convs")
-    recipe["diffusion"]["shift"] = 4.0  # as in `long`: under less noise latent frames are not in order
+    recipe["data"] = dict(source="combinations", frames=8, size=32, window="start", cache=True)
+    recipe["autoencoder"] |= dict(patch=(8, 8, 8), latent_channels=96)  # a latent is all frames of 8x8 pixels
+    recipe["conditioning"]["text"] |= dict(layers=0, length=48)  # words by themselves: none changes what another says
+    block = (("attn1", "frame"), ("attn2", "tokens"), ("ff", "ff"))
+    recipe["model"] |= dict(channels=(128,), attention_levels=True, heads=4, block=block, scale_shift=True)
+    recipe["diffusion"]["shift"] = 4.0  # one shape on a bare field: what is where is decided under much noise
+    recipe["stages"]["autoencoder"]["train"] |= dict(steps=300)
     stage = recipe["stages"]["diffusion"]
-    stage["train"] |= dict(steps=2500, batch_size=16, sample_every=None, validate_every=None, ema=0.995)
+    stage["train"] |= dict(steps=1800, batch_size=16, sample_every=None, validate_every=None, ema=0.995)
     unseen = ";".join(c.caption for c in SPLITS["heldout"])
-    recipe["sample"] |= dict(num_steps=20, per_caption=4, fps=8.0, prompts=unseen)
+    recipe["sample"] |= dict(num_steps=20, guidance_scale=1.5, per_caption=2, fps=8.0, prompts=unseen)
     return recipe

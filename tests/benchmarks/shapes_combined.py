@@ -30,13 +30,12 @@ AT_ONCE = 48
 
 
 def windows(split: str, frames: int) -> list[tuple[np.ndarray, str]]:
-    """One window of every combination, each on another way and from another frame; with its caption."""
+    """The first frames of a clip of every combination, each on another way; with its caption."""
     source, found = combinations(split=split), []
     for number in range(len(SPLITS[split])):
         item = source[number * PLACES + number % PLACES]
         with item.open() as video:
-            first = number % (video.frames - frames + 1)
-            found.append((video.read(range(first, first + frames)), item.text))
+            found.append((video.read(range(frames)), item.text))
     return found
 
 

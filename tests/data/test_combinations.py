@@ -2,14 +2,28 @@
 
 import dataclasses
 from functools import partial
+from itertools import combinations as combinations_of
+from itertools import product
 
+import numpy as np
 import pytest
 from test_configs import config
 
-from vidjax.data.combinations import CAPTIONS, COMBINATIONS, PIXELS, PLACES, PROPERTIES, SPLITS, combinations
+from vidjax.data.combinations import (
+    CAPTIONS,
+    COMBINATIONS,
+    PIXELS,
+    PLACES,
+    PROPERTIES,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    combinations,
+)
 from vidjax.data.pipeline import DataConfig, make_dataset
+from vidjax.data.shapes import coverage
 from vidjax.errors import InputError
-from vidjax.metrics.drawn import read_video
+from vidjax.metrics.drawn import OVERLAP, read_video
 
 
 def whole(source, index):
@@ -17,16 +31,15 @@ def whole(source, index):
         return video.read(range(video.frames))
 
 
-def test_training_has_no_heldout_pair_of_colour_and_shape_but_every_value():
+def test_training_lacks_one_direction_of_all_that_moves_but_no_three_values_together():
     trained, unseen = (
         {CAPTIONS[source[i].text] for i in range(len(source))} for source in map(partial(combinations, ""), SPLITS)
     )
     assert not trained & unseen and trained | unseen == set(COMBINATIONS) and len(trained) == 72 and len(unseen) == 24
-    pairs = lambda of: {(each.colour, each.shape) for each in of}
-    assert pairs(unseen) == {("red", "circle"), ("green", "square"), ("blue", "triangle")}
-    assert not pairs(trained) & pairs(unseen)
-    for name, values in PROPERTIES.items():
-        assert {getattr(each, name) for each in trained} == set(values)
+    assert len({(each.size, each.colour, each.shape) for each in unseen}) == 24
+    for names in combinations_of(PROPERTIES, 3):
+        seen = {tuple(getattr(each, name) for name in names) for each in trained}
+        assert seen == set(product(*(PROPERTIES[name] for name in names)))
 
 
 def test_the_recipe_trains_on_one_split_and_samples_captions_of_the_other():
@@ -55,3 +68,15 @@ def test_ways_of_one_combination_differ():
 def test_another_split_is_refused():
     with pytest.raises(InputError, match=r"data\.split='test' is unknown: choose from train, heldout"):
         combinations(split="test")
+
+
+def test_a_post_is_a_bar_on_end_twice_as_long_as_thick():
+    bar, post = (coverage(shape, 64, 0.2) for shape in ("bar", "post"))
+    assert np.allclose(post, bar.T) and np.isclose(bar.sum() / 64**2, 0.4 * 0.2, rtol=0.02)
+    assert np.isclose(bar.max(0).sum() / bar.max(1).sum(), 2, rtol=0.05)
+
+
+def test_no_two_pictures_overlap_as_much_as_the_reader_asks_for():
+    drawn = [coverage(shape, PIXELS, radius) for shape in SHAPES for radius in SIZES.values()]
+    overlap = lambda a, b: np.minimum(a, b).sum() / np.maximum(a, b).sum()
+    assert max(overlap(*pair) for pair in combinations_of(drawn, 2)) < OVERLAP

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vidjax.data.combinations import SIZES, Combination
-from vidjax.data.shapes import FIELD, draw
+from vidjax.data.combinations import FIELD, SHAPES, SIZES, Combination, show
 from vidjax.errors import InputError
 from vidjax.metrics.drawn import agreement, read_video, shares
 from vidjax.metrics.per_video import METRICS, Judged
@@ -16,10 +15,10 @@ START = (0.4, 0.7)
 
 
 def drawn(what=WHAT, start=START, frames=8, pixels=32):
-    return draw(what.shape, what.colour, what.direction, frames, pixels, SIZES[what.size], start)
+    return show(what, start, frames, pixels)
 
 
-@pytest.mark.parametrize("shape", ["circle", "square", "triangle"])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_it_reads_through_noise_blur_and_over_the_border(size, shape):
     what = Combination(size, "blue", shape, "up")
@@ -41,11 +40,11 @@ def test_each_property_alone_is_not_said_where_it_changes_or_is_not_there():
     assert read_video(video[[0, 4, 1, 5, 2, 6, 3, 7]]) == shown | {"direction": ""}
     white = np.where(video == FIELD, FIELD, 255).astype(np.uint8)
     assert read_video(white)["colour"] == ""
-    assert set(read_video(np.full_like(video, 128)).values()) == {""}
+    assert set(read_video(np.full_like(video, FIELD[0])).values()) == {""}
 
 
 def test_shares_are_of_each_property_and_of_all():
-    other = dataclasses.replace(WHAT, shape="square", direction="up")
+    other = dataclasses.replace(WHAT, shape="post", direction="up")
     found = shares([(drawn(), WHAT.caption), (drawn(), other.caption)])
     assert list(found.values()) == [1.0, 1.0, 0.5, 0.5, 0.5] and list(found)[-1] == "all four"
     with pytest.raises(InputError, match="its caption 'a cat' is none of a drawn clip, such as 'a circle that is"):

@@ -3,12 +3,17 @@
 import dataclasses
 from itertools import product
 
-from vidjax.data.shapes import COLOURS, FPS, MOVES, SHAPES, draw
+import numpy as np
+from jaxtyping import UInt8
+
+from vidjax.data.shapes import COLOURS, FPS, MOVES, draw
 from vidjax.data.source import Item, Source
 from vidjax.data.video_reading import ArrayVideo
 from vidjax.errors import InputError
 
-SIZES = {"small": 0.15, "large": 0.23}  # radius, in widths of the picture
+SHAPES = ("circle", "bar", "post")  # no two pictures, of either size, overlap by more than 0.59
+FIELD = (20, 20, 20)  # dark: all colours are brighter, so that an outline is much the same in all of them
+SIZES = {"small": 0.17, "large": 0.24}  # radius, in widths of the picture
 PLACES, FRAMES, PIXELS = 8, 13, 32  # clips per combination; their frames, height and width
 MARGIN = 0.24  # of the centre to the border, in widths: every shape is whole in every frame
 PROPERTIES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "direction": tuple(MOVES)}
@@ -30,14 +35,21 @@ class Combination:
 
     @property
     def heldout(self) -> bool:
-        """Whether training never sees it: red circles, green squares and blue triangles, of either size and in every
-        direction."""
-        return tuple(COLOURS).index(self.colour) == SHAPES.index(self.shape)
+        """Whether training never sees it: one direction of every size, colour and shape; but any three of the four
+        properties are seen together."""
+        return sum(values.index(getattr(self, name)) for name, values in PROPERTIES.items()) % len(MOVES) == 0
 
 
 COMBINATIONS = tuple(Combination(*values) for values in product(*PROPERTIES.values()))
 CAPTIONS = {each.caption: each for each in COMBINATIONS}
 SPLITS = {split: tuple(c for c in COMBINATIONS if c.heldout == (split == "heldout")) for split in ("train", "heldout")}
+
+
+def show(
+    what: Combination, start: tuple[float, float], frames: int = FRAMES, pixels: int = PIXELS
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Draws the clip; `start` is the centre in the first frame, (down, right)."""
+    return draw(what.shape, what.colour, what.direction, frames, pixels, SIZES[what.size], start, FIELD)
 
 
 def combinations(path: str = "", split: str = "train") -> Source:
@@ -53,7 +65,7 @@ def combinations(path: str = "", split: str = "train") -> Source:
         begin = lambda along: beside if not along else MARGIN if along > 0 else 1 - MARGIN
         down, right = MOVES[what.direction]
         start = (begin(down), begin(right))
-        clip = lambda: draw(what.shape, what.colour, what.direction, FRAMES, PIXELS, SIZES[what.size], start)
+        clip = lambda: show(what, start)
         return Item(f"{what.caption} {place}", what.caption, SHAPES.index(what.shape), lambda: ArrayVideo(clip(), FPS))
 
     return Source(len(shown) * PLACES, item, len(SHAPES))

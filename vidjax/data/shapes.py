@@ -22,6 +22,9 @@ def _inside(shape: str, y: np.ndarray, x: np.ndarray, r: float) -> np.ndarray:
         return r - np.hypot(y, x)
     if shape == "square":
         return 0.85 * r - np.maximum(abs(y), abs(x))
+    if shape in ("bar", "post"):
+        across, along = (y, x) if shape == "bar" else (x, y)
+        return np.minimum(r - abs(along), r / 2 - abs(across))
     return np.minimum(r / 2 - y, (y + r - np.sqrt(3) * abs(x)) / 2)  # equilateral, point up, circumradius r
 
 
@@ -43,14 +46,15 @@ def draw(
     size: int = SIZE,
     radius: float = RADIUS,
     start: tuple[float, float] = (0.5, 0.5),
+    field: tuple[int, int, int] = FIELD,
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Draws the clip "a {colour} {shape} moves {move}", antialiased, on a torus: the motion never ends. `start` is the
     centre in the first frame, (down, right)."""
-    rgb, field = np.array(COLOURS[colour], np.float32), np.array(FIELD, np.float32)
+    rgb, ground = np.array(COLOURS[colour], np.float32), np.array(field, np.float32)
     video = []
     for t in range(frames):
         y, x = (s + v * SPEED * t for s, v in zip(start, MOVES[move]))
-        video.append(field + coverage(shape, size, radius, (y, x))[..., None] * (rgb - field))
+        video.append(ground + coverage(shape, size, radius, (y, x))[..., None] * (rgb - ground))
     return np.round(np.stack(video)).astype(np.uint8)
 
 

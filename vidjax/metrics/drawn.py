@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vidjax.data.combinations import CAPTIONS, PROPERTIES, SIZES
-from vidjax.data.shapes import COLOURS, FIELD, MOVES, SHAPES, SPEED, coverage
+from vidjax.data.combinations import CAPTIONS, FIELD, PROPERTIES, SHAPES, SIZES
+from vidjax.data.shapes import COLOURS, MOVES, SPEED, coverage
 from vidjax.errors import InputError
 
 STRONG = 0.75  # of the greatest distance from the field, what is nearer does not say which colour it is
