@@ -27,6 +27,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers, and fo
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("vidjax", "beartype.beartype")
+gc.disable()  # until all is imported: a fifth of the processor seconds of collecting tests went to it
 
 
 LONG = ("test_tuning", "test_main", "test_configs", "test_tuning_recipes", "test_motion_director", "test_processes")
@@ -47,6 +48,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

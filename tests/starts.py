@@ -16,11 +16,13 @@ from pathlib import Path
 # A child is what `python -m` would have started: nothing has read flags, and JAX has no threads yet.
 CODE = """
 import gc, json, os, runpy, sys
+gc.disable()
 import matplotlib.figure, tensorboardX.record_writer, transformers
 import vidjax.evaluation.page, vidjax.evaluation.results, vidjax.training.loop
 transformers.CLIPTokenizer
 gc.collect()
 gc.freeze()
+gc.enable()
 for line in sys.stdin:
     kind, asked = json.loads(line)
     if kind == "start":

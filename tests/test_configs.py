@@ -118,7 +118,6 @@ def test_a_small_copy_of_a_recipe_trains_two_steps(name, tmp_path):
             stage["loss"] = {**stage["loss"], "start": 1}
     for stage_name in stage_names(made):
         stage = recipe.build(made, stage_name, tmp_path, max_steps=2)
-        recipe.check(stage)
         train(stage)
         lines = (tmp_path / stage_name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2]
