@@ -77,7 +77,7 @@ def mesh_of(topology: str, axes: tuple[int, ...]) -> jax.sharding.Mesh:
 
 def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
     """The config of a recipe with one block, on the way up, in each level down to the first with attention, `WIDTH`
-    features, one clip for each of `ways` devices, two where it accumulates."""
+    features, one clip for each of `ways` devices, two where it accumulates; an autoencoder to train halves once."""
     made = config(name)
     if "pretrained" in made:
         made["pretrained"] = _folder(name.startswith("motion_director"))
@@ -102,6 +102,10 @@ def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
         text |= dict(dim=WIDTH, layers=1, heads=HEADS)
     if "autoencoder" in made:
         auto = made["autoencoder"]
+        if stage == "autoencoder" and "steps" in auto:  # one of three that are alike
+            auto |= {key: auto[key][:2] for key in ("channels", "blocks")} | {"steps": auto["steps"][:1]}
+            auto |= {key: auto[key][-2:] for key in ("decoder_channels", "decoder_blocks")}
+            auto["decoder_steps"] = auto["decoder_steps"][-1:]
         auto |= dict(channels=[8] * len(auto["channels"]), groups=4, blocks=[min(n, 1) for n in auto["blocks"]])
         auto["decoder_blocks"] = [min(n, 1) for n in auto["decoder_blocks"]]
         if auto.get("decoder_channels"):
