@@ -10,12 +10,17 @@ from PIL import Image
 from starts import program
 from tiny_folder import write_folder
 
+from vidjax.diffusion.schedule import cosine
 from vidjax.errors import InputError
 from vidjax.generation.adapters import merge_lora_files, parse
+from vidjax.generation.generator import Generator
 from vidjax.generation.options import SampleConfig, Subject
 from vidjax.generation.pretrained import load_generator
 from vidjax.generation.subjects import read_subject
+from vidjax.models.flow_unet import FlowUNet, FlowUNetConfig
 from vidjax.models.lora import layers_of, lora_tensors, merge_loras
+from vidjax.models.parameters import parameters
+from vidjax.models.video_model import VideoModel
 from vidjax.training.strategies import strategy
 from vidjax.weights import lora, pretrained
 
@@ -99,6 +104,15 @@ def test_what_is_no_adapter_of_this_model_is_one_line(sampled, files, generator,
         with pytest.raises(InputError, match=says) as caught:
             merge_lora_files(generator, asked)
         assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_these_layers_takes_no_adapter(files):
+    config = FlowUNetConfig(in_channels=3, channels=(8,), groups=4, heads=1, head_dim=4, vector_dim=None)
+    model = VideoModel(FlowUNet(config, rngs=nnx.Rngs(0)), {})
+    how = (cosine(), "eps", None, (2, 4, 4), 3, SampleConfig())
+    flows = Generator(nnx.graphdef(model), parameters(model), *how)
+    with pytest.raises(InputError, match="this model has another; leave it out"):
+        merge_lora_files(flows, [files["fox"]])
 
 
 def test_a_name_with_a_colon_is_a_name(tmp_path):

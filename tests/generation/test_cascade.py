@@ -214,6 +214,9 @@ def test_times_of_a_refinement():
     back, forth = REFINEMENT.inversion_times(30), REFINEMENT.times(30, clean=-1.0)
     assert (len(back), back[0], back[1], *back[-2:]) == (32, 0, 23, 690, 699)
     np.testing.assert_allclose([len(forth), *forth[:2], *forth[-2:]], [31, 699, 699 - 700 / 31, 44 + 5 / 31, -1])
+    for steps in (1, 40, 60, 400, 700):
+        strides = np.diff(REFINEMENT.inversion_times(steps))
+        assert len(strides) >= steps and sum(strides) == 699 and set(strides[:-1]) <= {strides[0]} >= {max(strides)}
     with pytest.raises(InputError, match=r"num_steps is 701; it must lie in 1\.\.700"):
         REFINEMENT.inversion_times(701)
 
@@ -255,10 +258,12 @@ def test_what_cannot_be_made_larger():
         above([""], lowres=some(1, 2, 8, 8), lowres_level=2.0)
     with pytest.raises(InputError, match="5 frames of 8x8 do not divide by time_factor=2"):
         above([""], frames=5, lowres=some(1, 2, 8, 8))
-    with pytest.raises(InputError, match="conditioned on lowres, which was not given"):
+    with pytest.raises(InputError, match="inversion is of models of text alone, this one knows lowres"):
         above.invert(np.zeros((1, 4, 8, 8, 3), np.float32), [""])
     with pytest.raises(InputError, match="make nothing larger"):
         lowres()
+    with pytest.raises(InputError, match="conditioned on lowres, which was not given"):
+        embed({"lowres": lowres(time_factor=2)}, {})
     assert embed({}, {}).concat is None
 
 

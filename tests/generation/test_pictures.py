@@ -114,6 +114,25 @@ def test_a_model_of_pictures_is_not_inverted(folder):
         generator.null_text(latents, [""])
 
 
+@pytest.mark.parametrize("call", ["sample", "in_motion", "null_text"])
+def test_a_suffix_is_added_to_the_prompt_however_it_is_sampled(folder_of_text, call):
+    class Read(Exception):
+        """Says what the first prompt is."""
+
+    def tokenize(prompt):
+        raise Read(prompt)
+
+    generator, how = load_generator(folder_of_text), dict(suffix=", sharp", guidance_scale=2.0)
+    generator.tokenize = tokenize
+    ways = {
+        "sample": lambda: generator.latents(["fox"], frames=2, size=SIZE, **how),
+        "in_motion": lambda: generator.in_motion(["fox"], (1.0, 0.0), frames=2, size=SIZE, **how),
+        "null_text": lambda: generator.null_text(np.zeros((1, 2, 2, 3, 4), "f"), ["fox"], **how),
+    }
+    with pytest.raises(Read, match=r"^fox, sharp$"):
+        ways[call]()
+
+
 def test_models_of_text_see_no_picture(folder_of_text):
     generator = load_generator(folder_of_text)
     said = "sees no picture, it knows text: those that do move pictures .*, are a Stable Diffusion with --control"

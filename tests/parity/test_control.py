@@ -179,6 +179,8 @@ def test_out_again_bit_equal(folder, kind, tmp_path):
     model = pretrained.load(path / "base", control=path / kind).model
     with pytest.raises(InputError, match="control=None: the model is steered by a network; name its folder"):
         pretrained.save(model, path / "base", tmp_path / "out")
+    with pytest.raises(InputError, match=r"a network steers the model, for which .* has no place"):
+        pretrained.save_single_file(model, path / "base", tmp_path / "out")
     pretrained.save(model, path / "base", tmp_path / "out", control=path / kind)
     name = "diffusion_pytorch_model.safetensors"
     before, after = load_file(path / kind / name), load_file(tmp_path / "out" / "controlnet" / name)

@@ -151,8 +151,8 @@ def test_what_is_seen_of_a_picture(size):
     frame = PIPELINE._center_crop_wide(theirs, (24, 16))
     np.testing.assert_array_equal(picture_tokens.cut(picture, (16, 24)), np.asarray(frame))
     seen = np.asarray(PIPELINE._resize_bilinear(PIPELINE._center_crop_wide(theirs, (size[1],) * 2), (32, 32)))
-    np.testing.assert_array_equal(picture_tokens.for_clip(picture, size[1], 32), seen)
-    trained = picture_tokens.square(jnp.asarray(picture[None], jnp.float32), 32)[0]
+    np.testing.assert_array_equal(picture_tokens.scale_for_clip(picture, size[1], 32), seen)
+    trained = picture_tokens.cut_squares(jnp.asarray(picture[None], jnp.float32), 32)[0]
     np.testing.assert_allclose(trained, seen, atol=1.5)
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from lfdm_layout import SMALL, draw, layout
 
 from vidjax.errors import InputError
-from vidjax.models.flow_unet import FlowUNet, FlowUNetConfig, distances
+from vidjax.models.flow_unet import FlowUNet, FlowUNetConfig, find_buckets
 from vidjax.models.keys import OneKey
 from vidjax.models.parameters import abstract_parameters, merge, parameters
 from vidjax.weights import lfdm_unet
@@ -192,7 +192,7 @@ def test_a_file_goes_out_as_it_came_in(pair):
 
 
 def test_distances_are_told_apart_near_by_and_by_direction():
-    found = distances(60)
+    found = find_buckets(60)
     assert found[0, 0] == 0 and len(set(found[10, 3:18])) == 15
     assert (found[0, 32:] == found[0, 59]).all() and (found[32:, 0] == found[59, 0]).all()
     assert found.max() < 32 and not set(found[np.triu_indices(60, 1)]) & set(found[np.tril_indices(60)])
@@ -212,5 +212,8 @@ def test_what_it_was_not_built_for_is_refused(change, says):
     given = dict(x=jnp.zeros((1, 2, 4, 4, 9)), vector=jnp.zeros((1, 12))) | change
     with pytest.raises(InputError, match=says):
         model(given.pop("x"), jnp.zeros((1, 2)), **given)
+    for numbers in (dict(head_dim=3), dict(channels=(2, 4), groups=2), dict(channels=(5,), groups=5)):
+        with pytest.raises(InputError, match="sines and cosines share them"):
+            FlowUNetConfig(**numbers)
     with pytest.raises(InputError, match=r"file has no key .*init_conv\.weight: it is no diffusion of LFDM's"):
         lfdm_unet.config_of({"betas": np.zeros(3)}, "file")

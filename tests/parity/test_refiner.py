@@ -26,6 +26,7 @@ from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
 from vidjax.recipes.build import build  # noqa: E402
+from vidjax.serving.worker import open_model  # noqa: E402
 from vidjax.weights import convert, pretrained  # noqa: E402
 from vidjax.weights.i2vgen_refiner import RefinerFile  # noqa: E402
 from vidjax.weights.video_file import Entries  # noqa: E402
@@ -184,6 +185,8 @@ def test_files_that_do_not_fit_are_refused_in_one_line(written, tmp_path):
         with pytest.raises(InputError, match=says) as raised:
             pretrained.load(path.parent / f"{name}.safetensors")
         assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match=r"makes finished videos larger; that is vidjax\.sample --refine"):
+        open_model(str(path))
     made = config("videocrafter:temporal") | dict(pretrained=str(path), prompt="the fox")
     with pytest.raises(InputError, match="makes finished videos larger; it is not tuned here"):
         build(made, "tune", tmp_path)

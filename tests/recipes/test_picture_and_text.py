@@ -16,7 +16,7 @@ from vidjax.errors import InputError
 from vidjax.generation.pretrained import load_generator
 from vidjax.models.keys import Keys
 from vidjax.models.lora import lora_tensors
-from vidjax.models.picture_tokens import PictureTokensTraining, averaging, places_of
+from vidjax.models.picture_tokens import PictureTokensTraining, make_averaging, places_of
 from vidjax.recipes import build as recipe
 from vidjax.recipes.run import train
 from vidjax.training.strategies import strategy
@@ -82,7 +82,7 @@ def test_guidance_leaves_the_latents_of_the_picture(folder):
 @pytest.mark.parametrize("n", [7, 32, 64, 88, 160])
 def test_means_over_a_grid(n):
     """Each row is a mean; where the places divide evenly, over a run of its own."""
-    matrix = averaging(n)
+    matrix = make_averaging(n)
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
     if n % 32 == 0:
         np.testing.assert_allclose(matrix @ np.arange(n), np.arange(n).reshape(32, -1).mean(1), rtol=1e-6)

@@ -20,8 +20,8 @@ class Refinement:
     level: int
 
     def inversion_times(self, num_steps: int) -> Float[np.ndarray, " n"]:
-        """Growing times of the way back, for sampling in `num_steps`: as many steps, or one more, of whole numbers.
-        Raises InputError."""
+        """Growing times of the way back, for sampling in `num_steps`: steps of equal whole numbers, but for the last,
+        rounded down, so that they are as many or more. Raises InputError."""
         if not 1 <= num_steps <= self.level + 1:
             raise InputError(f"num_steps is {num_steps}; it must lie in 1..{self.level + 1}")
         entries = self.level + 1

@@ -8,20 +8,25 @@ from vidjax.errors import InputError, check_range
 from vidjax.generation.cascade import AnyGenerator
 from vidjax.models.lora import merge_loras
 from vidjax.models.parameters import Params
+from vidjax.models.unet import UNet
 from vidjax.weights import lora
 
 
 def merge_lora_files(generator: AnyGenerator, files: Sequence[str]) -> Params:
     """Merges LoRAs, each FILE or FILE:WEIGHT, with the generator's parameters; those that stay as they are are shared.
 
-    Raises InputError for a file that is no LoRA, or one of another model, and for a weight that is no number.
+    Raises InputError for a model that takes none, a file that is no LoRA, or one of another model, and for a weight
+    that is no number.
     """
     weights: dict[str, float] = {}
     for path, weight in map(parse, files):
         if path in weights:
             raise InputError(f"the LoRA {path} is there twice; name it once, with the sum of the weights")
         weights[path] = weight
-    blocks = generator.model.unet.config.blocks_per_level
+    network = generator.model.unet
+    if not isinstance(network, UNet):
+        raise InputError("--lora is of U-Nets with Stable Diffusion's layers, this model has another; leave it out")
+    blocks = network.config.blocks_per_level
     return merge_loras(generator.params, {path: (lora.load(path, blocks), weights[path]) for path in weights})
 
 

@@ -49,7 +49,8 @@ def invert_once(generator: Generator, latents: Latents, file: AnyPath) -> Latent
 def null_text_once(generator: Generator, latents: Latents, prompt: str, folder: AnyPath) -> tuple[Latents, np.ndarray]:
     """Inverts `latents` under `prompt` to noise, and the null captions per step that lead back; both are cached."""
     how = generator.defaults
-    under = f"{stamp(generator, latents)}|{prompt}|{how.negative_prompt}|{how.guidance_scale}|{how.null_text}"
+    under = f"{stamp(generator, latents)}|{prompt}{how.suffix}|{how.negative_prompt}"
+    under += f"|{how.guidance_scale}|{how.null_text}"
 
     @cache
     def made() -> Any:

@@ -202,13 +202,12 @@ class Generator:
             noise, progress = self._refined(lowres, noise, shape, self._video_size(frames, size), how, progress)
         noise = own if noise is None else noise
         check_noise(noise, own.shape)
-        prompts = [f"{prompt}{how.suffix}" if isinstance(prompt, str) else prompt for prompt in prompts]
         video, names = self._video_size(frames, size), self.embedder_names
         if pictures is not None and not {"picture", "control"} & set(names):
             known = self._known_pictures(pictures, picture_at, video, len(prompts), known)
         check_known(known, own.shape, how.chunk)
         conditions = {
-            **self.conditions(prompts, how.fps),
+            **self.conditions(how.complete(prompts), how.fps),
             **self._lowres_conditions(lowres, shape, keys, how.lowres_level),
         }
         if "picture" in names:
@@ -234,7 +233,7 @@ class Generator:
             known=None if known is None else (over(known[0]), np.asarray(known[1])),
             level=how.known_level,
             strength=how.frame_guidance if self.model.masked else how.reconstruction,
-            subjects=[self._region(subject, mesh, len(prompts), filled, shape, how.fps) for subject in subjects],
+            subjects=[self._region(subject, mesh, len(prompts), filled, shape, how) for subject in subjects],
         )
         seen = dict(report=progress is not None, look=look is not None)
         static = Options(how.sampler, how.eta, guidance, how.rescale, how.chunks, how.frame_guidance != 1.0, **seen)
@@ -333,11 +332,11 @@ class Generator:
         if self._look is not None:
             self._look(done, latents)
 
-    def _region(self, subject: Subject, mesh: Mesh, count: int, filled: int, shape: Shape, fps: float) -> Region:
+    def _region(self, subject: Subject, mesh: Mesh, count: int, filled: int, shape: Shape, how: SampleConfig) -> Region:
         """A subject of `count` videos as arrays, over the mesh. Raises InputError for a mask of another size."""
         check_subject(subject, shape)
         params = self.params if subject.params is None else self.lay_out(subject.params)
-        conditions = batch_over(mesh, self.conditions([subject.prompt] * count, fps), filled)
+        conditions = batch_over(mesh, self.conditions(how.complete([subject.prompt] * count), how.fps), filled)
         return Region(self._on(mesh, params), conditions, np.asarray(subject.mask, np.float32))
 
     def _start(self, count: int, shape: Shape, seed: int) -> tuple[Key[Array, " b"], Float[Array, "b t h w c"]]:
@@ -384,7 +383,7 @@ class Generator:
         guidance, filled = sampling.guidance_mode(how, mesh, len(prompts), clip)
         over = partial(batch_over, mesh, size=filled)
         request = Request(
-            conditions=over(self.conditions(prompts, how.fps)),
+            conditions=over(self.conditions(how.complete(prompts), how.fps)),
             negative=over(self.tokens([how.negative_prompt] * len(prompts))),
             noise=over(noise),
             key=np.asarray(jax.random.key_data(keys[0])),
@@ -440,7 +439,7 @@ class Generator:
         mesh = self._mesh(latents.shape[1], how.chunk)
         over = partial(batch_over, mesh, size=len(prompts))  # the error is a mean over the videos: none is added
         request = Request(
-            conditions=over(self.conditions(prompts, how.fps)),
+            conditions=over(self.conditions(how.complete(prompts), how.fps)),
             negative=over(self.tokens([how.negative_prompt] * len(prompts))),
             begin=over(jnp.asarray(latents, jnp.float32)),
             times=samplers.times(ddim_inverse(), self.schedule, how.num_steps, how.spacing),

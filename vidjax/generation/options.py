@@ -33,7 +33,7 @@ class SampleConfig:
     num_steps: int = 50
     guidance_scale: float = 1.0
     negative_prompt: str = ""  # what guidance steers away from
-    suffix: str = ""  # is added to every prompt
+    suffix: str = ""  # is added to every prompt, but not to the negative one
     rescale: float = 0.0
     eta: float = 0.0
     spacing: str | None = None
@@ -60,6 +60,10 @@ class SampleConfig:
     picture_noise: float = 0.02  # standard deviation of the noise on the picture, in pixels from -1 to 1
     control_scale: float = 1.0  # what a ControlNet finds counts so much
     decode_frames: int | None = None  # decoded at once by a decoder that looks over time; default: all
+
+    def complete(self, prompts: Prompts) -> Prompts:
+        """Adds `suffix` to the captions among prompts."""
+        return [f"{prompt}{self.suffix}" if isinstance(prompt, str) else prompt for prompt in prompts]
 
     @property
     def prompt_list(self) -> list[str]:
@@ -158,7 +162,9 @@ def check_noise(noise: Latents, shape: Shape) -> None:
 def check_known(known: Masked | None, shape: Shape, chunk: int | None) -> None:
     """Raises InputError unless known frames, and a mask of each, fit latents of this shape, sampled in one piece."""
     if known is not None and (known[0].shape != shape or known[1].shape != shape[1:2] or chunk):
-        raise InputError(f"known frames are {known[0].shape}, these videos are {shape}, and sample.chunk be None")
+        raise InputError(
+            f"known frames are {known[0].shape}, these videos are {shape}: make them alike, and leave sample.chunk out"
+        )
 
 
 def check_subject(subject: Subject, shape: Shape) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from vidjax.errors import InputError, check_range
 from vidjax.models.convolution import Conv, ConvTranspose
@@ -60,6 +60,11 @@ class FlowUNetConfig:
         for dim in self.channels:
             if dim % self.groups:
                 raise InputError(f"config.model: {dim} channels cannot be split into groups={self.groups}")
+        if self.channels[0] < 4 or self.channels[0] % 2 or self.head_dim % 2:
+            raise InputError(
+                f"config.model: channels={self.channels} must begin with an even number from 4 on, and "
+                f"head_dim={self.head_dim} be even: sines and cosines share them"
+            )
 
 
 def sinusoid(t: Float[Array, " *s"], dim: int) -> Float[Array, "*s {dim}"]:
@@ -68,9 +73,9 @@ def sinusoid(t: Float[Array, " *s"], dim: int) -> Float[Array, "*s {dim}"]:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
-def distances(t: int) -> np.ndarray:
-    """For each of t frames the bucket of each other one (Raffel et al. 2020, T5): one a distance up to a quarter of
-    them, then wider ones; the later frames' are the second half."""
+def find_buckets(t: int) -> Int[np.ndarray, "{t} {t}"]:
+    """Finds for each of t frames the bucket of each other one (Raffel et al. 2020, T5): one for each distance below a
+    quarter of the buckets, then wider ones; the later frames' are the second half."""
     ahead = np.arange(t) - np.arange(t)[:, None]
     half = BUCKETS // 2
     near, far = half // 2, np.maximum(abs(ahead), 1).astype(np.float32)
@@ -237,7 +242,7 @@ class FlowUNet(nnx.Module):
         if vector is not None:
             emb = jnp.concatenate([emb, jnp.broadcast_to(vector[:, None], (*emb.shape[:2], vector.shape[-1]))], -1)
         angles = jnp.arange(x.shape[1])[:, None] * jax.lax.stop_gradient(self.frequencies[...])
-        places = angles, self.time_bias.embedding[...][distances(x.shape[1])].transpose(2, 0, 1)
+        places = angles, self.time_bias.embedding[...][find_buckets(x.shape[1])].transpose(2, 0, 1)
 
         def run(level: Level, x: Video) -> Video:
             call = lambda x, emb, places: level(x, emb, places)

@@ -55,7 +55,7 @@ class LatentTokens(nnx.Module):
 
     def __call__(self, latents: Float[Array, "b i j z"]) -> Float[Array, "b m d"]:
         x = jax.nn.silu(self.conv1(latents))
-        down, right = (jnp.asarray(averaging(n), x.dtype) for n in x.shape[1:3])
+        down, right = (jnp.asarray(make_averaging(n), x.dtype) for n in x.shape[1:3])
         x = jnp.einsum("gi,hj,bijc->bghc", down, right, x, precision=jax.lax.Precision.HIGHEST)
         return rearrange(self.conv3(jax.nn.silu(self.conv2(x))), "b g h d -> b (g h) d")
 
@@ -85,8 +85,8 @@ class PictureTokens(nnx.Module):
     The channels are made of the picture's latents at the first frame and of i / (t - 1) everywhere at frame i of t. In
     the published training they are added to themselves, by a slip; in `diffusers` they are not: `twice`.
 
-    Its entry of a batch: `pixels` [b, n, n, 3] in [-1, 1] for CLIP, see `square`; `latents` [b, t, i, j, z] of these
-    frames; `fps` [b]; `shown` [b], whether the tokens by CLIP are.
+    Its entry of a batch: `pixels` [b, n, n, 3] in [-1, 1] for CLIP, see `cut_squares`; `latents` [b, t, i, j, z] of
+    these frames; `fps` [b]; `shown` [b], whether the tokens by CLIP are.
     """
 
     key, drop = "picture", 0.0  # `draw` hides it
@@ -156,7 +156,7 @@ class PictureTokens(nnx.Module):
         """Makes the arguments of `entry` for videos of `size` (h, w) and latents of `shape` [t, i, j, z], from pictures
         of any size, `normal(shape)` for each, and the rate `how.fps`."""
         size_of_clip = self.encoder.config.size
-        squares = np.stack([for_clip(each, size[1], size_of_clip) for each in pictures])
+        squares = np.stack([scale_for_clip(each, size[1], size_of_clip) for each in pictures])
         return {
             "frame": np.stack([cut(each, size) for each in pictures]),
             "pixels": np.asarray(to_unit(squares)),
@@ -171,7 +171,7 @@ class PictureTokens(nnx.Module):
         b, t, h, w, _ = video.shape
         _, rows, columns = codec.autoencoder.strides
         eps = draws.named("noise").normal((h // rows, w // columns, codec.autoencoder.latent_channels))
-        pixels = square(to_unit(video[:, 0]), self.encoder.config.size)
+        pixels = cut_squares(to_unit(video[:, 0]), self.encoder.config.size)
         places = repeat(jnp.asarray(places_of(t)), "t -> b t", b=b)
         shown = (draws.named("shown").uniforms >= how.drop).astype(jnp.float32)
         entry = self.entry(codec, video[:, 0], pixels, eps, places, jnp.full(b, how.fps, jnp.float32))
@@ -194,7 +194,7 @@ def cut(picture: UInt8[np.ndarray, "p q 3"], size: tuple[int, int]) -> UInt8[np.
     return scaled[top : top + h, left : left + w]
 
 
-def for_clip(picture: UInt8[np.ndarray, "p q 3"], side: int, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def scale_for_clip(picture: UInt8[np.ndarray, "p q 3"], side: int, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Makes what CLIP sees of a picture in a video that is `side` wide: a square of that side, see `cut`, scaled by a
     triangle filter."""
     from PIL import Image
@@ -203,15 +203,15 @@ def for_clip(picture: UInt8[np.ndarray, "p q 3"], side: int, size: int) -> UInt8
     return np.asarray(middle.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def square(frames: Float[Array, "b h w c"], size: int) -> Float[Array, "b {size} {size} c"]:
-    """Computes `for_clip` of the frames of a video, without its rounding to whole numbers between."""
+def cut_squares(frames: Float[Array, "b h w c"], size: int) -> Float[Array, "b {size} {size} c"]:
+    """Computes `scale_for_clip` of the frames of a video, without its rounding to whole numbers between."""
     h, w = frames.shape[1:3]
     short = min(h, w)
     rows, columns = (max(w, n * w // short) for n in (h, w))
 
     def matrix(n: int, scaled: int) -> Float[np.ndarray, "m {n}"]:
         start = (scaled - w) // 2
-        return (weights(w, size, 1.0) @ weights(n, scaled, 0.5)[start : start + w]).astype(np.float32)
+        return (make_scaling(w, size, 1.0) @ make_scaling(n, scaled, 0.5)[start : start + w]).astype(np.float32)
 
     down, right = jnp.asarray(matrix(h, rows)), jnp.asarray(matrix(w, columns))
     highest = jax.lax.Precision.HIGHEST
@@ -219,9 +219,9 @@ def square(frames: Float[Array, "b h w c"], size: int) -> Float[Array, "b {size}
 
 
 @functools.cache
-def weights(n: int, size: int, reach: float) -> Float[np.ndarray, "{size} {n}"]:
-    """The matrix that scales n pixels to `size` as Pillow does, by a box (`reach` 0.5) or a triangle (1) that is as
-    many times wider as the pixels become fewer."""
+def make_scaling(n: int, size: int, reach: float) -> Float[np.ndarray, "{size} {n}"]:
+    """Makes the matrix that scales n pixels to `size` as Pillow does, by a box (`reach` 0.5) or a triangle (1) that is
+    as many times wider as the pixels become fewer."""
     step = n / size
     wide = max(step, 1.0)
     centre = (np.arange(size)[:, None] + 0.5) * step
@@ -231,8 +231,9 @@ def weights(n: int, size: int, reach: float) -> Float[np.ndarray, "{size} {n}"]:
 
 
 @functools.cache
-def averaging(n: int, size: int = GRID) -> Float[np.ndarray, "{size} {n}"]:
-    """The matrix whose row k is the mean of n places from k n / size, rounded down, to (k + 1) n / size, rounded up."""
+def make_averaging(n: int, size: int = GRID) -> Float[np.ndarray, "{size} {n}"]:
+    """Makes the matrix whose row k is the mean of n places from k n / size, rounded down, to (k + 1) n / size, rounded
+    up."""
     places, k = np.arange(n), np.arange(size)[:, None]
     inside = (places >= k * n // size) & (places < -(-(k + 1) * n // size))
     return (inside / inside.sum(1, keepdims=True)).astype(np.float32)

@@ -154,12 +154,12 @@ class PartsOfFolder(FrozenParts):
 
 
 def frozen_parts(section: Mapping[str, Any], workdir: AnyPath) -> FrozenParts:
-    """Returns what a stage with these settings does not train, by `config.pretrained` or its `source`; of what diffuses
-    flow the first is a file of the U-Net."""
-    if "pretrained" in section and "flow" not in section:
-        return PartsOfFolder(section, section["pretrained"])
+    """Returns what a stage with these settings does not train, by `config.pretrained` or its `source`. A stage that
+    diffuses flow takes what it does not train from its `source`: its `pretrained` is a file of the U-Net."""
     if "flow" in section:
         if not section.get("source"):
             raise InputError("config.flow: name the stage that trains the flow autoencoder as this one's source")
         return PartsOfFlow(section, workdir / section["source"])
+    if "pretrained" in section:
+        return PartsOfFolder(section, section["pretrained"])
     return PartsOfStage(section, workdir / section["source"]) if section.get("source") else FrozenParts(section)

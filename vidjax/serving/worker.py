@@ -49,6 +49,8 @@ def open_model(path: str, frames: int | None = None, **options: str | None) -> A
     place = Path(path)
     if is_folder(path):
         generator = load_generator(place, frames, **options)
+        if generator.refinement:
+            raise InputError(f"--model={path}: it makes finished videos larger; that is vidjax.sample --refine")
     else:
         generator = Run(parse_path(path, "--model")).generator()
     if "picture" in generator.embedder_names:

@@ -45,8 +45,8 @@ OVER, OUTPUTS, HEAD = dict(spatial="attn1", temporal="attn_temp"), ("final_conv"
 IGNORED = rf"^(?!.*denoise_fn\.)|{NULL}$|(downs|ups|mid_temporal_attn)\..*rotary_emb\.freqs$"
 
 
-def flipped(kernel: np.ndarray) -> np.ndarray:
-    """A transposed convolution's kernel as that of a convolution over what zeros were put into, and back."""
+def flip(kernel: np.ndarray) -> np.ndarray:
+    """Turns a transposed convolution's kernel into that of a convolution over what zeros were put into, and back."""
     return kernel.swapaxes(0, 1)[..., ::-1, ::-1]
 
 
@@ -95,7 +95,7 @@ def parameters(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.n
     read = {}
     for key, value in tensors.items():
         if not re.search(IGNORED, key):
-            value = flipped(value) if is_transposed(key, value) else value
+            value = flip(value) if is_transposed(key, value) else value
             read[key] = value.reshape(-1) if key.endswith(".gamma") else value
     return convert.fit(shapes, read, KEYS)
 
@@ -111,6 +111,6 @@ def tensors(params: Mapping[str, ArrayLike], source: Mapping[str, np.ndarray]) -
         path = places.get(name)
         own = value if path is None else np.asarray(params[path])
         own = (convert.to_torch(own, False) if path and path.endswith("kernel") else own).reshape(value.shape)
-        own = flipped(own) if path and is_transposed(key, value) else own
+        own = flip(own) if path and is_transposed(key, value) else own
         out[key] = np.ascontiguousarray(own, value.dtype)
     return out

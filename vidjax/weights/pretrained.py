@@ -301,8 +301,10 @@ def tensors_by_part(
 def save_single_file(model: VideoModel, source: str | Path, out: str | Path) -> None:
     """Writes the single file `source` again into the folder `out`, with the weights of `model`, which came from it.
 
-    Raises InputError if the source is a folder, or the model has other layers than it.
+    Raises InputError if the source is a folder, or the model has other layers than it, or a network that steers it.
     """
+    if "control" in model.embedders:
+        raise InputError(f"a network steers the model, for which {source} has no place; take --format=diffusers")
     out = Path(out)
     if open_video_file(source) is not None:
         return save(model, source, out)
