@@ -15,6 +15,7 @@ the displacement of the shape's centre from the first frame to the last, by its 
 
 import argparse
 import dataclasses
+import datetime
 import json
 import platform
 import resource
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--json", required=True)
     parser.add_argument("--sheets")
     parser.add_argument("--machine", default=platform.processor() or platform.machine())
-    parser.add_argument("--date", required=True)
+    parser.add_argument("--date", default=datetime.datetime.now(datetime.UTC).date().isoformat())
     parser.add_argument(
         "--training_seconds", type=int, help="processor seconds of the diffusion stage, as `time` counts them"
     )

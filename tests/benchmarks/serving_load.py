@@ -22,6 +22,7 @@ import json
 import os
 import random
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -262,7 +263,7 @@ def main() -> None:
     finally:
         server.end()
     packages = {name: version(name) for name in ("fastapi", "starlette", "uvicorn", "gradio")}
-    how = {"command": " ".join(["python", "tests/benchmarks/serving_load.py", *sys.argv[1:]])}
+    how = {"command": shlex.join(["python", "tests/benchmarks/serving_load.py", *sys.argv[1:]])}
     how |= {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": args.machine}
     figures = {"memory" if args.memory else "load": how | {"versions": results.versions() | packages} | found}
     print(json.dumps(figures, indent=1))

@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def main() -> None:
             args.out / f"{split}.png", [video[None] for _, video in sheet], labels=[text for text, _ in sheet]
         )
     found = {
-        "command": " ".join(["python", "tests/benchmarks/shapes_combined.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "tests/benchmarks/shapes_combined.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": args.machine or f"{os.cpu_count()} cores",
         "versions": results.versions(),

@@ -152,4 +152,7 @@ def test_what_a_user_uploads_to_the_page_is_bounded(serving, client):
     assert send(other, **small) == 200
     type_ = {"content-type": "multipart/form-data; boundary=x"}
     assert send(other, content=iter([b"--x"]), headers=type_) == 411
+    both = type_ | {"content-length": "3", "transfer-encoding": "chunked"}
+    assert send(other, content=iter([b"--x"]), headers=both) == 411
     assert other.post("/page/gradio_api/process_recording", files={"video": b"x"}).status_code == 404
+    assert other.get("/page/gradio_api/deep_link?session_hash=x").status_code == 404

@@ -228,7 +228,7 @@ def test_hostile_uploads(serving, client, name):
     assert not serving.jobs.counts().get("queued")
 
 
-@pytest.mark.parametrize("how", ["killed", "without memory"])
+@pytest.mark.parametrize("how", ["killed", "MEMORY", "WALL_SECONDS"])
 def test_a_decoder_that_dies_is_a_wrong_upload(serving, client, monkeypatch, how):
     one, picture, start = client(), png(np.zeros((64, 64, 3), np.uint8)), subprocess.Popen
 
@@ -238,10 +238,17 @@ def test_a_decoder_that_dies_is_a_wrong_upload(serving, client, monkeypatch, how
         return process
 
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "Popen", start_killed) if how == "killed" else patch.setattr(reading, "MEMORY", 1)
+        patch.setattr(*(subprocess, "Popen", start_killed) if how == "killed" else (reading, how, 0))
         assert code(upload(one, picture)) == (400, "invalid_input_reference")
         assert not serving.jobs.counts().get("queued")
     assert upload(one, picture).status_code == 200
+
+
+def test_a_decoder_keeps_limits_that_are_lower_than_its_own(monkeypatch):
+    limits = "resource.setrlimit(resource.RLIMIT_CPU, (7, 7))", "assert resource.getrlimit(resource.RLIMIT_CPU)[0] == 7"
+    monkeypatch.setattr(reading, "CODE", f"import resource; {limits[0]}; {reading.CODE}; {limits[1]}")
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    np.testing.assert_array_equal(reading.decode(png(picture)), [picture])
 
 
 def test_hostile_requests(serving, client, tmp_path):

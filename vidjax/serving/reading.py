@@ -43,9 +43,8 @@ def decode(
 def main() -> None:
     """Runs in that process: reads the file from stdin, and writes an array, or why there is none, to stdout."""
     mode, (memory, frames, *size) = sys.argv[1], map(int, sys.argv[2:])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what, most in (("AS", memory), ("CPU", CPU_SECONDS), ("CORE", 0)):
+        lower(getattr(resource, f"RLIMIT_{what}"), most)
     content, out = sys.stdin.buffer.read(), sys.stdout.buffer
     try:
         found = read_picture_at(content, mode, size) if is_picture(content) else read_clip(content, mode, frames, size)
@@ -53,6 +52,13 @@ def main() -> None:
         out.write(str(error).encode())
     else:
         np.save(out, crop_at(found, (size[0], size[1]), (0.5, 0.5)) if size else found)
+
+
+def lower(limit: int, most: int) -> None:
+    """Lowers a limit of this process for good, unless it is lower already."""
+    hard = resource.getrlimit(limit)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(limit, (most, most))
 
 
 def read_picture_at(content: bytes, mode: str, size: list[int]) -> UInt8[np.ndarray, "1 h w c"]:

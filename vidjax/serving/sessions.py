@@ -10,6 +10,7 @@ from fastapi import HTTPException, Request
 from vidjax.serving.keys import LOCAL, Keys
 
 LEAST = 2**20  # bytes that the smallest upload counts as
+UNUSED = {"process_recording", "deep_link"}  # routes of Gradio
 
 
 class Sessions(dict[str, Any]):
@@ -41,15 +42,16 @@ class Uploads:
         self.kept: dict[str, list[tuple[float, int]]] = defaultdict(list)
 
     async def __call__(self, request: Request) -> None:
-        """Raises HTTPException for an upload that is too much, and for what the page does not use: with
-        `process_recording` FFmpeg would run."""
+        """Raises HTTPException for an upload that is too much or does not tell its size, and for what the page does not
+        use: `process_recording` would run FFmpeg, `deep_link` keep files for ever."""
         what, now = request.url.path.rstrip("/").rpartition("/")[2], time.monotonic()
-        if what == "process_recording":
-            raise HTTPException(404, "there are no recordings here")
+        if what in UNUSED:
+            raise HTTPException(404, "that is not served here")
         if request.method != "POST" or what != "upload":
             return
-        if (sent := request.headers.get("content-length")) is None:
-            raise HTTPException(411, "send Content-Length")
+        sent = request.headers.get("content-length")
+        if sent is None or "transfer-encoding" in request.headers:  # which would count, whatever the length says
+            raise HTTPException(411, "send Content-Length, and no Transfer-Encoding")
         user = next(filter(None, map(self.sessions.get, request.cookies.values())), LOCAL)
         kept = self.kept[user] = [(at, size) for at, size in self.kept[user] if at > now - self.seconds]
         size = max(int(sent), LEAST)
