@@ -251,6 +251,12 @@ def test_a_decoder_keeps_limits_that_are_lower_than_its_own(monkeypatch):
     np.testing.assert_array_equal(reading.decode(png(picture)), [picture])
 
 
+def test_a_decoder_imports_nothing_from_the_current_folder(monkeypatch, tmp_path):
+    (tmp_path / "numpy.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    assert reading.decode(png(np.zeros((4, 4, 3), np.uint8))).shape == (1, 4, 4, 3)
+
+
 def test_hostile_requests(serving, client, tmp_path):
     one = client()
     assert code(upload(one, b"\0" * (2**20 + 1))) == (413, "too_large")

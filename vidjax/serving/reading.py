@@ -3,7 +3,6 @@ else with it. Imports no JAX, so that the process starts in a fraction of a seco
 
 import io
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from jaxtyping import UInt8
 from vidjax.data.crops import cover_size, crop_at
 from vidjax.data.pictures import is_picture, read_picture
 from vidjax.data.video_reading import BrokenClip, Video, resize
+from vidjax.serving.children import own_environment
 
 MAX_CUT = 8  # times the pixels that are used
 CPU_SECONDS, WALL_SECONDS = 60, 300  # of one process
@@ -28,7 +28,7 @@ def decode(
     middle, to `size` (height, width) if given. Raises BrokenClip, also if the process dies or takes too much."""
     memory = MEMORY + 2 * 3 * MAX_CUT * frames * math.prod(size or ())
     command = [sys.executable, "-c", CODE, mode, *map(str, (memory, frames, *(size or ())))]
-    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # each thread would reserve memory
+    env = own_environment(OPENBLAS_NUM_THREADS="1")  # each thread would reserve memory
     try:
         done = subprocess.run(command, input=content, stdout=subprocess.PIPE, timeout=WALL_SECONDS, env=env)
     except subprocess.TimeoutExpired:

@@ -19,6 +19,7 @@ from vidjax.data.video_writing import save_png, write_mp4
 from vidjax.errors import InputError
 from vidjax.runtime.run_files import read_metrics
 from vidjax.runtime.storage import whole_file
+from vidjax.serving.children import own_environment
 from vidjax.serving.files import PREVIEW, RUN
 from vidjax.serving.jobs import TUNE, Job, Jobs
 from vidjax.serving.requests import Card
@@ -74,7 +75,7 @@ class Tuner:
         flags = write_data(folder, job, self.models[name], self.cards[name])
         with open(folder / "said.txt", "wb") as said:
             command = [sys.executable, "-c", CODE, str(os.getpid()), *flags]
-            how: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            how: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=own_environment())
             # In a session of its own: Control-C is for the server, which ends it, and lets it go on at the next start.
             process = subprocess.Popen(command, start_new_session=True, **how)
         try:
@@ -86,7 +87,7 @@ class Tuner:
         if process.returncode:
             raise RuntimeError((folder / "said.txt").read_text(errors="replace")[-4000:])
         report = [sys.executable, "-m", "vidjax.report", f"--workdir={folder / RUN}"]
-        subprocess.run(report, stdin=subprocess.DEVNULL, capture_output=True)
+        subprocess.run(report, stdin=subprocess.DEVNULL, capture_output=True, env=own_environment())
         return True
 
     def _watch(self, job: Job, process: subprocess.Popen) -> bool:
