@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data.shapes import COLOURS, FPS, MOVES, draw
+from vidjax.data.shapes import FPS, MOVES, PALETTE, draw
 from vidjax.data.source import Item, Source
 from vidjax.data.video_reading import ArrayVideo
 from vidjax.errors import InputError
@@ -16,7 +16,7 @@ FIELD = (20, 20, 20)  # dark: all colours are brighter, so that an outline is mu
 SIZES = {"small": 0.17, "large": 0.24}  # radius, in widths of the picture
 PLACES, FRAMES, PIXELS = 8, 13, 32  # clips per combination; their frames, height and width
 MARGIN = 0.24  # of the centre to the border, in widths: every shape is whole in every frame
-PROPERTIES = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "direction": tuple(MOVES)}
+PROPERTIES = {"size": tuple(SIZES), "colour": tuple(PALETTE), "shape": SHAPES, "direction": tuple(MOVES)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def show(
 
 
 def combinations(path: str = "", split: str = "train") -> Source:
-    """Returns the 72 combinations of split "train" or the 24 of "heldout", each on `PLACES` parallel ways
+    """Returns the 108 combinations of split "train" or the 36 of "heldout", each on `PLACES` parallel ways
     across the picture; the class is the shape. `path` is ignored. Raises InputError for another split."""
     if split not in SPLITS:
         raise InputError(f"data.split={split!r} is unknown: choose from {', '.join(SPLITS)}")

@@ -10,6 +10,7 @@ from vidjax.data.video_reading import ArrayVideo
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (220, 50, 40), "green": (50, 190, 70), "blue": (50, 90, 220), "yellow": (235, 210, 60)}
+PALETTE = COLOURS | {"cyan": (60, 190, 210), "magenta": (210, 70, 200)}  # `shapes_source` takes four
 MOVES = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 FIELD = (128, 128, 128)
 FRAMES, SIZE, RADIUS, SPEED, FPS = 32, 64, 0.17, 1 / 24, 8.0
@@ -50,7 +51,7 @@ def draw(
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Draws the clip "a {colour} {shape} moves {move}", antialiased, on a torus: the motion never ends. `start` is the
     centre in the first frame, (down, right)."""
-    rgb, ground = np.array(COLOURS[colour], np.float32), np.array(field, np.float32)
+    rgb, ground = np.array(PALETTE[colour], np.float32), np.array(field, np.float32)
     video = []
     for t in range(frames):
         y, x = (s + v * SPEED * t for s, v in zip(start, MOVES[move]))

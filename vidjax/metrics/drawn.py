@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vidjax.data.combinations import CAPTIONS, FIELD, PROPERTIES, SHAPES, SIZES
-from vidjax.data.shapes import COLOURS, MOVES, SPEED, coverage
+from vidjax.data.shapes import MOVES, PALETTE, SPEED, coverage
 from vidjax.errors import InputError
 
 STRONG = 0.75  # of the greatest distance from the field, what is nearer does not say which colour it is
@@ -53,7 +53,7 @@ def _read_frame(frame: Float[np.ndarray, "h w 3"]) -> tuple[str, tuple[float, fl
     away = frame - np.array(FIELD, np.float32)
     strength = np.linalg.norm(away, axis=-1)
     mean = away[strength >= STRONG * strength.max()].mean(0)
-    palette = {name: np.array(rgb, np.float32) - np.array(FIELD, np.float32) for name, rgb in COLOURS.items()}
+    palette = {name: np.array(rgb, np.float32) - np.array(FIELD, np.float32) for name, rgb in PALETTE.items()}
     colour = min(palette, key=lambda name: float(np.linalg.norm(mean - palette[name])))
     cover = _sharpen(away @ palette[colour] / np.square(palette[colour]).sum())
     centre = _centre(cover)
