@@ -70,6 +70,7 @@ def clips() -> dict:
             diffusion=dict(
                 objective="diffusion",
                 source="autoencoder",
+                loss=dict(weighting="min_snr"),  # all levels alike learn little of what moves: it shows at low noise
                 train=dict(
                     steps=1400,
                     log_every=20,
@@ -196,6 +197,7 @@ def shapes() -> dict:
     recipe["diffusion"]["shift"] = 4.0  # one shape on a bare field: what is where is decided under much noise
     recipe["stages"]["autoencoder"]["train"] |= dict(steps=300)
     stage = recipe["stages"]["diffusion"]
+    del stage["loss"]
     stage["train"] |= dict(steps=2400, batch_size=16, sample_every=None, validate_every=None, ema=0.995)
     unseen = ";".join(c.caption for c in SPLITS["heldout"])
     recipe["sample"] |= dict(num_steps=20, guidance_scale=1.5, per_caption=1, fps=8.0, prompts=unseen)
