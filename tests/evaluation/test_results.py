@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidjax.data.combinations import CAPTIONS, SIZES, SPLITS
+from vidjax.data.combinations import CAPTIONS, SPLITS, show
 from vidjax.data.pipeline import DataConfig, make_dataset
-from vidjax.data.shapes import draw
 from vidjax.data.video_reading import probe, read_frames
 from vidjax.data.video_writing import slug
 from vidjax.errors import InputError
@@ -191,7 +190,7 @@ class Draughtsman(Generator):
         for prompt in prompts:
             what = dataclasses.replace(CAPTIONS[prompt], **self.wrong)
             start = (0.4 + 0.1 * seed, 0.5)
-            found.append(draw(what.shape, what.colour, what.direction, 4, 32, SIZES[what.size], start))
+            found.append(show(what, start, frames=4))
         return np.stack(found)
 
 
