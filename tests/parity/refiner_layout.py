@@ -4,34 +4,10 @@ import math
 
 import torch
 from parity.lvdm_layout import GROUPS
-from parity.videocrafter_layout import STEM_HEADS, Residual, Space, Time
+from parity.videocrafter_layout import STEM_HEADS, Down, Residual, Space, Time, Up
 from torch import nn
-from torch.nn import functional
 
 FACTORS = ((1.1, 0.6), (1.2, 0.4))  # FreeU's, of the first two blocks on the way up
-
-
-class Down(nn.Module):
-    """Two rows of zeros above and below, one column on either side."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.op = nn.Conv2d(dim, dim, 3, 2, (2, 1))
-
-    def forward(self, x, emb, tokens):
-        return self.op(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
-class Up(nn.Module):
-    """The first and the last row of the doubled map are left out."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
-
-    def forward(self, x, emb, tokens):
-        larger = functional.interpolate(x.flatten(0, 1), scale_factor=2)[:, :, 1:-1]
-        return self.conv(larger).unflatten(0, x.shape[:2])
 
 
 def lower(x, factor):
@@ -60,7 +36,7 @@ class UNet(nn.Module):
                 c = m * width
                 skips.append(c)
             if level < len(mult) - 1:
-                self.input_blocks.append(Down(c))
+                self.input_blocks.append(Down(c, border=2))
                 skips.append(c)
         self.middle_block = nn.ModuleList([res(c, c), *attend(c), res(c, c)])
         self.output_blocks = nn.ModuleList()
@@ -68,7 +44,7 @@ class UNet(nn.Module):
             for i in range(n + 1):
                 layers = stage(c + skips.pop(), mult[level] * width, level)
                 c = mult[level] * width
-                self.output_blocks.append(nn.ModuleList([*layers, *([Up(c)] if level and i == n else [])]))
+                self.output_blocks.append(nn.ModuleList([*layers, *([Up(c, cut=1)] if level and i == n else [])]))
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, c), nn.SiLU(), nn.Conv2d(c, 4, 3, padding=1))
 
     def forward(self, x, t, tokens):  # [b, t, c, h, w]

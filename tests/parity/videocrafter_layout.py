@@ -105,21 +105,26 @@ class Time(nn.Module):
 
 
 class Down(nn.Module):
-    def __init__(self, dim):
+    """`border`: rows of zeros above and below."""
+
+    def __init__(self, dim, border=1):
         super().__init__()
-        self.op = nn.Conv2d(dim, dim, 3, 2, 1)
+        self.op = nn.Conv2d(dim, dim, 3, 2, (border, 1))
 
     def forward(self, x, emb, tokens):
         return self.op(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Up(nn.Module):
-    def __init__(self, dim):
+    """`cut`: rows of the doubled map that are left out above and below."""
+
+    def __init__(self, dim, cut=0):
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv, self.cut = nn.Conv2d(dim, dim, 3, padding=1), cut
 
     def forward(self, x, emb, tokens):
-        return self.conv(functional.interpolate(x.flatten(0, 1), scale_factor=2)).unflatten(0, x.shape[:2])
+        larger = functional.interpolate(x.flatten(0, 1), scale_factor=2)
+        return self.conv(larger[:, :, self.cut : larger.shape[2] - self.cut]).unflatten(0, x.shape[:2])
 
 
 class UNet(nn.Module):
