@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.moments import STATISTICS, mean_of_groups, mean_over, moments
-from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways
+from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways, whole
 from vidjax.models.kernels.products import product
 from vidjax.models.kernels.sums import add_row, scale_row, spread
 
@@ -164,7 +164,7 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Float[Array, "*s c"]) -> Float[Array, "*s d"]:
         numbers = (((inputs.ndim - 1,), (0,)), ((), ()))
         bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = promote_dtype((inputs, whole(self.kernel[...]), bias), dtype=self.dtype)
         how = dict(precision=self.precision, preferred_element_type=self.preferred_element_type)
         y = self.dot_general(x, kernel, numbers, **how)
         return y if bias is None else add_row(y, bias)
