@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,9 @@ attend_short.defvjp(
 )
 
 
-def _run(kernel: Callable, outputs: int, arrays: tuple[Array, ...], head_dim: int, together: int, interpret: bool):
+def _run(
+    kernel: Callable, outputs: int, arrays: tuple[Array, ...], head_dim: int, together: int, interpret: bool
+) -> Any:
     """Runs a kernel on blocks of `together` sequences; it returns one array, or a list of several."""
     b, n, c = arrays[0].shape
     shape = (b // together, together * n, c)
