@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 ROWS = 128  # tokens of sequences so short that several go together
@@ -47,6 +46,8 @@ def _run(
     kernel: Callable, outputs: int, arrays: tuple[Array, ...], head_dim: int, together: int, interpret: bool
 ) -> Any:
     """Runs a kernel on blocks of `together` sequences; it returns one array, or a list of several."""
+    from jax.experimental import pallas as pl
+
     b, n, c = arrays[0].shape
     shape = (b // together, together * n, c)
     block = pl.BlockSpec((None, *shape[1:]), lambda i: (i, 0, 0))
