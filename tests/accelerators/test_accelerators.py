@@ -7,11 +7,17 @@ lvdm:clips its captions), vdm:clips, dreambooth:lora (motion_director) and :vide
 collectives and dtypes that are looked for are those of the design, whatever the model's width.
 """
 
+import jax
+import jax.numpy as jnp
 import pytest
-from accelerators.programs import Program, training, using
+from accelerators.programs import QUICK, Program, mesh_of, training, using
+from flax import nnx
 
+from vidjax.models.convolution import Conv
+from vidjax.models.layers import linear
 from vidjax.profiling import chips
 from vidjax.profiling.program import aliased, collectives, kernels, products
+from vidjax.runtime import sharding
 
 TPU, GPU = "v5e-1", "h100x1"
 FLASH = {"tpu": ("splash_mha_fwd", "splash_mha_dkv"), "gpu": ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")}
@@ -81,6 +87,27 @@ def test_a_step_over_a_mesh(name, stage, topology, axes, some, none_but):
     check(program, chips.named(topology)[0].platform, True, backward=True)
     kinds = {kind for kind, _ in collectives(program.text)}
     assert some <= kinds <= none_but
+
+
+@pytest.mark.parametrize("layer", [Conv(256, 256, rngs=nnx.Rngs(0)), linear(256, 256, rngs=nnx.Rngs(0))])
+def test_weights_that_fsdp_cuts_travel_before_they_are_multiplied(layer):
+    """No device's part of them is multiplied by itself, as chains of permutations would have it."""
+    mesh = mesh_of("v5e-4", (1, 4, 1, 1))
+    graphdef, state = nnx.split(layer)
+    place = lambda leaf: sharding.parameter_sharding(mesh, "", leaf.shape)
+    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf))
+    state = jax.tree.map(shape, state)
+    x = jax.ShapeDtypeStruct((16, 1, 16, 16, 256), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+
+    def loss(state, x):
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state)
+        return jnp.square(nnx.merge(graphdef, half)(x).astype(jnp.float32)).sum()
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(jax.tree.map(place, state), x.sharding))
+        text = step.lower(state, x).compile(compiler_options=QUICK["tpu"]).as_text()
+    kinds = {kind for kind, _ in collectives(text)}
+    assert "all-gather" in kinds and "collective-permute" not in kinds
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ def test_the_tpu_kernel_equals_plain_forward_and_backward(n, m, d, masked):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, wanted)
 
 
+@pytest.mark.parametrize("n, d", [(16, 64), (144, 192)])
+def test_the_tpu_kernel_of_short_sequences_equals_plain_forward_and_backward(n, d):
+    """Two sequences in one, whole ones by themselves."""
+    q, k, v = qkv(n, n, d)
+
+    def route(name, **more):
+        f = lambda *a: jnp.sin(ATTENTION[name](*a, d, **more)).sum()
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v)
+
+    got, wanted = route("short", interpret=True), route("plain")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, wanted)
+
+
 @pytest.mark.parametrize("n, m, masked", [(6, 8, False), (6, 77, False), (5, 7, False), (5, 7, True), (6, 8, True)])
 def test_what_cudnn_is_asked_for_is_plain_attention(monkeypatch, n, m, masked):
     """Its lengths in place of masks, and its even numbers, with JAX's own form of the same function."""
@@ -122,6 +135,8 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
     assert named(1024, 77, hopper, jnp.ones((2, 1, 1, 77), bool), **half) == "cudnn"
     assert named(1024, 77, hopper, jnp.ones((2, 1, 1024, 77), bool), **half) == "plain"
     assert named(1024, 1024, tpu) == named(5000, 77, tpu) == named(1024, 1024, tpu, d=160) == "splash"
+    assert named(256, 256, tpu, d=192, **half) == named(16, 16, tpu, d=256, b=8, **half) == "short"
+    assert named(256, 256, tpu, d=96, **half) == named(1024, 1024, tpu, d=128, **half) == "splash"
     assert named(24, 24, tpu, b=64) == "splash" and named(24, 24, tpu, b=2) == named(24, 77, tpu, b=64) == "plain"
     assert named(4096, 8192, cpu) == "chunked"
     assert named(1024, 1024, cpu) == named(64, 64, cpu) == "plain"
@@ -131,9 +146,11 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
         assert named(4096, 8192, tpu) == named(4096, 8192, cpu) == "plain"
 
 
-def test_what_flash_attention_puts_out_may_be_kept():
-    """The result and a number for each query and head, beside what goes in: the kernel need not run again."""
-    shape = jax.ShapeDtypeStruct((2, 128, 256), jnp.bfloat16)
+@pytest.mark.parametrize("n, more", [(128, 0), (640, 2 * 640 * (256 + 2))])
+def test_what_flash_attention_puts_out_may_be_kept(n, more):
+    """Of long sequences the result and a number for each query and head, beside what goes in: the kernel need not run
+    again. That of short ones wants for its gradient what goes in."""
+    shape = jax.ShapeDtypeStruct((2, n, 256), jnp.bfloat16)
 
     def kept(remat):
         run = jax.checkpoint(lambda *a: attend(*a, 128), policy=REMAT[remat])
@@ -141,7 +158,7 @@ def test_what_flash_attention_puts_out_may_be_kept():
             pull = jax.eval_shape(lambda *a: jax.vjp(run, *a)[1], *[shape] * 3)
         return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
-    assert kept("attention") - kept("full") == shape.size + 2 * 128 * 2
+    assert kept("attention") - kept("full") == more
 
 
 def test_interleaved_positions():

@@ -167,6 +167,37 @@ def test_an_activated_norm_is_its_silu_and_keeps_next_to_nothing():
     assert kept(pull) < 1.3 * x.size and kept(pull_expected) > 3 * x.size
 
 
+@pytest.mark.parametrize("images", [0, 1])
+@pytest.mark.parametrize("over", ["frame", "clip", "pixel"])
+def test_a_norm_scales_and_shifts_what_it_gives(over, images):
+    norm = GroupNorm(6, 2, over=over, rngs=nnx.Rngs(0))
+    x, ctx = video(2, 3, 4, 5, 6), context(2, 3, images=images)
+    film = [jax.random.normal(jax.random.key(i), (2, 3, 1, 1, 6)) for i in (1, 2)]
+    run = lambda layer: jax.jit(jax.value_and_grad(lambda *args: jnp.sin(layer(*args)).sum(), (0, 1, 2)))(x, *film)
+    ours = run(lambda x, scale, shift: norm(x, ctx, scale, shift))
+    theirs = run(lambda x, scale, shift: norm(x, ctx) * (1 + scale) + shift)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v5 lite"])
+def test_a_norm_s_moments_are_summed_once(kind):
+    """Two sums over the pixels each way: neither moment is summed again for the gradient."""
+    norm, x = GroupNorm(6, 2, rngs=nnx.Rngs(0)), video(1, 2, 8, 8, 6).astype(jnp.bfloat16)
+    run = lambda x: jax.vjp(lambda x: silu_norm(norm, x, context(1, 2)), x)[1](x)
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=kind[:3].lower())
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+        traced = jax.make_jaxpr(run)(x).jaxpr
+
+    def sums(jaxpr):
+        for each in jaxpr.eqns:
+            adds = each.primitive.name in ("reduce_sum", "dot_general")
+            yield adds and max(operand.aval.size for operand in each.invars) >= x.size
+            for inner in (getattr(param, "jaxpr", param) for param in each.params.values()):
+                yield from sums(inner) if hasattr(inner, "eqns") else ()
+
+    assert sum(sums(traced)) == 4
+
+
 @pytest.mark.parametrize(
     "shapes", [((5,), (5, 7)), ((2, 5), (5, 3)), ((2, 3, 4, 5), (5, 7)), ((2, 3, 4, 5), (2, 3, 5, 2))]
 )

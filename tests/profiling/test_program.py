@@ -5,10 +5,12 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from vidjax.profiling import chips
 from vidjax.profiling.program import aliased, bytes_moved, collectives, cycles, kernels, products, times_run
+from vidjax.runtime import sharding
 
 
 def turning(x, steps):
@@ -91,6 +93,19 @@ ENTRY %main (x: bf16[2,8]) -> bf16[8,8] {{
     assert list(collectives(text)) == [("all-gather", pytest.approx(received))] * (1 + 5 + 1)
 
 
+def test_a_reduce_scatter_of_a_tpu_sends_half_of_an_all_reduce():
+    """Weights' gradients, of which each of four chips takes its quarter: three quarters leave each."""
+    if (devices := chips.devices("v5e-4")) is None:
+        pytest.skip("the compiler is not installed: pip install vidjax[accelerators]")
+    mesh = sharding.make_mesh(1, 4, devices=devices)
+    at = lambda *axes: NamedSharding(mesh, P(*axes))
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=at("fsdp"))
+    gradient = lambda x, y: jax.lax.with_sharding_constraint(x.T @ y, at())
+    step = jax.jit(gradient, out_shardings=at("fsdp"))
+    text = step.lower(shape(4096, 512), shape(4096, 512)).compile().as_text()
+    assert list(collectives(text)) == [("reduce-scatter", 512 * 512 * 2 * 3 / 4)]
+
+
 @pytest.mark.parametrize("name", ["v4-2", "v5e-1", "v5p-2", "v6e-1", "tpu7x-1"])
 def test_by_the_compilers_cycles_a_large_product_comes_close_to_each_chips_peak(name):
     x, chip = on(name, 8192, 8192), chips.named(name)[0]
@@ -110,6 +125,18 @@ def test_flash_attention_counts_as_its_products(head_dim):
     one = 2 * 2 * 1024 * 512 / 128
     assert spent == {"splash_mha_fwd_residuals": 2 * one, "splash_mha_dkv_no_residuals": 5 * one}
     assert {name for name in kernels(text) if "splash" in name} == spent.keys()
+
+
+def test_attention_within_short_sequences_counts_as_its_products():
+    """Four sequences of 64 tokens, two heads of 192 that take 256; two sequences in one, so twice as many keys."""
+    from vidjax.models.kernels.attention import short
+
+    x = on("v5e-1", 4, 64, 384)
+    loss = lambda q, k, v: jnp.square(short(q, k, v, 192).astype(jnp.float32)).sum()
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().as_text()
+    spent = [n for each, n in cycles(text, 128**2) if each.kernel]
+    one = 2 * 128 * 128 * 512 / 128**2
+    assert sorted(spent) == [2 * one, 5 * one]
 
 
 @pytest.mark.parametrize("name", ["v5e-1", "h100x1"])

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
 from vidjax.models.kernels.convolution import convolve, convolve_transposed
+from vidjax.models.kernels.placement import whole
 from vidjax.models.kernels.sums import add_bias
 
 
@@ -36,7 +37,7 @@ class Conv(nnx.Module):
         self.mode = mode
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
-        y = convolve(x, self.kernel[...], self.strides, self.padding, self.mode)
+        y = convolve(x, whole(self.kernel[...]), self.strides, self.padding, self.mode)
         return add_bias(y, self.bias[...].astype(y.dtype))
 
     def look_over_time(self, reach: int = 1) -> None:
@@ -59,7 +60,7 @@ class ConvTranspose(nnx.Module):
         self.strides, self.mode = tuple(strides), mode
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*e d"]:
-        y = convolve_transposed(x, self.kernel[...], self.strides, self.mode)
+        y = convolve_transposed(x, whole(self.kernel[...]), self.strides, self.mode)
         return add_bias(y, self.bias[...].astype(y.dtype))
 
 

@@ -146,14 +146,10 @@ class ResBlock(nnx.Module):
         self.conv_shortcut = nnx.data(linear(cin, cout, rngs=rngs) if cin != cout else None)
 
     def __call__(self, x: Video, emb: Float[Array, "b t e"]) -> Video:
-        def first(h: Array, ctx: Context) -> Array:
-            if self.time_emb_proj is None:
-                return self.norm1(h, ctx)
-            scale, shift = jnp.split(self.time_emb_proj(jax.nn.silu(emb))[..., None, None, :], 2, -1)
-            return self.norm1(h, ctx) * (1 + scale) + shift
-
-        ctx = Context(emb)
-        h = silu_norm(self.norm2, self.conv2(silu_norm(first, self.conv1(x), ctx)), ctx)
+        ctx, film = Context(emb), ()
+        if self.time_emb_proj is not None:
+            film = jnp.split(self.time_emb_proj(jax.nn.silu(emb))[..., None, None, :], 2, -1)
+        h = silu_norm(self.norm2, self.conv2(silu_norm(self.norm1, self.conv1(x), ctx, *film)), ctx)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

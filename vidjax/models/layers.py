@@ -9,18 +9,17 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
-from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
-from vidjax.models.kernels.moments import mean_of_groups, mean_over, moments
-from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways
+from vidjax.models.kernels.moments import STATISTICS, mean_of_groups, mean_over, moments
+from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways, whole
 from vidjax.models.kernels.products import product
 from vidjax.models.kernels.sums import add_row, scale_row, spread
 
 Over = Literal["frame", "clip", "pixel"]
-STATISTICS = "statistics"  # what of a norm is kept between the passes, by this name in `jax.checkpoint`
 
 
 @jax.tree_util.register_dataclass
@@ -83,26 +82,40 @@ class Sequential(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation with statistics over a frame, a whole clip, or all frames of one pixel."""
+    """Group normalisation with statistics over a frame, a whole clip, or all frames of one pixel. `scale` and `shift`,
+    the same for all pixels of a frame, then make a y of it (1 + scale) y + shift, in the same pass."""
 
     def __init__(self, dim: int, groups: int = 32, eps: float = 1e-5, over: Over = "frame", *, rngs: nnx.Rngs):
         self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
         self.groups, self.eps, self.over = groups, eps, over
 
-    def __call__(self, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
+    def __call__(
+        self,
+        x: Float[Array, "b t *s c"],
+        ctx: Context,
+        scale: Array | None = None,
+        shift: Array | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> Float[Array, "b t *s c"]:
+        """Normalises; the result has the dtype of `x` unless another is named."""
+        if scale is not None and (ctx.images or self.over == "pixel"):
+            return self(x, ctx, dtype=dtype) * (1 + scale) + shift
         if ctx.images and self.over != "frame":
-            return apart(self, x, ctx)
+            return apart(lambda x, ctx: self(x, ctx, dtype=dtype), x, ctx)
         within = tuple(range(1 if ctx.frames else 2, x.ndim - 1))
         axes = {"frame": within, "clip": within if ctx.frames else (1, *within), "pixel": (1,)}[self.over]
         clip = ctx.frames if self.over == "clip" else 0
         pool = lambda means: mean_of_clips(mean_of_groups(means, self.groups), clip)
-        statistics = moments(x, lambda y: mean_over(y, axes), pool)  # by channel first: half the time on a CPU
-        mean, variance = (checkpoint_name(number, STATISTICS) for number in statistics)
+        wide = x.astype(jnp.float32)
+        # By channel first: half the time on a CPU.
+        mean, variance = moments(wide, lambda y: mean_over(y, axes), pool, x.dtype)
         near = jax.lax.stop_gradient(mean)  # whatever it is, what follows is the same, and the gradient has a sum less
         slope = scale_row(jax.lax.rsqrt(variance + self.eps), self.scale[...])
-        shift = add_row(-(mean - near) * slope, self.bias[...])
+        start = add_row(-(mean - near) * slope, self.bias[...])
+        if scale is not None:
+            slope, start, axes = slope * (1 + scale), start * (1 + scale) + shift, within
         over = lambda numbers: spread(numbers, x.shape, axes)
-        return ((x.astype(jnp.float32) - near) * over(slope) + over(shift)).astype(x.dtype)
+        return ((wide - near) * over(slope) + over(start)).astype(x.dtype if dtype is None else dtype)
 
 
 def mean_of_clips(a: Array, frames: int) -> Array:
@@ -127,12 +140,14 @@ class LayerNorm(nnx.Module):
         return y if self.bias is None else add_row(y, self.bias[...])
 
 
-def silu_norm(layer: Callable, x: Float[Array, "b t *s c"], ctx: Context) -> Float[Array, "b t *s c"]:
-    """SiLU(layer(x, ctx)), of a norm. For the backward pass only its input and statistics are kept, the rest is
-    computed again: cheaper than to read it from memory, of which a chain of norm, SiLU and product needs a third less.
+def silu_norm(norm: GroupNorm, x: Float[Array, "b t *s c"], ctx: Context, *film: Array) -> Float[Array, "b t *s c"]:
+    """SiLU of a norm, which takes scale and shift as `film`, in fp32. For the backward pass only its input and
+    statistics are kept, the rest is computed again: cheaper than to read it from memory, of which a chain of norm, SiLU
+    and product needs a third less.
     """
     kept = jax.checkpoint_policies.save_only_these_names(STATISTICS)
-    return jax.checkpoint(lambda x: jax.nn.silu(layer(x, ctx)), policy=kept)(x)
+    run = lambda x, *film: jax.nn.silu(norm(x, ctx, *film, dtype=jnp.float32)).astype(x.dtype)
+    return jax.checkpoint(run, policy=kept)(x, *film)
 
 
 # Embeddings.
@@ -149,7 +164,7 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Float[Array, "*s c"]) -> Float[Array, "*s d"]:
         numbers = (((inputs.ndim - 1,), (0,)), ((), ()))
         bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = promote_dtype((inputs, whole(self.kernel[...]), bias), dtype=self.dtype)
         how = dict(precision=self.precision, preferred_element_type=self.preferred_element_type)
         y = self.dot_general(x, kernel, numbers, **how)
         return y if bias is None else add_row(y, bias)
@@ -259,12 +274,8 @@ class ResBlock(nnx.Module):
         """Applies the block where all frames that it convolves over are at hand, or to frames in the batch."""
         emb = self.time_emb_proj(jax.nn.silu(ctx.emb))[..., None, None, :]
         h = self.conv1(silu_norm(self.norm1, x, ctx))
-        if self.scale_shift:
-            scale, shift = jnp.split(emb, 2, -1)
-            h = silu_norm(lambda h, ctx: self.norm2(h, ctx) * (1 + scale) + shift, h, ctx)
-        else:
-            h = silu_norm(self.norm2, h + emb, ctx)
-        h = self.conv2(h)
+        h, film = (h, jnp.split(emb, 2, -1)) if self.scale_shift else (h + emb, ())
+        h = self.conv2(silu_norm(self.norm2, h, ctx, *film))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

@@ -12,7 +12,7 @@ HOLLOW = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whi
 WIDTH = 128  # of a TPU's matrix units, to which kernels pad a head
 # Matrix products of a flash attention kernel, (queries x keys x features of a head) each. Backward computes the weights
 # again: one kernel for all (5), or one for keys and values (4) and one for queries (3).
-FLASH = {"fwd": 2, "forward": 2, "dkv": 5, "dq": 3}
+FLASH = {"fwd": 2, "forward": 2, "dkv": 5, "dq": 3, "backward": 5}
 LIBRARY = re.compile(r"__cu(blas|dnn)\$(lt\$matmul|gemm|conv)")  # products by a library on GPUs
 LINE = re.compile(r"^ *(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 
@@ -91,7 +91,8 @@ def collectives(program: str) -> Iterator[tuple[str, float]]:
     """(kind, bytes that a device sends) of each collective that a compiled program runs.
 
     What a TPU sends beside other work stands in each of the instructions that it accompanies, as one chain: it counts
-    once. Where one starts, what it reads stands beside what it makes.
+    once. Where one starts, what it reads stands beside what it makes. A TPU's reduce-scatter is written as an
+    all-reduce in a computation of that name, of which a device takes its part.
     """
     chains: set[str] = set()
     kinds = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?")
@@ -104,6 +105,9 @@ def collectives(program: str) -> Iterator[tuple[str, float]]:
                 continue
             chains.add(chain[1])
         kind, share = found[1], 1 - 1 / (n := group_size(each.rest))
+        if kind == "all-reduce" and each.computation.startswith("all-reduce-scatter"):
+            yield from itertools.repeat(("reduce-scatter", bytes_of(each.shape) * share), runs[each.computation])
+            continue
         times = {"all-reduce": 2 * share, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(kind, share)
         times *= {"collective-permute-start": 1 / 2, "all-gather-start": n / (n + 1)}.get(each.kind, 1.0)
         yield from itertools.repeat((kind, bytes_of(each.shape) * times), runs[each.computation])
@@ -139,8 +143,11 @@ def bytes_moved(program: str) -> list[tuple[Instruction, float]]:
 def flash_products(kernel: Instruction) -> float:
     """Multiplications of a flash attention kernel, from the shapes of its queries and keys; 0 of other kernels."""
     given = re.search(r"operand_layout_constraints=\{(.*?\})\}", kernel.rest)
-    large = [sizes for dtype, sizes in shapes_of(given[1]) if len(sizes) == 4 and dtype[0] != "s"] if given else []
     count = next((count for name, count in FLASH.items() if name in (kernel.kernel or "")), 0)
+    if given and (own := re.search(r"short_attention_(\d+)", kernel.kernel or "")):
+        _, (b, n, features) = shapes_of(given[1])[0]
+        return float(count * b * n * n * features / int(own[1]) * -(-int(own[1]) // WIDTH) * WIDTH)
+    large = [sizes for dtype, sizes in shapes_of(given[1]) if len(sizes) == 4 and dtype[0] != "s"] if given else []
     if not count or len(large) < 2:
         return 0.0
     (b, heads, *query), (*_, i, j) = large[:2]

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from vidjax.models import kernels
+from vidjax.models.kernels import short_attention
 from vidjax.models.kernels.products import product
 from vidjax.models.kernels.sums import largest
 from vidjax.runtime.platforms import device_kind, platform
@@ -195,7 +197,19 @@ def _or_mean(out: Array, v: Array, mask: Array | None) -> Array:
     return jnp.where(mask[:, 0, 0].any(-1)[:, None, None], out, v.mean(1, keepdims=True).astype(out.dtype))
 
 
-ATTENTION: dict[str, Callable] = {"plain": attend_at_once, "chunked": chunked, "cudnn": cudnn, "splash": splash}
+def short(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None, interpret: bool = False) -> Array:
+    """Attention within short sequences as a TPU kernel of our own, for no masks. `interpret`: off TPUs, slowly."""
+    together = side_by_side(*q.shape[:2], short_attention.ROWS)
+    return checkpoint_name(short_attention.attend_short(q, k, v, head_dim, together, interpret), FLASH)
+
+
+ATTENTION: dict[str, Callable] = {
+    "plain": attend_at_once,
+    "chunked": chunked,
+    "cudnn": cudnn,
+    "splash": splash,
+    "short": short,
+}
 
 
 def choose_attention(q: Array, k: Array, head_dim: int, mask: Array | None = None) -> str:
@@ -209,9 +223,10 @@ def choose_attention(q: Array, k: Array, head_dim: int, mask: Array | None = Non
     if target == "gpu" and n >= CHUNK and half and head_dim % 8 == 0 and head_dim <= widest(device_kind()):
         return "cudnn"
     if target == "tpu":
-        count = side_by_side(b, n, SIDE_BY_SIDE) if n == m and mask is None else 1
+        whole = n == m and mask is None
+        count = side_by_side(b, n, SIDE_BY_SIDE) if whole else 1
         if count * n >= CHUNK and n > 1:
-            return "splash"
+            return "short" if whole and half and short_attention.fits(n, features, head_dim) else "splash"
     return "chunked" if n > CHUNK and b * features // head_dim * n * m > KEPT else "plain"
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vidjax.models import kernels
@@ -13,25 +15,31 @@ from vidjax.models.kernels.sums import total
 from vidjax.runtime.platforms import platform
 
 Mean = Callable[[Float[Array, "*s c"]], Float[Array, " *r"]]
+STATISTICS = "statistics"  # what of a norm is kept between the passes, by this name in `jax.checkpoint`
 
 
-def moments(x: Float[Array, "*s c"], mean: Mean, pool: Mean | None = None) -> tuple[Array, Array]:
+def moments(
+    x: Float[Array, "*s c"], mean: Mean, pool: Mean | None = None, rounded: DTypeLike | None = None
+) -> tuple[Array, Array]:
     """(mean, variance) of x in fp32, by a function that takes means over axes and keeps these as 1. `pool` then takes
-    means of such means, which may have an axis more after the first.
+    means of such means, which may have an axis more after the first. What the sums give is named `STATISTICS`.
 
     The variance is that of the differences from the mean. Accelerators, which read memory once where two sums do not
     wait for each other, take E[x^2] - E[x]^2 of bf16 and fp16: of numbers that are rounded to 2^-8 it is as exact,
-    unless their mean is hundreds of times their deviation.
+    unless their mean is hundreds of times their deviation. `rounded`: the dtype that the numbers once had, by default
+    that of `x`.
     """
-    y = x.astype(jnp.float32)
-    if platform() == "cpu" or kernels.choice().textbook or x.dtype not in (jnp.bfloat16, jnp.float16):
+    y, rounded = x.astype(jnp.float32), x.dtype if rounded is None else rounded
+    if platform() == "cpu" or kernels.choice().textbook or rounded not in (jnp.bfloat16, jnp.float16):
         whole = lambda y: mean(y) if pool is None else pool(mean(y))
-        first = whole(y)
+        first = checkpoint_name(whole(y), STATISTICS)
         near = jax.lax.stop_gradient(first)  # whatever it is, what follows is the same, and the gradient has a sum less
-        return first, whole(jnp.square(y - near)) - jnp.square(first - near)
+        second = checkpoint_name(whole(jnp.square(y - near)), STATISTICS)
+        return first, second - jnp.square(first - near)
     first, second = mean(y), mean(jnp.square(y))
     if pool is not None:  # of both at once
         first, second = jnp.unstack(pool(jnp.stack([first, second], 1)), axis=1)
+    first, second = (checkpoint_name(number, STATISTICS) for number in (first, second))
     return first, jnp.maximum(second - jnp.square(first), 0)
 
 

@@ -68,6 +68,18 @@ def frames_in_batch() -> bool:
     return platform() == "tpu" and ways("context") == 1 and not kernels.choice().textbook
 
 
+def whole(weights: Float[Array, " *s"]) -> Float[Array, " *s"]:
+    """Has a layer's weights, which fsdp cuts, travel before the layer computes with them, on TPUs.
+
+    XLA's compiler for these would otherwise have the layer compute with one device's part while the next travels: of
+    256 features 64 at a time, which fill half of the rows of a matrix unit.
+    """
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    if platform() != "tpu" or shape.get("fsdp", 1) == 1 or shape.get("tensor", 1) > 1:
+        return weights
+    return jax.lax.with_sharding_constraint(weights, P())
+
+
 def to_pixels(x: Float[Array, "b t n *s"]) -> Float[Array, "b t n *s"]:
     """From a share of the frames to all frames of a share of axis 2 (pixels or rows): what a layer over time wants.
 

@@ -1,0 +1,103 @@
+"""Attention within short sequences as a TPU kernel that reads and writes features as the products beside it do."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+ROWS = 128  # tokens of sequences so short that several go together
+MOST = 2**18  # numbers of a block: seven of them, twice, fit what a TPU's kernel has of its VMEM
+
+
+def fits(n: int, features: int, head_dim: int) -> bool:
+    """Whether `attend_short` takes sequences of `n` tokens: whole tiles of its memory, and heads of half rows."""
+    return n % 16 == 0 and n <= 512 and head_dim % 64 == 0 and max(n, ROWS) * features <= MOST
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def attend_short(
+    q: Float[Array, "b n c"],
+    k: Float[Array, "b n c"],
+    v: Float[Array, "b n c"],
+    head_dim: int,
+    together: int,
+    interpret: bool,
+) -> Float[Array, "b n c"]:
+    """softmax(q k' / sqrt(d)) v for each head of d = `head_dim` of the features, `together` sequences at a time.
+
+    A step of the kernel has all that there is of its sequences, so nothing is kept for the backward pass but what goes
+    in, and heads need not be laid out apart: each is a part of the rows.
+    """
+    return _run(_forward, 1, (q, k, v), head_dim, together, interpret)
+
+
+attend_short.defvjp(
+    lambda q, k, v, *how: (attend_short(q, k, v, *how), (q, k, v)),
+    lambda head_dim, together, interpret, kept, slope: tuple(
+        _run(_backward, 3, (*kept, slope), head_dim, together, interpret)
+    ),
+)
+
+
+def _run(
+    kernel: Callable, outputs: int, arrays: tuple[Array, ...], head_dim: int, together: int, interpret: bool
+) -> Any:
+    """Runs a kernel on blocks of `together` sequences; it returns one array, or a list of several."""
+    from jax.experimental import pallas as pl
+
+    b, n, c = arrays[0].shape
+    shape = (b // together, together * n, c)
+    block = pl.BlockSpec((None, *shape[1:]), lambda i: (i, 0, 0))
+    out = [jax.ShapeDtypeStruct(shape, arrays[0].dtype)] * outputs
+    run = pl.pallas_call(
+        functools.partial(kernel, head_dim=head_dim, tokens=n),
+        grid=shape[:1],
+        in_specs=[block] * len(arrays),
+        out_specs=[block] * outputs,
+        out_shape=out,
+        name=f"short_attention_{head_dim}{kernel.__name__}",
+        interpret=interpret,
+    )
+    made = [a.reshape(b, n, c) for a in run(*(a.reshape(shape) for a in arrays))]
+    return made if outputs > 1 else made[0]
+
+
+def _forward(q, k, v, out, *, head_dim: int, tokens: int) -> None:
+    for at in _heads(q, head_dim):
+        out[:, at] = _times(_weights(q[:, at], k[:, at], tokens), v[:, at]).astype(out.dtype)
+
+
+def _backward(q, k, v, slope, to_q, to_k, to_v, *, head_dim: int, tokens: int) -> None:
+    for at in _heads(q, head_dim):
+        w = _weights(q[:, at], k[:, at], tokens)
+        to_v[:, at] = _times(w, slope[:, at], 0).astype(to_v.dtype)
+        to_w = _product(slope[:, at], v[:, at], (1, 1))
+        to_e = w * (to_w - (w * to_w).sum(-1, keepdims=True)) * head_dim**-0.5
+        to_q[:, at] = _times(to_e, k[:, at]).astype(to_q.dtype)
+        to_k[:, at] = _times(to_e, q[:, at], 0).astype(to_k.dtype)
+
+
+def _heads(x, head_dim: int) -> list[slice]:
+    return [slice(at, at + head_dim) for at in range(0, x.shape[-1], head_dim)]
+
+
+def _weights(q: Float[Array, "n d"], k: Float[Array, "n d"], tokens: int) -> Float[Array, "n n"]:
+    """What each query takes of each key, of none of another sequence's."""
+    e = _product(q, k, (1, 1)) * q.shape[-1] ** -0.5
+    if len(q) > tokens:
+        own = lambda axis: jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, e.shape, axis), tokens)
+        e = jnp.where(own(0) == own(1), e, -1e30)
+    w = jnp.exp(e - e.max(-1, keepdims=True))
+    return w / w.sum(-1, keepdims=True)
+
+
+def _times(w: Float[Array, "n n"], x: Float[Array, "n d"], axis: int = 1) -> Float[Array, "n d"]:
+    return _product(w.astype(x.dtype), x, (axis, 0))
+
+
+def _product(x: Array, y: Array, axes: tuple[int, int]) -> Array:
+    """Sums over one axis of each, in fp32."""
+    return jax.lax.dot_general(x, y, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32)
