@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vidjax.weights import folder, pretrained
+from vidjax.training.stage import Stage
+from vidjax.weights import convert, folder, pretrained
 
 LETTERS = [a + end for a in "!" + string.ascii_lowercase for end in ("", "</w>")]
 ENDS = ["<|startoftext|>", "<|endoftext|>"]
@@ -193,3 +194,12 @@ def write_folder(path: Path, seed: int = 0, unet: dict | None = None, configs: d
         leaf.set_value(1 + 0.1 * noise if place[-1] == "scale" else noise * np.float32(fan_in**-0.5))
     pretrained.save(model, configs, path)
     return path
+
+
+def moved(stage: Stage) -> nnx.Module:
+    """The model that the stage starts from, all that it trains moved."""
+    _, model = stage.start(True)
+    for path, leaf in convert.parameters(model).items():
+        if stage.trainable(path):
+            leaf.set_value(leaf[...] + 0.1)
+    return model

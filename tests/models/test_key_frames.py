@@ -110,7 +110,7 @@ def test_other_keys_are_refused(keys):
 @pytest.mark.parametrize("keys", ["zero_shot", "window:1"])
 def test_a_unet_with_other_keys_has_the_image_models_parameters(keys):
     block = keys if keys == "zero_shot" else (("attn1", keys), ("attn2", "tokens"), ("ff", "ff"))
-    small = dict(channels=(8,), blocks_per_level=1, attention_levels=True, heads=2, groups=4, tokens_dim=6)
+    small = dict(channels=(8,), blocks_per_level=0, attention_levels=True, heads=2, groups=4, tokens_dim=6)
     image, inflated = (UNet(UNetConfig(**small, block=b), rngs=nnx.Rngs(0)) for b in ("spatial", block))
     graph, random = nnx.graphdef(inflated), np.random.default_rng(0)
     state = jax.tree.map(lambda a: a + jnp.asarray(0.3 * random.standard_normal(a.shape, "f")), nnx.state(image))

@@ -17,7 +17,8 @@ def on_tpu(function, *args):
     tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
         traced = jax.make_jaxpr(function)(*args)
-    return jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *args), str(traced)
+    run = jax.jit(lambda *args: jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *args))
+    return run(*args), str(traced)
 
 
 def test_relative_attention_is_the_sum_of_shaw_et_al():
@@ -54,7 +55,7 @@ def test_forms_for_tpus_are_equal(t, transposed, form):
     run = lambda *a: jax.value_and_grad(loss, (0, 1, 2, 3))(state, *a)
     got, text = on_tpu(run, *args)
     assert form in text and (form or f"{12 * t},{12 * t}]" not in text)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(run(*args)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(jax.jit(run)(*args)))
 
 
 @pytest.mark.parametrize("over", ["frame", "clip"])
@@ -69,7 +70,7 @@ def test_a_residual_block_of_a_tpu_has_frames_in_the_batch(over):
     run = lambda *a: jax.value_and_grad(loss, (0, 1, 2))(state, *a)
     got, text = on_tpu(run, x, emb)
     assert "f32[6,1,1,4]" in text  # moments of six frames
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(run(x, emb)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(jax.jit(run)(x, emb)))
 
 
 def context(t):

@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 from test_configs import config
-from tiny_folder import STABLE_VIDEO, write_folder
+from tiny_folder import STABLE_VIDEO, moved, write_folder
 
 from vidjax.diffusion import weighting
 from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
+from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.picture import PictureTraining, motion_of
 from vidjax.recipes import build as recipe
-from vidjax.recipes.run import train
+from vidjax.training.stage import abstract_loss
 from vidjax.training.strategies import strategy
 from vidjax.weights import pretrained
 
@@ -39,15 +41,17 @@ def made(folder, tmp_path_factory):
     return found
 
 
-def test_what_training_tells_and_shows(folder):
+def test_what_training_tells_and_shows(folder, monkeypatch):
     """Each clip its own noise, motion and rate; the mean latents of its first frame, not scaled; and of many clips
     token and latents are hidden as InstructPix2Pix hides them."""
+    monkeypatch.setattr(Autoencoder, "encode", nnx.jit(Autoencoder.encode))
     model = pretrained.load(folder).model
     embedder, count = model.picture, 600
     clips = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 4, 3), np.uint8)
     clips[2, 1] = clips[2, 0]  # does not move
     embedder.training = PictureTraining(fps=8.0, noise_std=0.0, noise_mean=-1e9, drop=0.0)
-    still = embedder.draw(model.codec, jnp.asarray(clips), draws_at(jax.random.key(0), jnp.int32(0), 3))
+    draw = lambda clips: embedder.draw(model.codec, clips, draws_at(jax.random.key(0), jnp.int32(0), len(clips)))
+    still = draw(jnp.asarray(clips))
     np.testing.assert_allclose(still["numbers"][:, 0], 7)
     np.testing.assert_allclose(still["numbers"][:, 1], motion_of(jnp.asarray(clips)))
     assert still["numbers"][2, 1] == 0 and (still["numbers"][:2, 1] > 0).all() and still["shown"].all()
@@ -56,7 +60,7 @@ def test_what_training_tells_and_shows(folder):
 
     embedder.training = PictureTraining(motion=127.0, drop=0.1)
     many = np.zeros((count, 1, 2, 2, 3), np.uint8)
-    drawn = embedder.draw(model.codec, jnp.asarray(many), draws_at(jax.random.key(1), jnp.int32(0), count))
+    drawn = draw(jnp.asarray(many))
     levels = np.log(drawn["numbers"][:, 2])
     assert len(np.unique(levels)) == count and abs(levels.mean() + 3) < 0.1 and abs(levels.std() - 0.5) < 0.05
     assert (drawn["numbers"][:, 1] == 127).all()
@@ -77,17 +81,18 @@ def test_the_loss_of_v_is_theirs_of_x0(folder):
     np.testing.assert_allclose(known.schedule.timesteps(25)[[0, 24, 25]], [700, 0.002, 0], rtol=1e-5)
 
 
-def test_a_run_is_exported_as_the_folder_it_came_from(made, folder, tmp_path):
-    """What was not trained bit for bit; all else has moved; and it is read again."""
-    run = train(made, tmp_path / "run", max_steps=1)
+def test_a_tuned_model_is_exported_as_the_folder_it_came_from(made, folder, tmp_path):
+    """What does not train bit for bit; all else has moved; and it is read again."""
+    stage = recipe.build(made, "tune", tmp_path)
+    assert jax.eval_shape(*abstract_loss(stage), recipe.example_batch(made, stage)).shape == ()
     out = tmp_path / "out"
-    pretrained.save(run.generator().model, folder, out)
+    pretrained.save(moved(stage), folder, out)
     for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model"):
         before, after = (load_file(root / f"{part}.safetensors") for root in (folder, out))
         assert before.keys() == after.keys()
-        moved = {key for key in after if not np.array_equal(before[key], after[key])}
+        changed = {key for key in after if not np.array_equal(before[key], after[key])}
         over_time = {key for key in before if "temporal" in key or "time_mixer" in key or "time_pos" in key}
-        assert moved == (over_time if part.startswith("unet") else set())
+        assert changed == (over_time if part.startswith("unet") else set())
     pretrained.load(out)
 
 

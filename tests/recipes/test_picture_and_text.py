@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_configs import config
-from tiny_folder import I2VGEN, write_folder
+from tiny_folder import I2VGEN, moved, write_folder
 
 from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
@@ -18,7 +18,7 @@ from vidjax.models.keys import Keys
 from vidjax.models.lora import lora_tensors
 from vidjax.models.picture_tokens import PictureTokensTraining, make_averaging, places_of
 from vidjax.recipes import build as recipe
-from vidjax.recipes.run import train
+from vidjax.training.stage import abstract_loss
 from vidjax.training.strategies import strategy
 from vidjax.weights import lora, pretrained
 
@@ -70,13 +70,13 @@ def test_guidance_leaves_the_latents_of_the_picture(folder):
     """Its null hides what CLIP sees alone; channels twice are twice those of once."""
     picture = pretrained.load(folder).model.picture
     entry = dict(pixels=jnp.ones((1, 32, 32, 3)), latents=jnp.ones((1, 2, 8, 8, 4)), fps=jnp.ones(1), shown=jnp.ones(1))
-    own, away = picture(entry), picture(picture.null(entry))
+    own, away = jax.jit(lambda entry: (picture(entry), picture(picture.null(entry))))(entry)
     assert own["tokens"].shape == (1, 68, 24)
     np.testing.assert_array_equal(own["tokens"][:, :64], away["tokens"][:, :64])
     np.testing.assert_array_equal(own["concat"], away["concat"])
     assert (own["tokens"][:, 64:] != away["tokens"][:, 64:]).all()
     picture = pretrained.load(folder, twice=True).model.picture
-    np.testing.assert_array_equal(picture(entry)["concat"], 2 * own["concat"])
+    np.testing.assert_array_equal(jax.jit(picture)(entry)["concat"], 2 * own["concat"])
 
 
 @pytest.mark.parametrize("n", [7, 32, 64, 88, 160])
@@ -93,29 +93,31 @@ def test_what_training_shows(folder):
     `drop` says is hidden from CLIP."""
     model, count = pretrained.load(folder).model, 400
     embedder = model.picture
-    clips = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, FRAMES, 8, 8, 3), np.uint8))
+    clips = np.random.default_rng(0).integers(0, 256, (2, FRAMES, 8, 8, 3), np.uint8)
     embedder.training = PictureTokensTraining(fps=8.0)
-    entry = embedder.draw(model.codec, clips, draws_at(jax.random.key(0), jnp.int32(0), 2))
-    mean = model.codec.latents(clips[:, :1])
+    draw = jax.jit(
+        lambda clips: embedder.draw(model.codec, clips, draws_at(jax.random.key(0), jnp.int32(0), len(clips)))
+    )
+    entry = draw(clips)
+    encode = jax.jit(lambda x: (model.codec.latents(x), model.codec.autoencoder.encode(x / 127.5 - 1).logvar))
+    mean, logvar = encode(clips[:, :1])
     spread = np.abs(entry["latents"][:, :1] - mean)
-    deviation = model.codec.scale * jnp.exp(0.5 * model.codec.autoencoder.encode(clips[:, :1] / 127.5 - 1).logvar)
+    deviation = model.codec.scale * np.exp(0.5 * logvar)
     assert (spread < 5 * deviation).all() and spread.max() > 0
     for i, place in enumerate(places_of(FRAMES)):
         assert i == 0 or (entry["latents"][:, i] == place).all()
     assert (entry["fps"] == 8).all() and (entry["shown"] == 1).all()
     embedder.training = PictureTokensTraining(drop=0.25)
-    shown = embedder.draw(
-        model.codec, jnp.zeros((count, 1, 2, 2, 3), jnp.uint8), draws_at(jax.random.key(1), jnp.int32(0), count)
-    )["shown"]
+    shown = draw(np.zeros((count, 1, 2, 2, 3), np.uint8))["shown"]
     assert abs(1 - shown.mean() - 0.25) < 0.08
 
 
-def test_a_run_is_exported_as_the_folder_it_came_from(made, folder, tmp_path):
-    """What was not trained bit for bit; all of unet/ has moved; it is read again, and counts the picture twice."""
-    made["conditioning"] = dict(picture=dict(twice=True))
-    run = train(made, tmp_path / "run", max_steps=1)
+def test_a_tuned_model_is_exported_as_the_folder_it_came_from(made, folder, tmp_path):
+    """What does not train bit for bit; all of unet/ has moved; it is read again, and counts the picture twice."""
+    stage = recipe.build({**made, "conditioning": dict(picture=dict(twice=True))}, "tune", tmp_path)
+    assert jax.eval_shape(*abstract_loss(stage), recipe.example_batch(made, stage)).shape == ()
     out = tmp_path / "out"
-    pretrained.save(run.generator().model, folder, out)
+    pretrained.save(moved(stage), folder, out)
     for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model"):
         before, after = (load_file(root / f"{part}.safetensors") for root in (folder, out))
         assert before.keys() == after.keys()
