@@ -194,8 +194,10 @@ def test_a_folder_that_may_only_be_read_is_refused(half, env):
 
 
 def test_two_runs_do_not_share_a_folder(env, tmp_path):
-    first = start(tmp_path, env=env)
-    until_logged(tmp_path, 1, first)
+    first, lock = start(tmp_path, env=env), tmp_path / ".lock"
+    while not (lock.exists() and lock.read_text().endswith("\n")):
+        assert first.poll() is None
+        time.sleep(0.01)
     error = one_error(run(tmp_path, env=env))
     assert f"in use by process {first.pid} on" in error
     assert first.poll() is None
