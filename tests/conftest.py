@@ -34,7 +34,7 @@ LONG = ("test_tuning", "test_main", "test_configs", "test_tuning_recipes", "test
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="How often tests/test_faults.py kills a run.")
+    parser.addoption("--kills", type=int, default=2, help="How often tests/test_faults.py kills a run.")
 
 
 def pytest_collection_modifyitems(items):

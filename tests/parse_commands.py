@@ -1,5 +1,5 @@
-"""Parses commands of vidjax's programs as these do, and runs none: JSON [[module, [argument, ...]], ...] on stdin, and
-on stdout what each says is wrong with its command, "" if nothing.
+"""Parses commands of vidjax's programs as these do, and runs none: its argument is JSON, [[module, [argument, ...]],
+...], and on stdout it tells what each says is wrong with its command, "" if nothing.
 
 A process that has imported what the programs import forks for each command: flags are defined once in a process.
 """
@@ -37,7 +37,7 @@ def parse(module: str, arguments: list[str]) -> str:
 def main() -> None:
     """Answers on stdout."""
     answers = []
-    for module, arguments in json.load(sys.stdin):
+    for module, arguments in json.loads(sys.argv[1]):
         reading, writing = os.pipe()
         if not os.fork():
             os.write(writing, parse(module, arguments).encode()[:60000])

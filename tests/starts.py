@@ -42,7 +42,11 @@ for stream, file in enumerate((os.devnull, *files)):
     os.dup2(os.open(file, os.O_RDWR), stream)
 os.chdir(folder)
 sys.argv = [program, *arguments]
-runpy.run_module(program, run_name="__main__", alter_sys=True)
+if "/" in program:
+    sys.path.insert(0, os.path.dirname(program))
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
 
 
@@ -74,7 +78,7 @@ SERVERS: dict[tuple, Server] = {}
 
 
 class Process:
-    """What `subprocess.Popen` has of a process, as far as tests want it."""
+    """What `subprocess.Popen` has of a process, as far as tests want it; of a program, or of a file with a script."""
 
     def __init__(self, name: str, arguments: Sequence[str | Path], env: Mapping[str, str], cwd: Path | None = None):
         if (known := tuple(sorted(item for item in env.items() if item[0].startswith(READ_AT_IMPORT)))) not in SERVERS:
@@ -84,8 +88,9 @@ class Process:
         self.files = [self.server.folder / f"{next(self.server.count)}" for _ in range(2)]
         for file in self.files:  # of a process that is killed at once as well
             file.touch()
+        started = name if "/" in name else f"vidjax.{name}"
         self.pid = self.server.ask(
-            "start", (f"vidjax.{name}", self.arguments, dict(env), str(cwd or Path.cwd()), *map(str, self.files))
+            "start", (started, self.arguments, dict(env), str(cwd or Path.cwd()), *map(str, self.files))
         )
 
     def poll(self) -> int | None:
@@ -116,11 +121,21 @@ class Process:
 def program(
     name: str, *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """What became of `python -m vidjax.<name>` with these arguments."""
+    """What became of `python -m vidjax.<name>` with these arguments; of `python <name>` if it is a file's path."""
     process = Process(name, arguments, env, cwd)
     said, errors = process.communicate()
     assert process.returncode is not None
     return subprocess.CompletedProcess([name, *process.arguments], process.returncode, said, errors)
+
+
+def script(
+    code: str, *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What became of `python -c <code>` with these arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "script.py")
+        file.write_text(code)
+        return program(str(file), *arguments, env=env, cwd=cwd)
 
 
 def start_each(

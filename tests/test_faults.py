@@ -3,7 +3,6 @@
 import ctypes
 import json
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,21 +25,19 @@ FLAGS = (
 )
 
 
-def start(workdir, env, limited=None):
-    """A run; `limited()` is called where it starts."""
-    flags = [*FLAGS, f"--workdir={workdir}"]
-    if limited is None:
-        return Process("main", flags, env)
-    command = [sys.executable, "-m", "vidjax.main", *flags]
-    kept = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=env, preexec_fn=limited, **kept)
+def start(workdir, env):
+    """A run."""
+    return Process("main", [*FLAGS, f"--workdir={workdir}"], env)
 
 
-def run(workdir, env, limited=None):
+def end(process):
     """(exit status, stdout, stderr)."""
-    process = start(workdir, env, limited)
     said = process.communicate(timeout=300)
     return process.returncode, *said
+
+
+def run(workdir, env):
+    return end(start(workdir, env))
 
 
 def one_error(done) -> str:
@@ -95,25 +92,30 @@ def half(whole, tmp_path):
     return workdir
 
 
-def test_a_signal_is_obeyed_after_the_step_in_hand(whole, env, tmp_path):
-    step, since = 0, 0.0
-    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = start(tmp_path, env=env)
-        until_logged(tmp_path, step + 3, process, since)
-        process.send_signal(number)
-        said, errors = process.communicate(timeout=60)
-        assert process.returncode == status and "Traceback" not in errors, errors
-        step, since = saved(tmp_path)[-1], time.time()
-        assert f"diffusion: stopped at step {step} on {number.name}, saved; the same command goes on" in said
-    status, said, errors = run(tmp_path, env=env)
-    assert status == 0 and f"continues from step {step}" in said, errors
-    assert losses(tmp_path) == losses(whole)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, env):
+    """A run that got a signal in its third step or later, and what it said."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    process = start(workdir, env)
+    until_logged(workdir, 3, process)
+    process.send_signal(signal.SIGINT)
+    return workdir, end(process)
 
 
-def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, env, tmp_path, request):
-    """--kills=100 for as many as there is time for. One in four anywhere, the others from the first step on."""
-    rng, kills, workdir, inside = random.Random(0), request.config.getoption("--kills"), tmp_path / "run", 0
-    for number in range(kills):
+def test_a_signal_is_obeyed_after_the_step_in_hand(stopped):
+    """SIGTERM, and that the run goes on with the same losses: tests/runtime/test_processes.py, and below."""
+    workdir, (status, said, errors) = stopped
+    assert status == 130 and "Traceback" not in errors, errors
+    step = saved(workdir)[-1]
+    assert 3 <= step == logged(workdir) < STEPS
+    assert f"diffusion: stopped at step {step} on SIGINT, saved; the same command goes on" in said
+
+
+def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, stopped, env, request):
+    """--kills=100 for as many as there is time for. One in four anywhere, the others from the first step on; it begins
+    where a signal has stopped it."""
+    (workdir, _), rng, inside = stopped, random.Random(0), 0
+    for number in range(1, 1 + request.config.getoption("--kills")):
         before, began = saved(workdir), time.time()
         process = start(workdir, env=env)
         if number % 4:
@@ -126,7 +128,7 @@ def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, e
             assert f"continues from step {before[-1]}" in said
         assert logged(workdir) - (saved(workdir) or [0])[-1] <= 2 * EVERY  # the newest may have been on its way
         inside += any("tmp" in path.name for path in (workdir / "diffusion" / "checkpoints").glob("*"))
-        print(f"kill {number + 1}: {logged(workdir)} steps, {saved(workdir)} saved; {inside} inside a save", flush=True)
+        print(f"kill {number}: {logged(workdir)} steps, {saved(workdir)} saved; {inside} inside a save", flush=True)
         if (workdir / "diffusion" / "done.json").exists():
             assert losses(workdir) == losses(whole)
             shutil.rmtree(workdir)
@@ -158,15 +160,21 @@ def test_a_checkpoint_that_cannot_be_read_for_another_reason_is_named(half, env)
     assert f"{newest} cannot be read" in error and "rename it" in error
 
 
+LIMITED = """
+import resource, runpy, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+runpy.run_module("vidjax.main", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_on_a_full_disk_a_run_ends_with_what_it_had(half, env):
     """The limit on the size of a file stands for the disk's: the same error, a few bytes later in the same calls."""
     before = saved(half)
 
-    def limited():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    done = run(half, env=env, limited=limited)
+    script = half / "limited.py"
+    script.write_text(LIMITED)
+    done = end(Process(str(script), [*FLAGS, f"--workdir={half}"], env))
     error = one_error(done)
     assert "Traceback" not in done[2]
     assert f"that of step {before[-1]} is whole" in error and "make room" in error
@@ -178,14 +186,18 @@ def test_a_folder_that_may_only_be_read_is_refused(half, env):
     half.chmod(0o555)
     # CAP_DAC_OVERRIDE, by which root writes everywhere, out of what a new program may have.
     dropped = lambda: ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
-    done = run(half, env=env, limited=dropped)
+    command = [sys.executable, "-m", "vidjax.main", *FLAGS, f"--workdir={half}"]
+    done = subprocess.run(command, env=env, preexec_fn=dropped, capture_output=True, text=True)
     half.chmod(0o755)
-    assert "can't be written (Permission denied): choose another folder" in one_error(done)
+    error = one_error((done.returncode, done.stdout, done.stderr))
+    assert "can't be written (Permission denied): choose another folder" in error
 
 
 def test_two_runs_do_not_share_a_folder(env, tmp_path):
-    first = start(tmp_path, env=env)
-    until_logged(tmp_path, 1, first)
+    first, lock = start(tmp_path, env=env), tmp_path / ".lock"
+    while not (lock.exists() and lock.read_text().endswith("\n")):
+        assert first.poll() is None
+        time.sleep(0.01)
     error = one_error(run(tmp_path, env=env))
     assert f"in use by process {first.pid} on" in error
     assert first.poll() is None

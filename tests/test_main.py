@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from starts import program, start_each
 
+from vidjax.weights import efficientnet
+
 ROOT = Path(__file__).parents[1]
-LATENT, PIXELS = f"--config={ROOT}/tests/tiny.py:latent", f"--config={ROOT}/tests/tiny.py:pixels"
+PIXELS = f"--config={ROOT}/tests/tiny.py:pixels"
 NO_ATTENTION = "--config.model.attention_levels=(False,)"  # compiles in half the time
+LATENT = (f"--config={ROOT}/tests/tiny.py:latent", NO_ATTENTION)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -25,7 +28,7 @@ def losses(folder: Path) -> dict[int, float]:
 def trained(tmp_path_factory, env):
     """A run of all stages of the small latent recipe."""
     workdir = tmp_path_factory.mktemp("run")
-    done = program("main", LATENT, f"--workdir={workdir}", env=env)
+    done = program("main", *LATENT, f"--workdir={workdir}", env=env)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -65,35 +68,26 @@ def test_the_latents_of_the_second_stage_have_unit_variance(trained):
     assert abs(latents.std() - 1) < 1e-2
 
 
-def test_started_again_a_finished_run_is_left_alone(trained, env):
-    workdir, _ = trained
-    before = losses(workdir / "diffusion")
-    again = program("main", LATENT, f"--workdir={workdir}", env=env)
-    assert again.returncode == 0, again.stderr
-    assert "autoencoder: finished" in again.stdout and "diffusion: finished" in again.stdout
-    assert losses(workdir / "diffusion") == before
-
-
 LARGE = ("--num_steps=2", "--height=64", "--width=64")  # enough for a mark
 
 
 @pytest.fixture(scope="module")
 def sampled(trained, env, tmp_path_factory):
-    """Folders of videos that the program wrote: of one seed twice, of another, without a mark, and a longer one."""
+    """Folders of videos that the program wrote: of one seed twice, without a mark, and a longer one."""
     out = tmp_path_factory.mktemp("sampled")
     ask = ("sample", f"--workdir={trained[0]}", "--prompt=a tower", "--sampler=dpmpp_2m", *LARGE)
-    flags = dict(
-        a=["--seed=1"], b=["--seed=1"], c=["--seed=2"], bare=["--seed=1", "--nowatermark"], long=["--frames=9"]
-    )
+    flags = dict(a=["--seed=1"], b=["--seed=1"], bare=["--seed=1", "--nowatermark"], long=["--frames=9"])
     for name, more in flags.items():
         done = program(*ask, *more, f"--out={out / name}", env=env)
         assert done.returncode == 0, done.stderr
     return out
 
 
-def test_sample_writes_videos_that_its_seed_decides(sampled):
-    a, b, c = (next((sampled / name).glob("*.png")).read_bytes() for name in "abc")
-    assert a == b != c
+def test_sample_writes_videos_that_its_seed_decides(trained, sampled):
+    a, b = (next((sampled / name).glob("*.png")).read_bytes() for name in "ab")
+    assert a == b
+    for one in (trained[0] / "samples").glob("*-seed0.mp4"):
+        assert one.read_bytes() != one.with_name(one.name.replace("seed0", "seed1")).read_bytes()
 
 
 def test_what_sample_writes_is_marked(sampled, env):
@@ -105,17 +99,19 @@ def test_what_sample_writes_is_marked(sampled, env):
         assert f"{mark} (score" in line, found.stdout
 
 
-def test_evaluate_judges_what_a_run_generates(trained, env, network_files, tmp_path):
-    """Against windows of its data."""
-    ask = ("--metrics=fid,is", f"--inception={network_files['inception']}", "--frames=1")
-    env = env | {"XLA_FLAGS": ""}
+def test_evaluate_judges_what_a_run_generates(trained, env, request, tmp_path):
+    """Against windows of its data; by the smaller network, if it is installed."""
+    name, ask = "frechet_efficientnet", ["--metrics=frechet_efficientnet", "--frames=1"]
+    if efficientnet.installed() is None:
+        files = request.getfixturevalue("network_files")
+        name, ask = "fid", ["--metrics=fid", "--frames=1", f"--inception={files['inception']}"]
     done = program("evaluate", f"--workdir={trained[0]}", "--count=3", *ask, f"--json={tmp_path / 'f.json'}", env=env)
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "f.json").read_text())["metrics"]
-    made, reference = figures["fid"], figures["fid"]["reference"]
+    made = json.loads((tmp_path / "f.json").read_text())["metrics"][name]
+    reference = made["reference"]
     assert made["videos"] == 3 and made["frames"] == [1, 1] and made["sizes"] == ["16x16"] == reference["sizes"]
     assert reference["videos"] >= 3 and reference["folder"] == f"training windows of {trained[0]}"
-    assert made["value"] > 0 and 1 <= figures["is"]["value"] <= 3
+    assert made["value"] > 0
     bad = program("evaluate", f"--workdir={tmp_path}", *ask, env=env)
     assert bad.returncode == 1 and bad.stderr.count("error: ") == 1 and "Traceback" not in bad.stderr, bad.stderr
 
@@ -197,7 +193,7 @@ def test_a_finished_run_is_not_taken_for_another_one(trained, env, tmp_path):
     shutil.copytree(trained[0], workdir)
     config = (workdir / "config.json").read_bytes()
     latents = workdir / "autoencoder" / "latents.json"
-    cases = [[LATENT, f"--workdir={workdir}", *flags] for flags in OTHER.values()]
+    cases = [[*LATENT, f"--workdir={workdir}", *flags] for flags in OTHER.values()]
     refused = start_each("main", cases[:-1], env)
     latents.write_text(json.dumps(json.loads(latents.read_text()) | {"scale": 2.0}))
     refused += start_each("main", cases[-1:], env)

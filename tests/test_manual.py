@@ -5,8 +5,6 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import starts
 
 from vidjax.__main__ import PROGRAMS
 from vidjax.data.shapes import draw
@@ -73,8 +72,7 @@ def test_programs_take_the_manuals_commands(env):
     assert len(asked) > 50 and {module for _, module, _ in asked} == set(NAMES)
     asked = [each for each in asked if each[2] != ["--help"]]
     text = json.dumps([[module, arguments] for _, module, arguments in asked])
-    command = [sys.executable, str(ROOT / "tests" / "parse_commands.py")]
-    done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True)
+    done = starts.program(str(ROOT / "tests" / "parse_commands.py"), text, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     wrong = [
         f"{page.name}: {NAMES[module]} {shlex.join(arguments)}: {says}"

@@ -89,7 +89,7 @@ def test_what_a_loop_sends_counts_as_often_as_it_turns():
 
 
 def test_the_program_plans_each_stage_and_refuses_what_cannot_be(env, tmp_path):
-    ask = ("plan", LATENT, "--topology=h100x8", "--stage=diffusion", "--simulate")
+    ask = ("plan", *LATENT, "--topology=h100x8", "--stage=diffusion", "--simulate")
     done = program(*ask, f"--json={tmp_path / 'plan.json'}", env=env)
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from starts import Process, program
 
 from vidjax.data import shards
 from vidjax.data.pipeline import DataConfig, make_dataset
@@ -26,13 +27,11 @@ ROOT = Path(__file__).parents[2]
 needs_beam = pytest.mark.skipif(find_spec("apache_beam") is None, reason="needs pip install -e '.[prepare]'")
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "vidjax.prepare", *map(str, arguments)]
+ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def prepare(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment)
+    return program("prepare", *arguments, env=ENV)
 
 
 def flags(root, out, **changed):
@@ -145,12 +144,11 @@ def test_a_damaged_record_of_a_prepared_set_is_a_broken_clip(whole, tmp_path, da
 
 def kill_when(pattern, part, arguments):
     """Runs the program, and ends it at once when a file of this pattern is there."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command(*arguments), env=environment, stderr=subprocess.PIPE) as process:
-        while not list(part.glob(pattern)) and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
+    process = Process("prepare", arguments, ENV)
+    while not list(part.glob(pattern)) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
     assert process.returncode == -9, "it ended before it could be killed"
 
 
@@ -178,17 +176,14 @@ def test_killed_twice_it_goes_on_where_it_was(folder, whole, tmp_path):
 def test_a_worker_that_dies_ends_the_program(folder, tmp_path):
     import psutil
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    given = command(*flags(folder, tmp_path / "out", workers=2))
-    with subprocess.Popen(given, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        workers = []
-        while not workers and process.poll() is None:
-            time.sleep(0.01)
-            below = psutil.Process(process.pid).children(recursive=True)
-            workers = [child for child in below if "sdk_worker_main" in " ".join(_arguments(child))]
-        for worker in workers:
-            worker.kill()
-        said = process.communicate(timeout=60)[1]
+    process, workers = Process("prepare", flags(folder, tmp_path / "out", workers=2), ENV), []
+    while not workers and process.poll() is None:
+        time.sleep(0.01)
+        below = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in below if "sdk_worker_main" in " ".join(_arguments(child))]
+    for worker in workers:
+        worker.kill()
+    said = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and said.count("\n") == 1, said
     assert "Worker subprocess exited" in said and "the same command goes on" in said
 
@@ -247,8 +242,7 @@ def test_without_its_libraries_it_says_what_to_install(folder, tmp_path):
     hidden = "import sys; sys.modules['apache_beam'] = None; sys.argv = sys.argv[1:]\n"
     code = hidden + "import runpy; runpy.run_module('vidjax.prepare', run_name='__main__', alter_sys=True)"
     arguments = ["vidjax.prepare", *flags(folder, tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=ENV)
     assert (
         done.returncode == 1 and done.stderr.endswith("pip install -e '.[prepare]'\n") and done.stderr.count("\n") == 1
     )

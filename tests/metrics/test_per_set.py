@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
+from starts import script
 
 from vidjax.errors import InputError
 from vidjax.metrics import feature_networks
@@ -90,7 +89,7 @@ def test_many_devices_see_what_one_sees(tmp_path):
         env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         file = tmp_path / f"{devices}.npy"
-        done = subprocess.run([sys.executable, "-c", code, file], env=env, capture_output=True, text=True)
+        done = script(code, file, env=env)
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) == max(2, devices)
         found.append(np.load(file))

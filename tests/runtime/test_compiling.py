@@ -1,8 +1,6 @@
 """Functions are compiled with what the compiler knows, and without what it does not; each program counts once."""
 
 import re
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from starts import script
 
 from vidjax.runtime import compiling
 
@@ -88,7 +87,7 @@ random = np.random.default_rng(0)
 def test_what_a_library_would_miscompile_is_right(program, env):
     """As users compile, with optimisation; in a process of its own, which may end."""
     code = CHECK + textwrap.dedent(MISCOMPILED[program])
-    done = subprocess.run([sys.executable, "-c", code], env=env | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+    done = script(code, env=env | {"XLA_FLAGS": ""})
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
 
 

@@ -1,11 +1,8 @@
 """Several processes on one machine, started as a user starts them: what one would train, save, sample and survive."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,12 +12,12 @@ import pytest
 from starts import Process
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
+STEPS = 24
 FLAGS = (
     f"--config={ROOT}/tests/tiny.py:pixels",
     "--config.model.attention_levels=(False,)",
     f"--config.stages.diffusion.train.steps={STEPS}",
-    "--config.stages.diffusion.train.sample_every=5",
+    f"--config.stages.diffusion.train.sample_every={STEPS}",
 )
 GRACE = 60  # seconds in which all must be over, on a busy machine
 
@@ -54,12 +51,24 @@ def losses(workdir: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
 
 
-def until_logged(workdir: Path, count: int, processes) -> None:
+def saved(workdir: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max(int(path.name) for path in (workdir / "diffusion" / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def until_logged(workdir: Path, count: int, processes, since: float = 0.0) -> None:
+    """Waits until these processes, that were started at `since`, have logged that step."""
     metrics = workdir / "diffusion" / "metrics.jsonl"
     deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.read_text().count("\n") >= count):
+    while not (metrics.exists() and metrics.stat().st_mtime > since and metrics.read_text().count("\n") >= count):
         assert time.monotonic() < deadline and all(process.poll() is None for process in processes), end(processes)
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def two_devices(env):
+    """Of processes that have two devices each."""
+    return {**env, "XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"}
 
 
 @pytest.fixture(scope="module")
@@ -73,73 +82,86 @@ def whole(tmp_path_factory, env):
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, env):
-    """A run of two processes that was stopped, by a signal to the second, and went on in four, each pair of which has
-    the parameters once."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    flags = (*FLAGS, f"--workdir={workdir}")
-    two = start(2, "main", *flags, env=env)
-    until_logged(workdir, 3, two)
+def killed(tmp_path_factory, env):
+    """A run of two processes of which one was killed, and what became of the other."""
+    workdir = tmp_path_factory.mktemp("run")
+    two = start(2, "main", *FLAGS, f"--workdir={workdir}", env=env)
+    until_logged(workdir, 6, two)
+    two[1].kill()
+    began = time.monotonic()
+    return workdir, end(two, GRACE)[0], time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def stopped(killed, two_devices):
+    """That run, gone on in two processes of two devices, each pair of which has the parameters once, and stopped by a
+    signal to the second: what became of them, and between which steps."""
+    workdir, *_ = killed
+    before, since = saved(workdir), time.time()
+    two = start(2, "main", *FLAGS, f"--workdir={workdir}", "--config.mesh.fsdp=2", env=two_devices)
+    until_logged(workdir, before + 3, two, since)
     two[1].send_signal(signal.SIGTERM)
-    ended = end(two, GRACE)
-    newest = max(int(path.name) for path in (workdir / "diffusion" / "checkpoints").iterdir() if path.name.isdigit())
-    assert [status for status, *_ in ended] == [143, 143], ended
-    assert f"diffusion: stopped at step {newest} on SIGTERM, saved" in ended[0][1]
-    assert "diffusion" not in ended[1][1]  # one talks
-    four = end(start(4, "main", *flags, "--config.mesh.fsdp=2", env=env))
-    assert [status for status, *_ in four] == [0] * 4, four
-    assert f"continues from step {newest}" in four[0][1]
+    return end(two, GRACE), before, saved(workdir)
+
+
+@pytest.fixture(scope="module")
+def finished(killed, stopped, env):
+    """That run, ended by one process."""
+    workdir, *_ = killed
+    ((status, said, errors),) = end(start(1, "main", *FLAGS, f"--workdir={workdir}", env=env))
+    assert status == 0 and f"continues from step {stopped[2]}" in said, errors
     return workdir
 
 
-def test_any_number_of_processes_gives_the_losses_of_one(whole, stopped):
-    several = losses(stopped)
+def test_a_killed_process_ends_the_others(killed):
+    _, (status, _, errors), seconds = killed
+    assert status not in (0, 143) and seconds < GRACE
+    assert "lost another process of this run" in errors or "another task died" in errors, errors
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(stopped):
+    (one, other), before, newest = stopped
+    assert [one[0], other[0]] == [143, 143] and newest > before, (one, other)
+    assert f"continues from step {before}" in one[1]
+    assert f"diffusion: stopped at step {newest} on SIGTERM, saved" in one[1]
+    assert "diffusion" not in other[1]  # one talks
+
+
+def test_any_number_of_processes_gives_the_losses_of_one(whole, finished):
+    several = losses(finished)
     assert several.keys() == whole.keys()
     np.testing.assert_allclose(list(several.values()), list(whole.values()), rtol=1e-4)
 
 
-def test_several_processes_sample_as_one_does(stopped, env):
-    names = sorted(path.name for path in (stopped / "samples").iterdir())
-    pictures = [(stopped / "samples" / name).read_bytes() for name in names]
+def test_several_processes_sample_as_one_does(finished, two_devices):
+    """Started again a finished run trains no more, and makes what is missing."""
+    before = losses(finished)
+    names = sorted(path.name for path in (finished / "samples").iterdir())
+    pictures = [(finished / "samples" / name).read_bytes() for name in names]
     assert any(name.endswith(".png") for name in names) and any(name.endswith(".mp4") for name in names)
-    (stopped / "summary.json").unlink()
-    ((status, said, errors),) = end(start(1, "main", *FLAGS, f"--workdir={stopped}", env=env))
-    assert status == 0 and "diffusion: finished" in said, errors
-    assert (stopped / "summary.json").exists()
-    assert [(stopped / "samples" / name).read_bytes() for name in names] == pictures
+    for file in ((finished / "summary.json"), *(finished / "samples").iterdir()):
+        file.unlink()
+    both = end(start(2, "main", *FLAGS, f"--workdir={finished}", env=two_devices))
+    assert [status for status, *_ in both] == [0, 0] and "diffusion: finished" in both[0][1], both
+    assert (finished / "summary.json").exists() and losses(finished) == before
+    assert [(finished / "samples" / name).read_bytes() for name in names] == pictures
 
 
-def test_several_processes_evaluate_as_one_does(stopped, env, tmp_path):
+def test_several_processes_evaluate_as_one_does(finished, env, tmp_path):
     figures = {}
     for count in (1, 2):
         file = tmp_path / f"{count}.json"
-        flags = (f"--workdir={stopped}", "--count=6", "--batch=2", "--metrics=motion_magnitude", f"--json={file}")
+        flags = (f"--workdir={finished}", "--count=6", "--batch=2", "--metrics=motion_magnitude", f"--json={file}")
         ended = end(start(count, "evaluate", *flags, env=env))
         assert [status for status, *_ in ended] == [0] * count, ended
         figures[count] = json.loads(file.read_text())["metrics"]
     assert figures[1] == figures[2] and figures[1]["motion_magnitude"]["videos"] == 6
 
 
-def test_a_killed_process_ends_the_others_and_one_can_go_on(whole, env, tmp_path):
-    flags = (*FLAGS, "--stage=diffusion", f"--workdir={tmp_path}", "--config.stages.diffusion.train.sample_every=0")
-    two = start(2, "main", *flags, "--config.stages.diffusion.train.steps=100000", env=env)
-    until_logged(tmp_path, 6, two)
-    two[1].kill()
-    began = time.monotonic()
-    status, _, errors = end(two, GRACE)[0]
-    assert status not in (0, 143) and time.monotonic() - began < GRACE
-    assert "lost another process of this run" in errors or "another task died" in errors, errors
-    ((status, said, errors),) = end(start(1, "main", *flags, "--max_steps=8", env=env))
-    assert status == 0, errors
-    assert "continues from step" in said
-    found = losses(tmp_path)
-    np.testing.assert_allclose(list(found.values()), [whole[step] for step in found], rtol=1e-4)
-    assert len(found) == 8
-
-
 SHARED = """
 import sys, dataclasses, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
+sys.path.insert(0, "tests")
 coordinator, me, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.distributed.initialize(coordinator, 2, me)
 from training.test_checkpoint import Checkpoints, toy
@@ -179,13 +201,12 @@ def test_arrays_that_no_process_has_whole_are_gathered_saved_and_read(env, tmp_p
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    how = dict(env=env | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    command = [sys.executable, "-c", SHARED, coordinator]
-    two = [subprocess.Popen([*command, str(i), str(tmp_path)], **how) for i in range(2)]
+    (tmp_path / "script.py").write_text(SHARED)
+    script, folder = str(tmp_path / "script.py"), tmp_path / "checkpoints"
+    two = [Process(script, [coordinator, str(i), str(folder)], env, ROOT) for i in range(2)]
     for status, said, errors in end(two, 120):
         assert status == 0 and "both know: bad" in said, errors
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(folder) as checkpoints:
         read = checkpoints.restore(toy(0)).saved()
     jax.tree.map(np.testing.assert_array_equal, read, toy(3).saved())
 

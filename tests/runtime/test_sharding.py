@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import jax
 import pytest
+from starts import script
 
 from vidjax.errors import InputError
 from vidjax.runtime.sharding import check_batch, make_mesh
@@ -29,16 +28,12 @@ def message(call):
 """
 
 
-def eight_devices(script: str) -> dict:
+def eight_devices(code: str) -> dict:
     """Run a script on eight simulated devices; it leaves what it found in `found`."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + textwrap.dedent(script) + "\nprint(json.dumps(found))"],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    done = script(PREAMBLE + textwrap.dedent(code) + "\nprint(json.dumps(found))", env=env, cwd=root)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

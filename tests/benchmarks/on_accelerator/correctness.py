@@ -170,7 +170,9 @@ def networks(small: bool) -> Iterator[tuple[str, Any]]:
     if not small:
         block = (*block, ("attn3", "time"), ("attn_temp", "relative_time"), ("ff", "ff"))
         over_time = dict(norm_over="clip", after_resnet="convs", reach=4)
-    levels = dict(channels=(16,) if small else (128, 256), blocks_per_level=1, attention_levels=True, heads=2, groups=8)
+    levels: dict[str, Any] = dict(channels=(128, 256), blocks_per_level=1, attention_levels=True, heads=2, groups=8)
+    if small:
+        levels |= dict(channels=(16,), blocks_per_level=0)
     unet = UNetConfig(block=block, tokens_dim=32, **levels, **over_time)
     tokens = draw(2, 77, 32)
     call = lambda model, x, tokens: model(x, jnp.full(x.shape[:2], 501.0), tokens)
@@ -213,8 +215,10 @@ def check_network(make: Callable[[], Any], call: Callable, x: np.ndarray, *rest:
 
 
 def tiny_stage(variant: str, name: str, folder: Path) -> tuple[dict[str, Any], Stage]:
-    """A stage of tests/tiny.py that starts at random, whatever it would load."""
+    """A stage of tests/tiny.py that starts at random, whatever it would load; that of pixels without attention."""
     config = settings.checked(tiny.get_config(variant))
+    if variant == "pixels":
+        config["model"]["attention_levels"] = (False,)
     stage = recipe.build(config, name, folder)
     return config, dataclasses.replace(stage, loaded=lambda state, dataset: {})
 
