@@ -302,9 +302,11 @@ def write_stages(
     arrays: dict[str, Any],
     out: AnyPath,
 ) -> "np.ndarray":
-    """Samples and writes what all generators but the last make; returns the videos that the last one makes larger."""
+    """Samples and writes what all generators but the last make; returns the videos that the last one makes larger.
+    Raises InputError, before it samples any, for steps that the last one cannot take."""
     from vidjax.generation.cascade import BASE, Cascade
 
+    cascade.num_steps(**options)
     first = {name: arrays[name] for name in BASE if name in arrays}
     below = Cascade(cascade.generators[:-1])
     frames, hw = cascade.sizes(FRAMES.value, size)[-2]

@@ -231,8 +231,17 @@ def test_a_finished_video_is_made_larger_whatever_its_size():
     assert sorted(done) == [1, 2, 3, 4, 5, 6] and whole.num_steps() == 6
     other = last([""], frames=2, seed=5, lowres=255 - low)
     assert np.abs(video.astype(int) - other).max() > 2
+    done.clear()
+    for call in (whole.latents, lambda *given, **how: next(whole.videos(*given, **how))):
+        with pytest.raises(InputError, match=r"num_steps is 701; it must lie in 1\.\.700"):
+            call([""], frames=2, num_steps=701, progress=done.append)
+    assert not done  # before the first video is made
+    with pytest.raises(InputError, match="inversion is of models of text alone, this one makes finished videos larger"):
+        last.invert(np.zeros((1, 2, 8, 8, 3), np.float32), [""])
+    with pytest.raises(InputError, match="--motion is of models of text alone, this one makes finished videos larger"):
+        last.in_motion([""], (0.0, 1.0), frames=2)
     for how, says in (
-        ({}, "makes a video larger and has none: sample the model that makes it, --refine"),
+        ({}, "makes a video larger and has none: give it one, or sample the model"),
         (dict(lowres=low[:, :1]), "has 1 frames, it should have 2"),
         (dict(lowres=low, noise=last.noise(1, 2)), "begins with a video"),
     ):

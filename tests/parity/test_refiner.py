@@ -149,9 +149,11 @@ def test_both_stages_of_a_picture_as_a_user_samples_them(small, env, tmp_path):
         ((f"--refine={folder}",), "makes no finished video larger"),
         (("--refine_size=32,40",), "name the model, --refine"),
         ((*refine, "--motion=1,1"), "leave --motion out"),
+        ((*refine, "--all_stages", "--num_steps=701", f"--out={tmp_path / 'none'}"), "must lie in 1..700"),
     ):
         done = program("sample", *ask[:-1], *wrong, env=env)
         assert done.returncode == 1 and says in done.stderr, done.stderr
+    assert not list((tmp_path / "none").glob("*"))  # refused before the first video is made
 
 
 def test_at_full_size():

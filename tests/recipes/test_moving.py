@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from as_users import latents_of, picture_of, run, tune
 from flax import nnx
 from safetensors.numpy import load_file
 from test_configs import config
-from tiny_folder import STABLE_VIDEO, moved, write_folder
+from tiny_folder import STABLE_VIDEO, write_folder
 
 from vidjax.diffusion import weighting
 from vidjax.diffusion.draws import draws_at
@@ -18,7 +19,6 @@ from vidjax.errors import InputError
 from vidjax.models.autoencoder import Autoencoder
 from vidjax.models.picture import PictureTraining, motion_of
 from vidjax.recipes import build as recipe
-from vidjax.training.stage import abstract_loss
 from vidjax.training.strategies import strategy
 from vidjax.weights import pretrained
 
@@ -81,22 +81,24 @@ def test_the_loss_of_v_is_theirs_of_x0(folder):
     np.testing.assert_allclose(known.schedule.timesteps(25)[[0, 24, 25]], [700, 0.002, 0], rtol=1e-5)
 
 
-def test_a_tuned_model_is_exported_as_the_folder_it_came_from(made, folder, tmp_path):
-    """What does not train bit for bit; all else has moved; and it is read again."""
-    stage = recipe.build(made, "tune", tmp_path)
-    assert jax.eval_shape(*abstract_loss(stage), recipe.example_batch(made, stage)).shape == ()
-    out = tmp_path / "out"
-    pretrained.save(moved(stage), folder, out)
+def test_a_run_is_exported_as_the_folder_it_came_from(folder, env, tmp_path):
+    """By the programs: what was not trained bit for bit; all else has moved; and the folder samples as the run does."""
+    workdir, out = tune("svd.py:temporal", folder, tmp_path / "run", env), tmp_path / "out"
+    run("export", f"--workdir={workdir}", "--format=diffusers", f"--out={out}", env=env)
     for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model"):
         before, after = (load_file(root / f"{part}.safetensors") for root in (folder, out))
         assert before.keys() == after.keys()
-        changed = {key for key in after if not np.array_equal(before[key], after[key])}
+        moved = {key for key in after if not np.array_equal(before[key], after[key])}
         over_time = {key for key in before if "temporal" in key or "time_mixer" in key or "time_pos" in key}
-        assert changed == (over_time if part.startswith("unet") else set())
-    pretrained.load(out)
+        assert moved == (over_time if part.startswith("unet") else set())
+    how = (f"--image={picture_of(tmp_path)}", "--motion_bucket=90", "--fps=9")
+    ours = latents_of(f"--workdir={workdir}", tmp_path / "ours", env, *how)
+    theirs = latents_of(f"--pretrained={out}", tmp_path / "theirs", env, *how)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
 
 
 def test_adapters_go_out_and_come_back(folder, tmp_path):
+    """In diffusers' layout and in kohya's."""
     from vidjax.models.keys import Keys
     from vidjax.models.lora import lora_tensors
     from vidjax.weights import lora
@@ -105,13 +107,17 @@ def test_adapters_go_out_and_come_back(folder, tmp_path):
     tune.surgery(model, Keys(0))
     tensors = lora_tensors(model)
     assert tensors and all(path.startswith("unet.") for path in tensors)
-    pretrained.save_adapters(model, tensors, folder, tmp_path)
-    names = load_file(tmp_path / lora.FILE)
-    assert any(".temporal_transformer_blocks.0.attn1.to_q.lora_A.weight" in name for name in names)
-    back = lora.load(tmp_path, 1)
-    assert {path for path in back if path.endswith(("down", "up"))} == {
-        path for path in tensors if path.endswith(("down", "up"))
-    }
+    halves = {path for path in tensors if path.endswith(("down", "up"))}
+    for kohya, file, name in (
+        (False, lora.FILE, ".temporal_transformer_blocks.0.attn1.to_q.lora_A.weight"),
+        (True, lora.KOHYA_FILE, "_temporal_transformer_blocks_0_attn1_to_q.lora_down.weight"),
+    ):
+        pretrained.save_adapters(model, tensors, folder, tmp_path, kohya=kohya)
+        assert any(name in key for key in load_file(tmp_path / file))
+        back = lora.load(tmp_path / file, 1)
+        assert {path for path in back if path.endswith(("down", "up"))} == halves
+        for path in halves:
+            np.testing.assert_array_equal(back[path], tensors[path])
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def dpmpp_2m_sde(eta: float = 1.0) -> Sampler:
     """SDE-DPM-Solver++ (2M), Lu et al. 2022 (++): `dpmpp_2m` with new noise at every step.
 
     Over a step of h in half the logsnr the noise that x has shrinks by a further e^(-eta h) and is filled up to its
-    level. The paper's is eta = 1; towards 0 it is `dpmpp_2m`. The step to clean data adds none.
+    level. The paper's is eta = 1; 0 makes it `dpmpp_2m`. The step to clean data adds none.
     """
 
     def step(denoise, schedule, x, t, t_next, carry, key):

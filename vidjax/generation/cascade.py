@@ -35,7 +35,7 @@ class Cascade:
         return self.generators[-1]
 
     def num_steps(self, **options: Any) -> int:
-        """Counts the steps of all samplers, under these options."""
+        """Counts the steps of all samplers, under these options. Raises InputError for more than a refinement takes."""
         return sum(each.num_steps(**options) for each in self.generators)
 
     def sizes(
@@ -66,12 +66,13 @@ class Cascade:
     ) -> Iterator[UInt8[np.ndarray, "b t h w c"]]:
         """Yields what each generator samples, the base first; `options` are fields of SampleConfig, and for the base
         `pictures` and their `picture_at`."""
-        done, own = 0, {name: options.pop(name) for name in BASE if name in options}
-        for generator, (t, hw) in zip(self.generators, self.sizes(frames, size)):
+        own = {name: options.pop(name) for name in BASE if name in options}
+        steps, done = [generator.num_steps(**options) for generator in self.generators], 0
+        for generator, count, (t, hw) in zip(self.generators, steps, self.sizes(frames, size)):
             report = after(done, progress)
             video = generator(prompts, frames=t, size=hw, seed=seed, progress=report, **own, **options)
             yield video
-            done += generator.num_steps(**options)
+            done += count
             own = {"lowres": video}
 
     def latents(
@@ -93,11 +94,11 @@ class Cascade:
         """
         first = {name: options.pop(name) for name in BASE if name in options}
         below = Cascade(self.generators[:-1])
+        report = after(self.num_steps(**options) - self.last.num_steps(**options), progress)
         if lowres is None and below.generators:
             t, hw = self.sizes(frames, size)[-2]
             shared = {name: value for name, value in options.items() if name in SHARED} | first
             *_, lowres = below.videos(prompts, frames=t, size=hw, seed=seed, progress=progress, **shared)
-        report = after(below.num_steps(**options), progress)
         more: dict[str, Any] = dict(frames=frames, size=size, seed=seed, lowres=lowres, progress=report)
         more |= {} if below.generators else first
         return self.last.latents(prompts, **more, **options)

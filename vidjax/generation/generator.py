@@ -258,7 +258,10 @@ class Generator:
                 "this model begins with a video and makes it at once: leave init_noise and sample.chunk out"
             )
         if video is None:
-            raise InputError("this model makes a video larger and has none: sample the model that makes it, --refine")
+            raise InputError(
+                "this model makes a video larger and has none: give it one, or sample the model that makes it, with "
+                "this one as --refine"
+            )
         if video.shape[1] != size[0]:
             raise InputError(f"the video to be made larger has {video.shape[1]} frames, it should have {size[0]}")
         begin = self.encode(resize_linear(video, (size[1], size[2])))
@@ -368,7 +371,7 @@ class Generator:
         """Samples latents of videos whose first frame moves by `velocity`, pixels (down, right) per frame.
 
         Text2Video-Zero, for image models that look at the first frame (`keys="first"`), without training. As `latents`
-        otherwise. Raises InputError for models that are shown pictures or a smaller video.
+        otherwise. Raises InputError for models that are shown pictures or a video.
         """
         how, codec = with_options(self.defaults, options), self.codec
         self._check_text_alone("--motion", "leave it out")
@@ -403,7 +406,7 @@ class Generator:
         progress: Report | None = None,
     ) -> Float[Array, "b t h w c"]:
         """Finds the noise from which DDIM in as many steps, without guidance, comes back to these latents. Raises
-        InputError for models that are shown pictures or a smaller video."""
+        InputError for models that are shown pictures or a video."""
         self._check_text_alone("inversion", "edit with sample.invert=False and sample.strength below 1")
         how = self.defaults
         steps = how.num_steps if num_steps is None else num_steps
@@ -524,8 +527,10 @@ class Generator:
 
     def _check_text_alone(self, what: str, remedy: str) -> None:
         """Raises InputError for a model that is shown more than a caption, which `what` has not."""
-        if others := {"picture", "control", "lowres"} & set(self.embedder_names):
-            raise InputError(f"{what} is of models of text alone, this one knows {', '.join(sorted(others))}; {remedy}")
+        others = sorted({"picture", "control", "lowres"} & set(self.embedder_names))
+        if others or self.refinement is not None:
+            known = f"knows {', '.join(others)}" if others else "makes finished videos larger"
+            raise InputError(f"{what} is of models of text alone, this one {known}; {remedy}")
 
     def _lowres_conditions(
         self, lowres: UInt8[np.ndarray, "b s i j c"] | None, shape: Shape, keys: Key[Array, " b"], level: float

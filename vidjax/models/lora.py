@@ -84,10 +84,15 @@ def merge_loras(params: Mapping[str, Array], loras: Mapping[str, tuple[Tensors, 
             path = f"{layer}.kernel"
             down, up = (jnp.asarray(tensors[f"{layer}.{end}"], jnp.float32) for end in ("lora_down", "lora_up"))
             if path not in out:
-                raise InputError(f"LoRA {name!r} has {layer}, the model has no {path}: it belongs to another model")
+                raise InputError(
+                    f"LoRA {name!r} has {layer}, the model has no {path}: it belongs to another model; leave it out"
+                )
             shape = tuple(out[path].shape)
             if (down.shape[0], up.shape[1]) != shape or down.shape[1] != up.shape[0]:
-                raise InputError(f"LoRA {name!r} is {down.shape} x {up.shape} at {layer}, the model's {path} {shape}")
+                raise InputError(
+                    f"LoRA {name!r} is {down.shape} x {up.shape} at {layer}, the model's {path} {shape}: it belongs to "
+                    "another model; leave it out"
+                )
             scale = tensors.get(f"{layer}.lora_alpha", down.shape[1]) / down.shape[1]
             sums[path] = sums.get(path, out[path].astype(jnp.float32)) + weight * scale * (down @ up)
     return out | {path: value.astype(out[path].dtype) for path, value in sums.items()}
