@@ -9,7 +9,8 @@
 
 Videos are read by `vidjax.metrics.drawn`: "shown" is the share whose every frame shows the caption's size, colour and
 shape; "moves" the share that goes in one direction at the clips' speed (the mean step within half of it, every step
-within all of it). Samples are of the captions that MotionDirector's clips do not have, at 25 steps of DDIM.
+within all of it). Of steps, in those of the clips: "step" is their mean length, "way" that of a video's mean step, "off"
+the mean distance of steps from that. Samples are of the captions that MotionDirector's clips do not have, at 25 steps of DDIM.
 `processor_seconds` are of all threads. What FOLDER has already is not trained again.
 """
 
@@ -37,7 +38,7 @@ from vidjax.evaluation import results
 from vidjax.generation.adapters import merge_lora_files
 from vidjax.generation.generator import Generator
 from vidjax.generation.pretrained import load_generator
-from vidjax.metrics.drawn import read_video
+from vidjax.metrics.drawn import read_steps, read_video
 
 RECIPES = Path(__file__).parents[2] / "configs"
 FRAMES, PIXELS, PLACES = 8, 32, 8
@@ -55,16 +56,17 @@ MOTION = tuple(  # as the recipe has it, but quicker here
         "train.batch_size=4",
         "train.dtype=float32",
         "train.remat=none",
+        "train.log_every=10",
         "finetune.encode_once=True",
         "finetune.drop=0.1",
     )
 )
-STEPS = {"autoencoder": 500, "first": 1200, "diffusion": 2000, "motion": 1000, "director": 300}
+STEPS = {"autoencoder": 500, "first": 1200, "diffusion": 2000, "theirs": 600, "ours": 2400, "director": 300}
 SETTINGS = {  # of the stage `motion`
     "theirs": ("--config.motion_adapter=v1",),
     "ours": (
-        "--config.motion_adapter=v3",
-        "--config.stages.motion.loss.weighting=min_snr",
+        "--config.motion_adapter=v2",
+        "--config.stages.motion.loss.weighting=edm",
         "--config.stages.motion.train.ema=0.99",
         "--config.stages.motion.optimizer.learning_rate=1e-3",
         "--config.stages.motion.optimizer.warmup=50",
@@ -156,7 +158,7 @@ def stills(out: Path) -> list[str]:
 def motion(out: Path, name: str) -> None:
     """Motion modules with these of `SETTINGS`."""
     flags = [f"--config.pretrained={out / 'diffusion-folder'}", f"--config.data.path={out / 'clips'}", *MOTION]
-    flags += [f"--config.stages.motion.train.steps={STEPS['motion']}", f"--config.sample.prompts={SHOWN}"]
+    flags += [f"--config.stages.motion.train.steps={STEPS[name]}", f"--config.sample.prompts={SHOWN}"]
     train("animate_diff.py", out / name, *flags, *SETTINGS[name])
 
 
@@ -201,6 +203,10 @@ def shares(videos: Sequence[np.ndarray], looks: Sequence[str]) -> dict[str, floa
     found = {"shown": np.mean(shown), "moves": np.mean([bool(move) for move in moves])}
     found |= {"both": np.mean([a and bool(b) for a, b in zip(shown, moves)])}
     found |= {move: np.mean([move == each for each in moves]) for move in MOVES}
+    steps = np.stack([read_steps(video) for video in videos])
+    off = np.linalg.norm(steps - steps.mean(1, keepdims=True), axis=-1)
+    found |= {"step": np.linalg.norm(steps, axis=-1).mean(), "way": np.linalg.norm(steps.mean(1), axis=-1).mean()}
+    found |= {"off": off.mean()}
     return {name: round(float(share), 4) for name, share in found.items()}
 
 
