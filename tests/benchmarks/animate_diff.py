@@ -9,8 +9,9 @@
 
 Videos are read by `vidjax.metrics.drawn`: "shown" is the share whose every frame shows the caption's size, colour and
 shape; "moves" the share that goes in one direction at the clips' speed (the mean step within half of it, every step
-within all of it). Of steps, in those of the clips: "step" is their mean length, "way" that of a video's mean step, "off"
-the mean distance of steps from that. Samples are of the captions that MotionDirector's clips do not have, at 25 steps of DDIM.
+within all of it). Of steps, measured in those of the clips, "step" is the mean length, "way" that of a video's mean
+step, "off" the mean distance of steps from that. Samples are of the captions that MotionDirector's clips do not have,
+at 25 steps of DDIM.
 `processor_seconds` are of all threads. What FOLDER has already is not trained again.
 """
 
@@ -187,12 +188,13 @@ def spent() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def losses(stage: Path) -> dict[str, float]:
-    """The mean loss of the first and the last tenth of a stage's training."""
+def trained(stage: Path) -> dict[str, float]:
+    """A stage's steps, and the mean loss of the first and the last tenth of its training."""
     found = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    values = [line["loss"] for line in found if "loss" in line]
-    tenth = max(len(values) // 10, 1)
-    return {"first tenth": float(np.mean(values[:tenth])), "last tenth": float(np.mean(values[-tenth:]))}
+    losses = [line["loss"] for line in found]
+    tenth = max(len(losses) // 10, 1)
+    begin, end = (round(float(np.mean(some)), 4) for some in (losses[:tenth], losses[-tenth:]))
+    return {"steps": found[-1]["step"], "first loss": begin, "last loss": end}
 
 
 def shares(videos: Sequence[np.ndarray], looks: Sequence[str]) -> dict[str, float]:
@@ -216,13 +218,13 @@ def sample(generator: Generator, looks: Sequence[str], **how) -> list[np.ndarray
     return [video for seed, batch in enumerate(batches, 100) for video in generator(batch, seed=seed, **how)]
 
 
-def generators(out: Path) -> dict[str, Generator]:
+def generators(out: Path, settings: Sequence[str]) -> dict[str, Generator]:
     """What makes videos after each step, as anyone would load it."""
     base = out / "diffusion-folder"
     found = {
         "frames by the model of pictures": load_generator(base, FRAMES),
         "new motion modules": load_generator(base, FRAMES, motion_adapter="v3"),
-        **{f"AnimateDiff, {name}": load_generator(out / name / "folder", FRAMES) for name in SETTINGS},
+        **{f"AnimateDiff, {name}": load_generator(out / name / "folder", FRAMES) for name in settings},
         "MotionDirector": load_generator(out / "ours" / "folder", FRAMES),
     }
     directed = found["MotionDirector"]
@@ -234,7 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="ours among them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--machine", default="")
     args = parser.parse_args()
@@ -243,7 +246,7 @@ def main() -> None:
         write_clips(out / "clips", [(look, move) for look in LOOKS for move in MOVES for _ in range(PLACES)], 0)
         write_clips(out / "right", [(look, "right") for look in DIRECTED], 1)
     timed(out, "pictures", out / "diffusion-folder", partial(pictures, out))
-    for name in SETTINGS:
+    for name in args.settings:
         timed(out, name, out / name / "folder", partial(motion, out, name))
     timed(out, "MotionDirector", out / "director" / "folder", partial(director, out))
 
@@ -252,23 +255,25 @@ def main() -> None:
     rows, made = {"clips": shares(*zip(*real))}, {}
     unseen = [look for look in looks if look not in DIRECTED]
     asked = [unseen[i % len(unseen)] for i in range(args.count)]
-    for name, generator in generators(out).items():
+    for name, generator in generators(out, args.settings).items():
         if not made:
             coded, _ = generator.reconstruct([video for video, _ in real])
             rows["clips through the autoencoder"] = shares(coded, [look for _, look in real])
         made[name] = sample(generator, asked, num_steps=25, guidance_scale=args.guidance)
         rows[name] = shares(made[name], asked)
         print(name, rows[name], flush=True)
+    stages = ["autoencoder/tune", "first/diffusion/tune", "diffusion/tune"]
+    stages += [*(f"{name}/motion" for name in args.settings), "director/appearance", "director/motion"]
     found = {
         "command": shlex.join(["python", "tests/benchmarks/animate_diff.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": args.machine or f"{os.cpu_count()} cores",
         "versions": results.versions(),
-        "steps": STEPS,
-        "settings": SETTINGS,
+        "settings": {name: SETTINGS[name] for name in args.settings},
         "processor_seconds": json.loads((out / "seconds.json").read_text()),
-        "loss": {name: losses(out / name / "motion") for name in (*SETTINGS, "director")},
+        "stages": {name: trained(out / name) for name in stages},
         "samples_per_row": args.count,
+        "guidance_scale": args.guidance,
         "rows": rows,
     }
     print(json.dumps(found, indent=1))
