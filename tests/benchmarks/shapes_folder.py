@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,10 @@ WORDS = ("a", "moves", *SHAPES, *COLOURS, *MOVES)
 DIM = 96
 
 
-def word_merges() -> list[tuple[str, str]]:
+def word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """Byte-pair merges that make one token of each word, from its end on."""
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in words:
         end = word[-1] + "</w>"
         for letter in reversed(word[:-1]):
             merges.append((letter, end))
@@ -60,7 +61,7 @@ def configs() -> dict:
         up_block_types=["UpDecoderBlock2D"] * 4,
         norm_num_groups=16,
     )
-    size = len(vocabulary())
+    size = len(vocabulary(WORDS))
     own["text_encoder"] |= dict(
         vocab_size=size,
         hidden_size=DIM,
@@ -74,16 +75,15 @@ def configs() -> dict:
     return own
 
 
-def vocabulary() -> list[str]:
-    return [*LETTERS, *dict.fromkeys(a + b for a, b in word_merges()), *ENDS]
+def vocabulary(words: Sequence[str]) -> list[str]:
+    return [*LETTERS, *dict.fromkeys(a + b for a, b in word_merges(words)), *ENDS]
 
 
-def start(out: Path) -> None:
-    """The folder at its random start."""
+def start(out: Path, configs: dict, words: Sequence[str]) -> None:
+    """The folder at its random start; each of the words is a token."""
     with tempfile.TemporaryDirectory() as made:
-        bare = write_configs(
-            Path(made) / "configs", configs(), vocabulary(), [" ".join(pair) for pair in word_merges()]
-        )
+        merges = [" ".join(pair) for pair in word_merges(words)]
+        bare = write_configs(Path(made) / "configs", configs, vocabulary(words), merges)
         model, rngs = pretrained.load(bare, weights=False).model, nnx.Rngs(0)
         model.unet = UNet(model.unet.config, rngs=rngs)
         model.codec.autoencoder = Autoencoder(model.codec.autoencoder.config, rngs=rngs)
@@ -91,11 +91,11 @@ def start(out: Path) -> None:
         pretrained.save(model, bare, out)
 
 
-def run(stage: str, folder: Path, work: Path, steps: int) -> Path:
-    """Trains one part of the folder; the folder that has it."""
+def run(stage: str, folder: Path, work: Path, steps: int, *more: str) -> Path:
+    """Trains one part of the folder, with more flags; the folder that has it."""
     command = [sys.executable, "-m", "vidjax.main", f"--config={RECIPE}:{stage}", f"--workdir={work / stage}"]
     command += [f"--config.pretrained={folder}", f"--config.stages.tune.train.steps={steps}"]
-    subprocess.run(command, check=True)
+    subprocess.run([*command, *more], check=True)
     out = work / f"{stage}-folder"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "vidjax.export", f"--workdir={work / stage}", "--format=diffusers"]
@@ -103,13 +103,12 @@ def run(stage: str, folder: Path, work: Path, steps: int) -> Path:
     return out
 
 
-def scale(folder: Path) -> None:
-    """The latents' measured deviation into the autoencoder's config, as Stable Diffusion has it."""
+def scale(folder: Path, videos: np.ndarray) -> None:
+    """The deviation of these videos' latents into the autoencoder's config, as Stable Diffusion has it."""
     autoencoder = pretrained.load(folder).model.codec.autoencoder
-    frames = np.stack([draw(s, c, "right", 8)[None] for s in SHAPES for c in COLOURS])
     config = json.loads((folder / "vae" / "config.json").read_text())
     write_json(
-        folder / "vae" / "config.json", config | {"scaling_factor": latent_statistics(autoencoder, frames)["scale"]}
+        folder / "vae" / "config.json", config | {"scaling_factor": latent_statistics(autoencoder, [videos])["scale"]}
     )
 
 
@@ -120,9 +119,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=2, default=(400, 2500), help="of the autoencoder, of the diffusion")
     args = parser.parse_args()
     if not (args.work / "start").exists():
-        start(args.work / "start")
+        start(args.work / "start", configs(), WORDS)
     folder = run("autoencoder", args.work / "start", args.work, args.steps[0])
-    scale(folder)
+    scale(folder, np.stack([draw(s, c, "right", 8) for s in SHAPES for c in COLOURS]))
     shutil.copytree(run("diffusion", folder, args.work, args.steps[1]), args.out)
     print(args.out)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vidjax.data.combinations import FIELD, SHAPES, SIZES, Combination, show
+from vidjax.data.shapes import MOVES
 from vidjax.errors import InputError
-from vidjax.metrics.drawn import agreement, read_video, shares
+from vidjax.metrics.drawn import agreement, read_steps, read_video, shares
 from vidjax.metrics.per_video import METRICS, Judged
 
 WHAT = Combination("large", "red", "circle", "left")
@@ -41,6 +42,12 @@ def test_each_property_alone_is_not_said_where_it_changes_or_is_not_there():
     white = np.where(video == FIELD, FIELD, 255).astype(np.uint8)
     assert read_video(white)["colour"] == ""
     assert set(read_video(np.full_like(video, FIELD[0])).values()) == {""}
+
+
+def test_steps_are_those_that_the_clip_was_drawn_with():
+    up, left = drawn(dataclasses.replace(WHAT, direction="up"), start=(0.1, 0.5)), drawn()
+    np.testing.assert_allclose(read_steps(up), [MOVES["up"]] * 7, atol=0.1)  # over the border
+    np.testing.assert_allclose(read_steps(left[[0, 2, 2]]), [(0, -2), (0, 0)], atol=0.1)
 
 
 def test_shares_are_of_each_property_and_of_all():

@@ -27,7 +27,12 @@ def read_video(video: UInt8[np.ndarray, "t h w 3"]) -> dict[str, str]:
     best = overlap.mean(0).argmax()
     size, shape = DRAWN[best] if overlap[:, best].min() >= OVERLAP else ("", "")
     colour = colours[0] if len(set(colours)) == 1 else ""
-    return {"size": size, "colour": colour, "shape": shape, "direction": _direction(np.array(centres))}
+    return {"size": size, "colour": colour, "shape": shape, "direction": _direction(_steps(np.array(centres)))}
+
+
+def read_steps(video: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "n 2"]:
+    """Returns the way of what is there from each frame to the next (down, right), in those of drawn clips."""
+    return _steps(np.array([_read_frame(frame.astype(np.float32))[1] for frame in video]))
 
 
 def agreement(video: UInt8[np.ndarray, "t h w 3"], caption: str) -> dict[str, bool]:
@@ -80,9 +85,13 @@ def _centre(cover: Float[np.ndarray, "h w"]) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def _direction(centres: Float[np.ndarray, "t 2"]) -> str:
+def _steps(centres: Float[np.ndarray, "t 2"]) -> Float[np.ndarray, "n 2"]:
+    """The shorter way on the torus, in those of drawn clips."""
+    return ((np.diff(centres, axis=0) + 0.5) % 1 - 0.5) / SPEED
+
+
+def _direction(steps: Float[np.ndarray, "n 2"]) -> str:
     """The direction of the mean step, at the speed of drawn clips within a half of it; each step within all of it."""
-    steps = ((np.diff(centres, axis=0) + 0.5) % 1 - 0.5) / SPEED
     for name, move in MOVES.items():
         off = steps - np.array(move)
         if len(off) and np.linalg.norm(off.mean(0)) < 0.5 and (np.linalg.norm(off, axis=1) < 1).all():

@@ -1,0 +1,287 @@
+"""Does AnimateDiff's training converge, and MotionDirector's on top of it? Drawn shapes, from nothing, on CPUs.
+
+    python tests/benchmarks/animate_diff.py --out=FOLDER [--json=FILE] [--machine=WORDS] [--count=64]
+
+1. A Stable Diffusion of toy size learns single frames of drawn shapes: autoencoder, then U-Net and text encoder.
+2. `configs/animate_diff.py` trains new motion modules on it, on clips of these shapes that move left, right, up or
+   down, a quarter each; captions say size, colour and shape, none says where to. Twice: by their settings, and by ours.
+3. `configs/motion_director.py` goes on from ours, on four clips that all move right.
+
+Videos are read by `vidjax.metrics.drawn`: "shown" is the share whose every frame shows the caption's size, colour and
+shape; "moves" the share that goes in one direction at the clips' speed (the mean step within half of it, every step
+within all of it). Of steps, measured in those of the clips, "step" is the mean length, "way" that of a video's mean
+step, "off" the mean distance of steps from that. Samples are of the captions that MotionDirector's clips do not have,
+at 25 steps of DDIM.
+`processor_seconds` are of all threads. What FOLDER has already is not trained again.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from shapes_folder import run, scale, start, vocabulary
+from tiny_folder import CONFIGS
+
+from vidjax.data.combinations import FIELD, MARGIN, SHAPES, SIZES
+from vidjax.data.shapes import MOVES, PALETTE, SPEED, draw
+from vidjax.data.video_writing import contact_sheet, save_png, slug
+from vidjax.evaluation import results
+from vidjax.generation.adapters import merge_lora_files
+from vidjax.generation.generator import Generator
+from vidjax.generation.pretrained import load_generator
+from vidjax.metrics.drawn import read_steps, read_video
+
+RECIPES = Path(__file__).parents[2] / "configs"
+FRAMES, PIXELS, PLACES = 8, 32, 8
+WORDS = ("a", *SIZES, *PALETTE, *SHAPES)
+LOOKS = {f"a {size} {colour} {shape}": (size, colour, shape) for size, colour, shape in product(SIZES, PALETTE, SHAPES)}
+DIRECTED = ("a large red circle", "a small blue bar", "a large green circle", "a small yellow bar")  # all move right
+SHOWN = "a small red circle"
+AT_ONCE = 32
+DIM = 64
+SMALL = (f"--config.data.frames={FRAMES}", f"--config.data.size={PIXELS}", "--config.data.stride=1")
+SMALL += ("--config.data.source=frames", "--config.data.workers=0", "--config.data.cache=True")
+MOTION = tuple(  # as the recipe has it, but quicker here
+    f"--config.stages.motion.{key}"
+    for key in (
+        "train.batch_size=4",
+        "train.dtype=float32",
+        "train.remat=none",
+        "train.log_every=10",
+        "finetune.encode_once=True",
+        "finetune.drop=0.1",
+    )
+)
+STEPS = {"autoencoder": 500, "first": 1200, "diffusion": 2000, "theirs": 600, "ours": 2400, "director": 300}
+SETTINGS = {  # of the stage `motion`
+    "theirs": ("--config.motion_adapter=v1",),
+    "ours": (
+        "--config.motion_adapter=v2",
+        "--config.stages.motion.loss.weighting=edm",
+        "--config.stages.motion.train.ema=0.99",
+        "--config.stages.motion.optimizer.learning_rate=1e-3",
+        "--config.stages.motion.optimizer.warmup=50",
+        "--config.stages.motion.optimizer.schedule=cosine",
+    ),
+}
+
+
+def configs() -> dict:
+    """A Stable Diffusion 1 of toy size: 32x32 pixels, 8x8 latents, a token for each word."""
+    own = {part: dict(config) for part, config in CONFIGS.items()}
+    own["unet"] |= dict(
+        sample_size=8,
+        block_out_channels=[64, 96],
+        down_block_types=["CrossAttnDownBlock2D"] * 2,
+        up_block_types=["CrossAttnUpBlock2D"] * 2,
+        cross_attention_dim=DIM,
+        norm_num_groups=16,
+    )
+    own["vae"] |= dict(
+        block_out_channels=[24, 48, 64],
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        norm_num_groups=8,
+    )
+    size = len(vocabulary(WORDS))
+    own["text_encoder"] |= dict(
+        vocab_size=size,
+        hidden_size=DIM,
+        intermediate_size=2 * DIM,
+        num_attention_heads=4,
+        max_position_embeddings=6,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+    )
+    return own
+
+
+def clip(look: str, move: str, random: np.random.Generator) -> np.ndarray:
+    """A clip in which the shape is whole in every frame, wherever that is."""
+    size, colour, shape = LOOKS[look]
+    way = SPEED * (FRAMES - 1)
+    start = random.uniform(MARGIN, 1 - MARGIN, 2)
+    for axis, along in enumerate(MOVES[move]):
+        if along:
+            begin = random.uniform(MARGIN, 1 - MARGIN - way)
+            start[axis] = begin if along > 0 else 1 - begin
+    return draw(shape, colour, move, FRAMES, PIXELS, SIZES[size], tuple(start), FIELD)
+
+
+def write_clips(folder: Path, clips: Sequence[tuple[str, str]], seed: int) -> Path:
+    """Clips of these looks and moves as folders of pictures, with their captions beside them."""
+    random = np.random.default_rng(seed)
+    for number, (look, move) in enumerate(clips):
+        name = f"{number:05d}-{slug(look)}"
+        for i, frame in enumerate(clip(look, move, random)):
+            save_png(folder / name / f"{i}.png", frame)
+        (folder / f"{name}.txt").write_text(look)
+    return folder
+
+
+def call(program: str, *flags: str) -> None:
+    """Runs one of the programs."""
+    subprocess.run([sys.executable, "-m", f"vidjax.{program}", *flags], check=True)
+
+
+def train(recipe: str, workdir: Path, *flags: str) -> Path:
+    """Trains a recipe; returns the folder, or the file of adapters, that is exported of it."""
+    call("main", f"--config={RECIPES / recipe}", f"--workdir={workdir}", *SMALL, *flags)
+    call("export", f"--workdir={workdir}", "--format=diffusers", f"--out={workdir / 'folder'}")
+    return workdir / "folder"
+
+
+def pictures(out: Path) -> None:
+    """The model of single frames: its autoencoder, then all else of it, twice from a high learning rate to none."""
+    start(out / "start", configs(), WORDS)
+    coded = run("autoencoder", out / "start", out, STEPS["autoencoder"], *stills(out))
+    random = np.random.default_rng(2)
+    scale(coded, np.stack([clip(look, move, random) for look in LOOKS for move in MOVES]))
+    first = run("diffusion", coded, out / "first", STEPS["first"], *stills(out))
+    run("diffusion", first, out, STEPS["diffusion"], *stills(out), "--config.stages.tune.loss.weighting=min_snr")
+
+
+def stills(out: Path) -> list[str]:
+    """Flags of `shapes_recipe.py` for frames of these clips."""
+    return [*SMALL, "--config.data.frames=1", f"--config.data.path={out / 'clips'}", f"--config.sample.prompts={SHOWN}"]
+
+
+def motion(out: Path, name: str) -> None:
+    """Motion modules with these of `SETTINGS`."""
+    flags = [f"--config.pretrained={out / 'diffusion-folder'}", f"--config.data.path={out / 'clips'}", *MOTION]
+    flags += [f"--config.stages.motion.train.steps={STEPS[name]}", f"--config.sample.prompts={SHOWN}"]
+    train("animate_diff.py", out / name, *flags, *SETTINGS[name])
+
+
+def director(out: Path) -> None:
+    """Adapters of our motion modules."""
+    flags = [f"--config.pretrained={out / 'ours' / 'folder'}", f"--config.data.path={out / 'right'}"]
+    flags += [f"--config.train.{key}" for key in ("dtype=float32", "frozen_dtype=float32", "remat=none")]
+    flags += [f"--config.train.steps={STEPS['director']}", f"--config.sample.prompts={SHOWN}"]
+    train("motion_director.py", out / "director", *flags)
+
+
+def timed(out: Path, name: str, made: Path, make: Callable[[], None]) -> None:
+    """Calls `make` unless there is what it makes; the processor seconds of its programs go to OUT/seconds.json."""
+    if made.exists():
+        return
+    began = spent()
+    make()
+    file = out / "seconds.json"
+    seconds = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**seconds, name: round(spent() - began)}))
+
+
+def spent() -> float:
+    """Processor seconds of the programs that ran so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def trained(stage: Path) -> dict[str, float]:
+    """A stage's steps, and the mean loss of the first and the last tenth of its training."""
+    found = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in found]
+    tenth = max(len(losses) // 10, 1)
+    begin, end = (round(float(np.mean(some)), 4) for some in (losses[:tenth], losses[-tenth:]))
+    return {"steps": found[-1]["step"], "first loss": begin, "last loss": end}
+
+
+def shares(videos: Sequence[np.ndarray], looks: Sequence[str]) -> dict[str, float]:
+    """What the module says of videos."""
+    seen = [read_video(video) for video in videos]
+    shown = [(each["size"], each["colour"], each["shape"]) == LOOKS[look] for each, look in zip(seen, looks)]
+    moves = [each["direction"] for each in seen]
+    found = {"shown": np.mean(shown), "moves": np.mean([bool(move) for move in moves])}
+    found |= {"both": np.mean([a and bool(b) for a, b in zip(shown, moves)])}
+    found |= {move: np.mean([move == each for each in moves]) for move in MOVES}
+    steps = np.stack([read_steps(video) for video in videos])
+    off = np.linalg.norm(steps - steps.mean(1, keepdims=True), axis=-1)
+    found |= {"step": np.linalg.norm(steps, axis=-1).mean(), "way": np.linalg.norm(steps.mean(1), axis=-1).mean()}
+    found |= {"off": off.mean()}
+    return {name: round(float(share), 4) for name, share in found.items()}
+
+
+def sample(generator: Generator, looks: Sequence[str], **how) -> list[np.ndarray]:
+    """A video of each caption."""
+    batches = [looks[i : i + AT_ONCE] for i in range(0, len(looks), AT_ONCE)]
+    return [video for seed, batch in enumerate(batches, 100) for video in generator(batch, seed=seed, **how)]
+
+
+def generators(out: Path, settings: Sequence[str]) -> dict[str, Generator]:
+    """What makes videos after each step, as anyone would load it."""
+    base = out / "diffusion-folder"
+    found = {
+        "frames by the model of pictures": load_generator(base, FRAMES),
+        "new motion modules": load_generator(base, FRAMES, motion_adapter="v3"),
+        **{f"AnimateDiff, {name}": load_generator(out / name / "folder", FRAMES) for name in settings},
+        "MotionDirector": load_generator(out / "ours" / "folder", FRAMES),
+    }
+    directed = found["MotionDirector"]
+    directed.params = merge_lora_files(directed, [str(out / "director" / "folder")])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="ours among them")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--machine", default="")
+    args = parser.parse_args()
+    out = args.out
+    if not (out / "clips").exists():
+        write_clips(out / "clips", [(look, move) for look in LOOKS for move in MOVES for _ in range(PLACES)], 0)
+        write_clips(out / "right", [(look, "right") for look in DIRECTED], 1)
+    timed(out, "pictures", out / "diffusion-folder", partial(pictures, out))
+    for name in args.settings:
+        timed(out, name, out / name / "folder", partial(motion, out, name))
+    timed(out, "MotionDirector", out / "director" / "folder", partial(director, out))
+
+    random, looks = np.random.default_rng(3), list(LOOKS)
+    real = [(clip(look, move, random), look) for look in looks for move in MOVES]
+    rows, made = {"clips": shares(*zip(*real))}, {}
+    unseen = [look for look in looks if look not in DIRECTED]
+    asked = [unseen[i % len(unseen)] for i in range(args.count)]
+    for name, generator in generators(out, args.settings).items():
+        if not made:
+            coded, _ = generator.reconstruct([video for video, _ in real])
+            rows["clips through the autoencoder"] = shares(coded, [look for _, look in real])
+        made[name] = sample(generator, asked, num_steps=25, guidance_scale=args.guidance)
+        rows[name] = shares(made[name], asked)
+        print(name, rows[name], flush=True)
+    stages = ["autoencoder/tune", "first/diffusion/tune", "diffusion/tune"]
+    stages += [*(f"{name}/motion" for name in args.settings), "director/appearance", "director/motion"]
+    found = {
+        "command": shlex.join(["python", "tests/benchmarks/animate_diff.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": args.machine or f"{os.cpu_count()} cores",
+        "versions": results.versions(),
+        "settings": {name: SETTINGS[name] for name in args.settings},
+        "processor_seconds": json.loads((out / "seconds.json").read_text()),
+        "stages": {name: trained(out / name) for name in stages},
+        "samples_per_row": args.count,
+        "guidance_scale": args.guidance,
+        "rows": rows,
+    }
+    print(json.dumps(found, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    sheet = [(look, [made[name][i] for name in made]) for i, look in enumerate(asked[: len(unseen)])]
+    contact_sheet(out / "samples.png", [videos for _, videos in sheet], [look for look, _ in sheet])
+
+
+if __name__ == "__main__":
+    main()
