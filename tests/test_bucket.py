@@ -135,10 +135,10 @@ def test_other_programs_read_and_write_the_bucket(killed, buckets, outside, insi
 def test_a_checkpoint_counts_once_it_is_marked_and_as_long_as_it_is_whole(buckets, inside, tmp_path, capsys):
     folder = parse_path("gs://bucket/toy")
     with Checkpoints(folder, keep=9) as checkpoints:
-        for step in (1, 2, 3, 4):
+        for step in (2, 3, 4):
             checkpoints.save(toy(step, width=2))
     found = buckets.files("bucket", "toy")
-    assert all(f"{step}/files.json" in found and f"{step}/commit_success.txt" in found for step in (1, 2, 3, 4))
+    assert all(f"{step}/files.json" in found and f"{step}/commit_success.txt" in found for step in (2, 3, 4))
     order = [name for name in buckets.written if name.startswith("toy/4/")]
     assert order.index("toy/4/files.json") > max(i for i, name in enumerate(order) if name.startswith("toy/4/state/"))
     assert order[-1] == "toy/4/commit_success.txt" != order[-2]

@@ -59,6 +59,8 @@ CONFIGS = {
         prediction_type="epsilon",
     ),
 }
+# With attention in the middle alone: a training step compiles in half the time.
+MIDDLE = CONFIGS["unet"] | dict(down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"])
 # What stands around the U-Net at the size of the real one, but for the words.
 STABLE_DIFFUSION_1 = {
     **CONFIGS,

@@ -1,5 +1,6 @@
 """LFDM as a user runs it, tiny: both stages, a finished run's samples, and a picture of one's own that moves."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_statistics_give_what_varies_unit_variance():
     """The two directions together, occlusion by itself."""
     model, clips = random_model(), np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
     measured = flow_statistics(model, [clips], {})
-    z = (np.asarray(model.encode(to_unit(jnp.asarray(clips)))) + measured["shift"]) * measured["scale"]
+    z = (np.asarray(jax.jit(model.encode)(to_unit(jnp.asarray(clips)))) + measured["shift"]) * measured["scale"]
     np.testing.assert_allclose(z.mean((0, 1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose([z[..., :2].var(), z[..., 2].var()], 1, rtol=1e-4)
     assert measured["scale"][0] == measured["scale"][1]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from starts import program, start_each
 from test_configs import config
-from tiny_folder import write_folder
+from tiny_folder import MIDDLE, write_folder
 
 from vidjax.data.video_reading import Video
 from vidjax.diffusion.draws import draws_at
@@ -37,18 +37,25 @@ from vidjax.weights import lora, pretrained
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "vidjax" / "clips" / "real" / "path.mp4"
+PLAIN = ("stages.tune.train.dtype=float32", "stages.tune.train.frozen_dtype=float32", "stages.tune.train.remat=none")
 SMALL = ("data.size=(16, 16)", "data.frames=4", "data.stride=1", "stages.tune.train.log_every=5", "sample.num_steps=10")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("sd") / "folder")
+    return write_folder(tmp_path_factory.mktemp("sd") / "folder", unet=MIDDLE)
+
+
+@pytest.fixture(scope="module")
+def everywhere(tmp_path_factory):
+    """With attention at every block."""
+    return write_folder(tmp_path_factory.mktemp("everywhere") / "folder")
 
 
 def asked(folder, workdir, *overrides):
     """The flags of a small run."""
-    flags = (f"data.video={CLIP}", "prompt=the fox", f"pretrained={folder}", "sample.prompts=a fox walks;a cat", *SMALL)
-    given = [f"--config.{flag}" for flag in (*flags, *overrides)]
+    flags = (f"data.video={CLIP}", "prompt=the fox", f"pretrained={folder}", "sample.prompts=a fox walks;a cat")
+    given = [f"--config.{flag}" for flag in (*flags, *PLAIN, *SMALL, *overrides)]
     return [f"--config={ROOT}/configs/tune_a_video.py", f"--workdir={workdir}", *given]
 
 
@@ -56,14 +63,11 @@ def asked(folder, workdir, *overrides):
 def run(folder, env, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("tuned")
     more = (
-        "sample.chunk=3",
-        "sample.overlap=1",
         "stages.tune.train.steps=40",
         "stages.tune.optimizer.learning_rate=1e-2",
-        "stages.tune.train.dtype=float32",
         "stages.tune.train.sample_every=40",
+        "sample.guidance_scale=3.0",
     )
-    more += ("stages.tune.train.frozen_dtype=float32", "sample.guidance_scale=3.0")
     done = program("main", *asked(folder, workdir, *more), env=env)
     assert done.returncode == 0, done.stderr
     return workdir
@@ -151,7 +155,6 @@ def test_inversion_then_sampling_returns_the_latents(run, tuned, monkeypatch):
     generator = tuned
     calmer = {p: v * 0.3 if p.startswith("unet.conv_out") else v for p, v in generator.params.items()}
     monkeypatch.setattr(generator, "params", calmer)
-    monkeypatch.setattr(generator, "defaults", dataclasses.replace(generator.defaults, chunk=None))
     latents = generator.encode(Run(run).dataset().windows("train", per_clip=1)[0][0][None])
     errors = []
     for steps in (10, 400):
@@ -203,7 +206,7 @@ def test_null_text_leads_guidance_back_to_the_clip(run, tuned, tmp_path):
     """Two routes: sampling with the null captions ends where their search did, nearer to the clip than without."""
     generator = tuned
     latents = generator.encode(Run(run).dataset().windows("train", per_clip=1)[0][0][None])
-    options = dict(num_steps=10, guidance_scale=3.0, chunk=None)
+    options = dict(num_steps=5, guidance_scale=3.0)
     noise, nulls = generator.null_text(latents, ["the fox"], null_text=10, **options)
     far = lambda x: float(jnp.linalg.norm(x - latents) / jnp.linalg.norm(latents))
     plain = far(generator.latents(["the fox"], noise=noise, **options))
@@ -216,7 +219,7 @@ def test_null_text_leads_guidance_back_to_the_clip(run, tuned, tmp_path):
 def test_edits_start_from_as_much_of_the_clip_as_the_strength_leaves(run, tuned):
     generator = tuned
     latents = generator.encode(Run(run).dataset().windows("train", per_clip=1)[0][0][None])
-    edit = lambda strength: generator.latents(["a cat"], begin=latents, strength=strength, chunk=None)
+    edit = lambda strength: generator.latents(["a cat"], begin=latents, strength=strength)
     far = [float(jnp.linalg.norm(edit(strength) - latents)) for strength in (0.1, 0.3, 0.6)]
     assert far[0] < far[1] < far[2], far
 
@@ -228,12 +231,15 @@ def test_the_inversions_of_two_clips_are_blended(tuned, tmp_path):
     np.testing.assert_allclose(mixed, editing.blend(alone, (0.3, 0.7)), rtol=1e-5)
 
 
-def test_chunks_tile_a_clip(tuned):
+def test_chunks_tile_a_clip(tuned, monkeypatch):
     """Chunks with frames seen apart are near the whole."""
     generator = tuned
-    whole = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4, chunk=None)
+    whole = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4)
     parts = generator.latents(["a cat"], frames=4, size=(16, 16), num_steps=4, chunk=3, overlap=1)
     assert np.corrcoef(np.ravel(parts), np.ravel(whole))[0, 1] > 0.5
+    noise = generator.invert(whole, ["a cat"], num_steps=4)
+    monkeypatch.setattr(generator, "defaults", dataclasses.replace(generator.defaults, chunk=3, overlap=1))
+    assert np.corrcoef(np.ravel(generator.invert(whole, ["a cat"], num_steps=4)), np.ravel(noise))[0, 1] > 0.5
 
 
 def test_blended_inversions_have_the_deviation_of_their_parts():
@@ -262,12 +268,12 @@ def test_an_exported_folder_is_the_tuned_model(run, tuned, env, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def dreambooth(folder, env, tmp_path_factory):
+def dreambooth(everywhere, env, tmp_path_factory):
     pictures, workdir = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("dreambooth")
     with Video(CLIP) as video:
         for i, frame in enumerate(video.read([0, 20, 40])):
             Image.fromarray(frame).save(pictures / f"{i}.jpg")
-    flags = (f"data.path={pictures}", "prompt=sks fox", f"pretrained={folder}", "sample.prompts=sks fox;a fox")
+    flags = (f"data.path={pictures}", "prompt=sks fox", f"pretrained={everywhere}", "sample.prompts=sks fox;a fox")
     flags += (
         "finetune.prior.prompt=a fox",
         "finetune.prior.count=2",
@@ -275,7 +281,7 @@ def dreambooth(folder, env, tmp_path_factory):
         "data.size=(16, 16)",
     )
     flags += ("stages.tune.train.steps=3", "stages.tune.train.log_every=1", "sample.num_steps=2", "finetune.rank=2")
-    flags += ("stages.tune.optimizer.learning_rate=1e-2", "finetune.text=True")
+    flags += ("stages.tune.optimizer.learning_rate=1e-2", "finetune.text=True", *PLAIN)
     given = [f"--workdir={workdir}", *(f"--config.{flag}" for flag in flags)]
     done = program("main", f"--config={ROOT}/configs/dreambooth.py:lora", *given, env=env)
     assert done.returncode == 0, done.stderr
@@ -291,11 +297,11 @@ def test_dreambooth_has_a_loss_of_the_class_beside_its_own(dreambooth):
     assert len(list((dreambooth / "samples").glob("*.png"))) == 2
 
 
-def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, folder, env, tmp_path):
+def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, everywhere, env, tmp_path):
     flags = [f"--workdir={dreambooth}", "--format=diffusers", f"--out={tmp_path / 'lora'}"]
     done = program("export", *flags, env=env)
     assert done.returncode == 0, done.stderr
-    base = parameters(pretrained.load(folder).model)
+    base = parameters(pretrained.load(everywhere).model)
     merged = merge_loras(base, {"fox": (lora.load(tmp_path / "lora", blocks_per_level=1), 1.0)})
     ours = merge_loras(base, {"fox": (lora_tensors(Run(dreambooth).generator().model), 1.0)})
     changed = {path.split(".")[0] for path in base if not np.array_equal(merged[path], base[path])}
@@ -304,9 +310,9 @@ def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, folder, env, 
         np.testing.assert_allclose(merged[path], ours[path], rtol=1e-5, atol=1e-6)
 
 
-def test_the_prior_holds_the_class_where_it_was(folder):
+def test_the_prior_holds_the_class_where_it_was(everywhere):
     """Tuned with prior preservation, the model's answer for the class prompt drifts less (Ruiz et al. 2022, fig. 6)."""
-    base = pretrained.load(folder)
+    base = pretrained.load(everywhere)
     random = np.random.default_rng(0)
     subject, kind = (random.integers(0, 256, (2, 1, 16, 16, 3), np.uint8) for _ in "ab")
     encode = partial(encode_clips, encode_once, base.model, seed=0)
@@ -321,7 +327,7 @@ def test_the_prior_holds_the_class_where_it_was(folder):
         return model(xt, jnp.full((2, 1), 300.0), embed(model.embedders, probe))
 
     optimizer = make_optimizer(steps=40, learning_rate=1e-3)
-    start = TrainState.create(stand_in(pretrained.load(folder).model), optimizer)
+    start = TrainState.create(stand_in(pretrained.load(everywhere).model), optimizer)
 
     def weighed(weight):
         """`with_prior(loss, weight)`, for one program that takes any weight."""
