@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from as_users import latents_of
 from starts import program
 from test_configs import config
 from tiny_folder import VIDEO, write_folder
@@ -22,9 +23,8 @@ from vidjax.recipes.config import stage_names
 from vidjax.recipes.run import Run
 from vidjax.recipes.tuning import tuned_generator, tuned_model
 from vidjax.runtime.sharding import make_mesh
-from vidjax.runtime.storage import write_json
 from vidjax.training.encoded import first_windows
-from vidjax.training.loop import prepare, train
+from vidjax.training.loop import prepare
 from vidjax.training.stage import on_device
 from vidjax.weights import lora, pretrained
 
@@ -32,17 +32,19 @@ ROOT = Path(__file__).parents[1]
 CLIPS = ROOT / "vidjax" / "clips" / "real"
 
 
+SMALL = dict(
+    data=dict(frames=3, size=(16, 16), workers=0),
+    finetune=dict(rank=2),
+    train=dict(steps=2, log_every=1, dtype="float32", frozen_dtype="float32", remat="none"),
+    optimizer=dict(learning_rate=1e-2),
+    sample=dict(num_steps=2, prompts="the fox"),
+)
+
+
 def small(folder, clips, **sections):
     made = config("motion_director:default")
     made |= dict(pretrained=str(folder), prompt="the fox runs")
-    sections = dict(
-        data=dict(path=str(clips), frames=3, size=(16, 16), workers=0),
-        finetune=dict(rank=2),
-        train=dict(steps=2, log_every=1, dtype="float32", frozen_dtype="float32", remat="none"),
-        optimizer=dict(learning_rate=1e-2),
-        **sections,
-    )
-    for section, values in sections.items():
+    for section, values in dict(SMALL, **sections, data=SMALL["data"] | dict(path=str(clips))).items():
         made[section] = {**made.get(section, {}), **values}
     return made
 
@@ -62,17 +64,19 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, clips, tmp_path_factory):
-    """The folder of a run, and its stages, trained in turn."""
+def run(folder, clips, env, tmp_path_factory):
+    """The folder of a run, as a user starts it, and its stages, trained in turn."""
     workdir, made = tmp_path_factory.mktemp("run"), small(folder, clips)
-    stages = {name: recipe.build(made, name, workdir) for name in stage_names(made)}
-    assert list(stages) == ["appearance", "motion"]
-    for stage in stages.values():
-        recipe.check(stage)
+    for name in stage_names(made):
+        recipe.check(recipe.build(made, name, workdir))
     assert not list(workdir.iterdir())
-    write_json(workdir / "config.json", made)
-    for stage in stages.values():
-        train(stage)
+    flags = [f"--config.{name}={value}" for name, value in settings.flatten(SMALL).items()]
+    named = (f"--config.pretrained={folder}", f"--config.data.path={clips}", "--config.prompt=the fox runs")
+    how = (f"--config={ROOT}/configs/motion_director.py", f"--workdir={workdir}")
+    done = program("main", *how, *named, *flags, env=env)
+    assert done.returncode == 0, done.stderr
+    stages = {name: recipe.build(Run(workdir).config, name, workdir) for name in stage_names(made)}
+    assert list(stages) == ["appearance", "motion"]
     return workdir, stages
 
 
@@ -118,6 +122,7 @@ def test_a_motion_file_on_the_folder_is_the_run(run, folder, tuned, env, tmp_pat
     assert done.returncode == 0, done.stderr
     generator = Run(run[0]).generator()
     ours = merge_loras(generator.params, {"run": (lora_tensors(generator.model), 1.0)})
+    latents_of(f"--pretrained={folder}", tmp_path / "z", env, f"--lora={tmp_path / 'motion'}", "--prompt=the fox")
     theirs = merge_lora_files(load_generator(folder), [str(tmp_path / "motion")])
     moved = {path for path in theirs if not np.array_equal(theirs[path], tuned["motion"][path])}
     assert moved and all("temp" in path for path in moved)

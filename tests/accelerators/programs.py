@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from test_configs import config
-from tiny_folder import CONFIGS, VIDEO, write_configs
+from tiny_folder import CONFIGS, I2VGEN, STABLE_VIDEO, VIDEO, write_configs
 
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
@@ -56,6 +56,27 @@ FOLDER = {  # of the first Stable Diffusion, one level of it: 64x64 latents of 5
     ),
     "text_encoder": dict(CONFIGS["text_encoder"], hidden_size=WIDTH, max_position_embeddings=77),
 }
+KINDS = {key: VIDEO[key] for key in ("_class_name", "down_block_types", "up_block_types")}
+MODELSCOPE = {**FOLDER, "unet": {**FOLDER["unet"], **KINDS, "attention_head_dim": WIDTH // HEADS}}
+TOWER = dict(hidden_size=WIDTH, patch_size=14, image_size=224, projection_dim=WIDTH)  # 257 places, as the real one
+PICTURES = {  # of models that move pictures
+    "svd": {
+        **STABLE_VIDEO,
+        "unet": dict(STABLE_VIDEO["unet"], block_out_channels=[WIDTH], cross_attention_dim=WIDTH),
+        "vae": dict(STABLE_VIDEO["vae"], block_out_channels=[32] * 4, down_block_types=["DownEncoderBlock2D"] * 4),
+        "image_encoder": dict(STABLE_VIDEO["image_encoder"], **TOWER),
+    },
+    "i2vgen": {
+        **I2VGEN,
+        "unet": {**MODELSCOPE["unet"], "_class_name": "I2VGenXLUNet"},
+        "vae": FOLDER["vae"],
+        "text_encoder": dict(FOLDER["text_encoder"], num_hidden_layers=2),
+        "image_encoder": dict(I2VGEN["image_encoder"], **TOWER),
+        "feature_extractor": dict(crop_size=224, size=224),
+    },
+}
+# Of what folder a recipe is, if not of an image model. VideoCrafter's file has the layers of ModelScope.
+FOLDERS = {**PICTURES, "motion_director": MODELSCOPE, "videocrafter": MODELSCOPE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +101,8 @@ def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
     features, one clip for each of `ways` devices, two where it accumulates; an autoencoder to train halves once."""
     made = config(name)
     if "pretrained" in made:
-        made["pretrained"] = _folder(name.startswith("motion_director"))
-        made["prompt"] = "th"
+        kind = name.partition(":")[0]
+        made["pretrained"], made["prompt"] = _folder(kind), "" if kind == "svd" else "th"
         if made.get("finetune", {}).get("prior"):
             made["finetune"]["prior"]["prompt"] = "th"
     if "rank" in made.get("finetune", {}):
@@ -100,6 +121,8 @@ def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
     text = made.get("conditioning", {}).get("text", {})
     if "dim" in text:
         text |= dict(dim=WIDTH, layers=1, heads=HEADS)
+    if "flow" in made:
+        made["flow"] |= dict(width=16, region_width=16, widest=32, bottleneck=1, groups=4)
     if "autoencoder" in made:
         auto = made["autoencoder"]
         if stage == "autoencoder" and "steps" in auto:  # one of three that are alike
@@ -122,11 +145,9 @@ def _narrow(model: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _folder(video: bool) -> str:
-    """Of an image model, or of a video model of ModelScope's kind."""
-    kinds = {key: VIDEO[key] for key in ("_class_name", "down_block_types", "up_block_types")}
-    unet = {**FOLDER["unet"], **kinds, "attention_head_dim": WIDTH // HEADS} if video else FOLDER["unet"]
-    return str(write_configs(Path(tempfile.mkdtemp()) / "folder", {**FOLDER, "unet": unet}))
+def _folder(kind: str) -> str:
+    """Of the model that a recipe tunes."""
+    return str(write_configs(Path(tempfile.mkdtemp()) / "folder", FOLDERS.get(kind, FOLDER)))
 
 
 def built(name: str, stage: str, topology: str, axes: tuple[int, ...]) -> tuple[dict[str, Any], Stage, Any, chips.Chip]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from as_users import latents_of, picture_of, run, tune
 from safetensors.numpy import load_file, save_file
 from test_configs import config
 from tiny_folder import I2VGEN, write_folder
@@ -18,7 +19,6 @@ from vidjax.models.keys import Keys
 from vidjax.models.lora import lora_tensors
 from vidjax.models.picture_tokens import PictureTokensTraining, make_averaging, places_of
 from vidjax.recipes import build as recipe
-from vidjax.recipes.run import train
 from vidjax.training.strategies import strategy
 from vidjax.weights import lora, pretrained
 
@@ -110,12 +110,12 @@ def test_what_training_shows(folder):
     assert abs(1 - shown.mean() - 0.25) < 0.08
 
 
-def test_a_run_is_exported_as_the_folder_it_came_from(made, folder, tmp_path):
-    """What was not trained bit for bit; all of unet/ has moved; it is read again, and counts the picture twice."""
-    made["conditioning"] = dict(picture=dict(twice=True))
-    run = train(made, tmp_path / "run", max_steps=1)
-    out = tmp_path / "out"
-    pretrained.save(run.generator().model, folder, out)
+def test_a_run_is_exported_as_the_folder_it_came_from(folder, env, tmp_path):
+    """By the programs: what was not trained bit for bit; all of unet/ has moved; the folder samples as the run does,
+    and counts the picture twice."""
+    given = dict(prompt="the cat", conditioning__picture__twice=True, stages__tune__train__ema=0.0)
+    workdir, out = tune("i2vgen.py:full", folder, tmp_path / "run", env, **given), tmp_path / "out"
+    run("export", f"--workdir={workdir}", "--format=diffusers", f"--out={out}", env=env)
     for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model"):
         before, after = (load_file(root / f"{part}.safetensors") for root in (folder, out))
         assert before.keys() == after.keys()
@@ -123,6 +123,10 @@ def test_a_run_is_exported_as_the_folder_it_came_from(made, folder, tmp_path):
         assert not still if part.startswith("unet") else still == set(before)
     back = pretrained.load(out)
     assert back.model.picture.twice and not pretrained.load(out, twice=False).model.picture.twice
+    how = (f"--image={picture_of(tmp_path)}", "--prompt=the cat", "--fps=9")
+    ours = latents_of(f"--workdir={workdir}", tmp_path / "ours", env, *how)
+    theirs = latents_of(f"--pretrained={out}", tmp_path / "theirs", env, *how)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
 
 
 def test_a_folder_goes_out_bit_equal(folder, tmp_path):
@@ -133,17 +137,17 @@ def test_a_folder_goes_out_bit_equal(folder, tmp_path):
 
 
 def test_adapters_go_out_and_come_back(folder, tmp_path):
-    """Those of the U-Net; what reads the picture has none."""
+    """Those of the U-Net, in diffusers' layout and in kohya's; what reads the picture has none."""
     model, tune = pretrained.load(folder).model, strategy("lora", rank=2)
     tune.surgery(model, Keys(0))
     tensors = lora_tensors(model)
     assert tensors and all(path.startswith("unet.") for path in tensors)
-    pretrained.save_adapters(model, tensors, folder, tmp_path)
-    back = lora.load(tmp_path, 1)
-    ends = ("lora_down", "lora_up")
-    assert {path for path in back if path.endswith(ends)} == {path for path in tensors if path.endswith(ends)}
-    for path in tensors:
-        if path.endswith("lora_down"):
+    halves = {path for path in tensors if path.endswith(("lora_down", "lora_up"))}
+    for kohya, file in ((False, lora.FILE), (True, lora.KOHYA_FILE)):
+        pretrained.save_adapters(model, tensors, folder, tmp_path, kohya=kohya)
+        back = lora.load(tmp_path / file, 1)
+        assert {path for path in back if path.endswith(("lora_down", "lora_up"))} == halves
+        for path in halves:
             np.testing.assert_array_equal(back[path], tensors[path])
 
 
