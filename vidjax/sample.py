@@ -63,6 +63,12 @@ IMAGE = flags.DEFINE_multi_string(
     "A picture that the video begins with, or shows at --image_at, or by which --control steers it; give the flag "
     "several times for several videos.",
 )
+VIDEO = flags.DEFINE_multi_string(
+    "video",
+    [],
+    "A finished clip that --pretrained, the file of I2VGen-XL's second stage, makes larger; give it several times for "
+    "several clips.",
+)
 IMAGE_AT = flags.DEFINE_list(
     "image_at", None, "Frames that --image are, such as 0,15, so many for each video; default: 0. -1 is the last one."
 )
@@ -124,6 +130,7 @@ KNOWN = flags.DEFINE_integer(
 LEVELS = flags.DEFINE_integer("levels", 0, "Long videos: so many times fill what lies between two.", lower_bound=0)
 BETWEEN = flags.DEFINE_string("between", None, "The run that fills them, on the same latents; default: --workdir.")
 ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Cascades: also write what each stage below made, OUT/TxHxW.")
+OF_OTHERS = (MOTION, SUBJECT, KNOWN, LEVELS, BETWEEN)  # flags of videos that begin with no file
 OUT = flags.DEFINE_string("out", None, "Folder for the videos and contact sheets; default: WORKDIR/more, or more.")
 FORMAT = flags.DEFINE_enum("format", "mp4", ["mp4", "gif", "webp"], "Of the videos: H.264, or an animated picture.")
 
@@ -131,22 +138,25 @@ FORMAT = flags.DEFINE_enum("format", "mp4", ["mp4", "gif", "webp"], "Of the vide
 def main() -> None:
     """Samples a video per prompt or label and writes them. Raises InputError."""
     check_flags()
+    import numpy as np
+
     from vidjax.generation.adapters import merge_lora_files
     from vidjax.generation.cascade import Cascade
-    from vidjax.generation.pictures import default_size, fit_pictures, read_pictures
+    from vidjax.generation.pictures import default_size, fit_pictures, read_clips, read_pictures
 
     out = open_folder(OUT.value or (f"{WORKDIR.value}/more" if WORKDIR.value else "more"))
     saved = open_file(SAVE_LATENTS.value, "--save_latents") if SAVE_LATENTS.value else None
     pictures = read_pictures(IMAGE.value)
+    clips, rate = read_clips(VIDEO.value, FRAMES.value) if VIDEO.value else ([], 0.0)
     generator = make_generator()
     check_pictures(generator)
     if LORA.value:
         generator.params = merge_lora_files(generator, LORA.value)
-    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""] * max(len(IMAGE.value) // len(image_at()), 1)
+    prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""] * max(len(sources()), 1)
     options = given_options()
     size = (HEIGHT.value or generator.size[1], WIDTH.value or generator.size[2])
-    if pictures:
-        size = default_size(pictures[0], (generator.size[1], generator.size[2]), HEIGHT.value, WIDTH.value)
+    if shown := [*pictures, *(clip[0] for clip in clips)]:
+        size = default_size(shown[0], (generator.size[1], generator.size[2]), HEIGHT.value, WIDTH.value)
     if ALL_STAGES.value and not (REFINE.value or isinstance(generator, Cascade)):
         raise InputError("--all_stages is for cascades, this model makes its videos alone; leave it out")
     if is_long(generator):
@@ -155,6 +165,9 @@ def main() -> None:
     if pictures:
         whole = getattr(generator.model.embedders.get("picture"), "whole", False)
         arrays |= {"pictures": pictures if whole else fit_pictures(pictures, size), "picture_at": image_at()}
+    if clips:
+        generator.size, options = (len(clips[0]), *size), {"fps": rate, **options}
+        arrays["lowres"] = np.stack([fit_pictures(clip, size) for clip in clips])
     trained, chunk = generator.size[0], generator.defaults.chunk
     if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
         print(
@@ -194,8 +207,10 @@ def check_flags() -> None:
         raise InputError(f"--{told[0].name} says how a picture moves; name the picture, --image")
     if MOTION.value and FIRST_GUIDANCE.value is not None:
         raise InputError("--first_guidance is of videos without --motion; leave one out")
-    if IMAGE.value and (others := [flag for flag in (MOTION, SUBJECT, KNOWN, LEVELS, BETWEEN) if flag.value]):
+    if IMAGE.value and (others := [flag for flag in OF_OTHERS if flag.value]):
         raise InputError(f"--image moves one picture; leave --{others[0].name} out")
+    if VIDEO.value and (others := [flag for flag in (*OF_OTHERS, IMAGE, REFINE) if flag.value]):
+        raise InputError(f"--video makes a finished clip larger; leave --{others[0].name} out")
     if REFINE.value and (others := [flag for flag in (MOTION, SUBJECT, INIT_NOISE) if flag.value]):
         raise InputError(f"--refine makes a video of a prompt or a picture larger; leave --{others[0].name} out")
     if REFINE_SIZE.value and not REFINE.value:
@@ -208,6 +223,13 @@ def check_flags() -> None:
     if IMAGE.value and (len(IMAGE.value) % each or asked not in (0, len(IMAGE.value) // each)):
         said = f"there are {len(IMAGE.value)} --image and {asked} --prompt or --label"
         raise InputError(f"{said}; give {'one' if each == 1 else each} each")
+    if VIDEO.value and asked not in (0, len(VIDEO.value)):
+        raise InputError(f"there are {len(VIDEO.value)} --video and {asked} --prompt or --label; give one each")
+
+
+def sources() -> list[str]:
+    """The files that videos begin with or make larger, one for each video; none of videos of a prompt alone."""
+    return VIDEO.value or IMAGE.value[:: len(image_at())]
 
 
 def told_of_motion() -> list[Any]:
@@ -221,6 +243,8 @@ def check_pictures(generator: "AnyGenerator") -> None:
     from vidjax.models.picture import PictureEmbedder
 
     names = set(generator.embedder_names)
+    if VIDEO.value and (isinstance(generator, Cascade) or generator.refinement is None):
+        raise InputError("--video: this model makes no finished video larger, as I2VGen-XL's second stage does")
     if IMAGE.value and isinstance(generator, Cascade):
         raise InputError("--image: this run's videos are made larger stage by stage, from no picture; leave it out")
     if (told := told_of_motion()) and not isinstance(generator.model.embedders.get("picture"), PictureEmbedder):
@@ -333,8 +357,8 @@ def write_videos(
     from vidjax.generation import output, watermark
 
     names = [p if isinstance(p, str) else f"class {p}" for p in prompts]
-    if IMAGE.value:
-        names = [name or Path(file).stem for name, file in zip(names, IMAGE.value[:: len(image_at())])]
+    if sources():
+        names = [name or Path(file).stem for name, file in zip(names, sources())]
     marked = np.stack([watermark.embed(video) for video in videos]) if WATERMARK.value else videos
     how = dict(seeds=[SEED.value], about=about_of(generator, options), kind=FORMAT.value)
     for entry in output.write_samples(out, names, list(marked[:, None]), fps, **how):
@@ -408,6 +432,7 @@ def about_of(generator: "AnyGenerator", options: dict) -> dict[str, Any]:
     flags |= {"motion_adapter": MOTION_ADAPTER.value} if MOTION_ADAPTER.value else {}
     flags |= {"control": CONTROL.value} if CONTROL.value else {}
     flags |= {"refine": REFINE.value} if REFINE.value else {}
+    flags |= {"video": VIDEO.value} if VIDEO.value else {}
     flags |= {"image": IMAGE.value, "image_at": image_at()} if IMAGE.value else {}
     return {**flags, "motion": MOTION.value, "init_noise": INIT_NOISE.value, "watermark": WATERMARK.value, **how}
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from as_users import latents_of, picture_of  # noqa: E402
 from flax import nnx  # noqa: E402
 from parity.test_animatediff import FRAMES, LINEAR, adapter, noise_like  # noqa: E402
 from parity.test_pipeline import PROMPTS, autoencoder, error, refill, text_encoder, tokenizer, unet  # noqa: E402
@@ -18,6 +19,7 @@ from PIL import Image  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
+from vidjax.generation.pictures import fit_pictures, read_pictures  # noqa: E402
 from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.weights import convert, pretrained  # noqa: E402
@@ -173,6 +175,21 @@ def test_a_controlnet_steers_every_frame(folder):
     assert error(generator.latents(PROMPTS[:1], **how)[0], last(expected.numpy())) <= 1e-3
 
 
+def test_as_a_user_samples_them(folder, env, tmp_path):
+    """A base, motion modules and SparseCtrl by three flags, two pictures; and a ControlNet on the base alone."""
+    path, *_ = folder
+    picture, base = picture_of(tmp_path), f"--pretrained={path / 'base'}"
+    how = (f"--image={picture}", "--prompt=the cat", "--guidance_scale=2", "--seed=3")
+    sparse = (f"--motion_adapter={path / 'adapter'}", f"--control={path / 'latents'}", f"--image={picture}")
+    got = latents_of(base, tmp_path / "sparse", env, *how, *sparse, "--image_at=0,-1", "--frames=3")
+    generator = load_generator(path / "base", motion_adapter=path / "adapter", control=path / "latents")
+    pictures = fit_pictures(read_pictures([picture] * 2), (16, 16))
+    more = dict(pictures=pictures, picture_at=(0, -1), frames=3, num_steps=2, guidance_scale=2.0, seed=3)
+    assert error(got, generator.latents(["the cat"], **more)) <= 1e-5
+    dense = latents_of(base, tmp_path / "dense", env, *how, f"--control={path / 'dense'}")
+    assert dense.shape == (1, 2, 8, 8, 4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_out_again_bit_equal(folder, kind, tmp_path):
     path, *_ = folder
@@ -191,11 +208,12 @@ def test_out_again_bit_equal(folder, kind, tmp_path):
 
 
 def test_at_full_size_every_key_is_read_and_the_counts_are_the_published_ones(tmp_path):
-    counts = {
-        "SparseControlNetModel": (dict(), 496_730_880),
-        "ControlNetModel": (dict(cross_attention_dim=768), 361_279_120),
-    }
-    for name, (options, count) in counts.items():
+    second = dict(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True)
+    for name, options, count in (
+        ("SparseControlNetModel", {}, 496_730_880),
+        ("ControlNetModel", dict(cross_attention_dim=768), 361_279_120),
+        ("ControlNetModel", second, 364_228_240),
+    ):
         with torch.device("meta"):
             reference = getattr(diffusers, name)(**options)
         (tmp_path / "config.json").write_text(reference.to_json_string())

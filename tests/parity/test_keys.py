@@ -112,16 +112,19 @@ def test_text():
     there_and_back(make, clip.TEXT, clip.TEXT_KEYS, r"$^", shapes(reference))
 
 
-def test_stable_diffusion_at_full_size():
-    """1.5's and 2.1's own numbers, abstractly: every key used once, every parameter filled."""
-    for heads, tokens, count in ((8, 768, 859_520_964), ((5, 10, 20, 20), 1024, 865_910_724)):
+def test_at_full_size():
+    """Stable Diffusion's 1.5 and 2.1 and ModelScope, abstractly: every key used once, every parameter filled."""
+    second = dict(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True)
+    for kind, options, count in (
+        (diffusers.UNet2DConditionModel, dict(cross_attention_dim=768), 859_520_964),
+        (diffusers.UNet2DConditionModel, second, 865_910_724),
+        (diffusers.UNet3DConditionModel, {}, 1_411_233_860),
+    ):
         with torch.device("meta"):
-            reference = diffusers.UNet2DConditionModel(
-                cross_attention_dim=tokens, attention_head_dim=heads, use_linear_projection=tokens == 1024
-            )
-        config, _ = configs.unet_config(written(reference))
+            reference = kind(**options)
+        config, rules = configs.unet_config(written(reference))
         model = nnx.eval_shape(lambda config=config: UNet(config, rngs=OneKey()))
         leaves = {path: leaf.shape for path, leaf in parameters(model).items()}
         tensors = {key: np.broadcast_to(np.uint8(0), shape) for key, shape in shapes(reference).items()}
-        assert fit(leaves, tensors, unet(2)).keys() == leaves.keys()
+        assert fit(leaves, tensors, [*rules, *unet(2)]).keys() == leaves.keys()
         assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from vidjax.errors import InputError
 from vidjax.models.flow_autoencoder import FlowAutoencoder, FlowConfig
 from vidjax.models.keys import OneKey
-from vidjax.models.parameters import abstract_parameters, merge
+from vidjax.models.parameters import abstract_parameters, merge, parameters
 from vidjax.models.warping import resize_linear, sample_grid
 from vidjax.weights import lfdm
 
@@ -262,6 +263,57 @@ def test_flow_occlusion_and_picture_are_torch_s(both):
     exact = jnp.concatenate([jnp.asarray(grid), 2 * jnp.asarray(occlusion).transpose(0, 2, 3, 1) - 1], -1)[:, None]
     ours = jax.jit(lambda z, first: model.decode(z, 2 * first - 1))(exact, x[:, 0])[:, 0]
     np.testing.assert_allclose((ours + 1) / 2, painted.permute(0, 2, 3, 1), atol=1e-4)
+
+
+def test_its_gradients_are_torch_s(both):
+    """Of every parameter that is in both, through flow, occlusion and picture; the statistics of norms stay."""
+    model, theirs = both
+    x, weight = (np.random.default_rng(seed).random((1, 2, 32, 32, 3), np.float32) for seed in (3, 4))
+    graphdef, state = nnx.split(model)
+
+    def total(state):
+        own = nnx.merge(graphdef, state)
+        return (own.decode(own.encode(2 * x - 1), 2 * x[:, 0] - 1)[:, 1] * weight[:, 1]).sum() / 2
+
+    slopes = {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(jax.jit(jax.grad(total))(state))}
+    leaves = {key: value.float().requires_grad_() for key, value in theirs.p.items()}
+    other = Theirs(leaves)
+    source, driving = (torch.tensor(x[:, i]).permute(0, 3, 1, 2) for i in range(2))
+    painted = other.paint(source, *other.flow(source, driving))
+    (painted * torch.tensor(weight[:, 1]).permute(0, 3, 1, 2)).sum().backward()
+    found = {key: np.zeros(v.shape, "f") if v.grad is None else v.grad.numpy() for key, v in leaves.items()}
+    expected = lfdm.parameters({path: value.shape for path, value in slopes.items()}, found)
+    trained = [path for path in expected if not path.endswith((".mean", ".variance"))]
+    usual = np.median([np.linalg.norm(expected[path]) for path in trained])
+    for path in trained:
+        off = np.linalg.norm(slopes[path] - expected[path])
+        assert off <= 1e-4 * max(np.linalg.norm(expected[path]), usual), path
+
+
+def test_a_file_goes_out_as_it_came_in(file, both):
+    path, model = file[0], both[0]
+    source = load_file(path)
+    out = lfdm.tensors({path: np.asarray(value[...]) for path, value in parameters(model).items()}, source)
+    assert out.keys() == source.keys()
+    for key, value in source.items():
+        np.testing.assert_array_equal(out[key], value, err_msg=key)
+        assert out[key].shape == value.shape and out[key].dtype == value.dtype
+    with pytest.raises(InputError, match=r"no parameter for key generator\.first\.more"):
+        lfdm.tensors({}, {"generator.first.more": np.zeros(1)})
+
+
+def test_what_does_not_fit_is_refused_in_one_line(file):
+    source, key = load_file(file[0]), "generator.first.conv.weight"
+    _, shapes = abstract(SMALL)
+    for change, says in (
+        ({key: None}, "no key for parameter generator.conv_in.conv.kernel"),
+        ({key: None, key + "s": source[key]}, f"no parameter for key {key}s"),
+        ({key: np.zeros((3, 3))}, r"generator.first.conv.weight has shape \(3, 3\)"),
+    ):
+        found = {k: v for k, v in {**source, **change}.items() if v is not None}
+        with pytest.raises(InputError, match=says) as raised:
+            lfdm.parameters(shapes, found)
+        assert "\n" not in str(raised.value)
 
 
 def test_other_files_and_settings_are_refused(file, tmp_path):

@@ -1,7 +1,5 @@
 """LVDM's files against torch modules of their layout (lvdm_layout.py), on random weights: in, computed, out again."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from as_users import latents_of, run, tune  # noqa: E402
 from flax import nnx  # noqa: E402
 from parity import lvdm_layout as layout  # noqa: E402
 from parity.test_pipeline import LENGTH, VOCABULARY, error, refill, tokenizer  # noqa: E402
@@ -21,11 +20,13 @@ from test_configs import config  # noqa: E402
 from vidjax.errors import InputError  # noqa: E402
 from vidjax.generation.options import CAPACITY  # noqa: E402
 from vidjax.generation.pretrained import load_generator  # noqa: E402
-from vidjax.models.keys import OneKey  # noqa: E402
+from vidjax.models.keys import Keys, OneKey  # noqa: E402
+from vidjax.models.lora import lora_tensors  # noqa: E402
 from vidjax.models.parameters import parameters  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
-from vidjax.recipes.run import train  # noqa: E402
-from vidjax.weights import convert, lvdm, pretrained  # noqa: E402
+from vidjax.recipes.build import build  # noqa: E402
+from vidjax.training.strategies import strategy  # noqa: E402
+from vidjax.weights import convert, lora, lvdm, pretrained  # noqa: E402
 from vidjax.weights.video_file import Entries  # noqa: E402
 
 FRAMES, REACH = 3, 4
@@ -188,7 +189,7 @@ def test_known_frames_noise_levels_are_a_table(plain):
     assert (config.in_channels, config.vector_levels, generator.model.masked) == (5, 251, True)
     compare(generator.model.unet, unet, channels=5, vector=np.array([[7], [250]], "f"))
 
-    shape, steps, level, weight = (1, REACH, 4, 4, 4), 2, 100, 1.1
+    shape, steps, level, weight = (1, REACH, 4, 4, 4), 10, 100, 1.1
     noise, latents = (np.random.default_rng(i).standard_normal(shape, dtype="f") for i in (4, 5))
     first = np.arange(REACH) == 0
     got = generator.latents([""], noise=noise, known=(latents, first), num_steps=steps)
@@ -200,7 +201,7 @@ def test_known_frames_noise_levels_are_a_table(plain):
     alphas = torch.cumprod(1 - torch.linspace(0.0015**0.5, 0.0155**0.5, 1000, dtype=torch.float64) ** 2, 0).float()
     parts = lambda t: (alphas[t].sqrt(), (1 - alphas[t]).sqrt())
     shown = parts(level)[0] * given + parts(level)[1] * under
-    for t, before in ((501, 1), (1, 0)):
+    for t, before in [(t, max(t - 100, 0)) for t in range(901, 0, -100)]:
         with torch.no_grad():
             say = lambda x, mask, told, t=t: unet(
                 torch.cat([x, mask], 1), torch.tensor([t]), levels=torch.tensor([told])
@@ -211,20 +212,37 @@ def test_known_frames_noise_levels_are_a_table(plain):
     assert error(got[:, 1:], np.moveaxis(x.numpy(), 1, -1)[:, 1:]) <= 1e-3
 
 
-def test_the_unconditional_one_is_tuned_without_a_text(plain, tmp_path):
-    path, *_ = plain
-    made = config("tune_a_video:default") | dict(pretrained=str(path), model=dict(key_frames=None))
-    clip = Path(__file__).parents[2] / "vidjax" / "clips" / "real" / "path.mp4"
-    made["data"] |= dict(video=str(clip), size=(16, 16), frames=8)
-    made["stages"]["tune"]["train"] |= dict(remat="none", dtype="float32", frozen_dtype=None)
+def test_as_a_user_tunes_and_samples_it(plain, env, tmp_path):
+    """By the programs, without a text: layers over time have moved, the file that comes out samples as the run does."""
+    path, how = plain[0], ("--frames=8", "--guidance_scale=1", "--eta=0")
+    made = config("videocrafter:temporal") | dict(pretrained=str(path), prompt="the fox")
     with pytest.raises(InputError, match=r"config.prompt: .*sky.safetensors reads no text; leave it out"):
-        train(made | dict(prompt="the fox"), tmp_path / "refused")
-    tuned, before = (
-        train(made, tmp_path / "run", max_steps=1).generator().params,
-        parameters(pretrained.load(path).model),
-    )
-    moved = {name for name in before if not np.array_equal(before[name], tuned[name])}
-    assert moved and all(".attn1.to_q." in name or ".attn_temp." in name for name in moved)
+        build(made, "tune", tmp_path)
+    given = dict(data__frames=8, sample__guidance_scale=1.0)
+    workdir = tune("videocrafter.py", path, tmp_path / "run", env, **given)
+    run("export", f"--workdir={workdir}", "--format=single_file", f"--out={tmp_path / 'out'}", env=env)
+    file = tmp_path / "out" / path.name
+    before, after = (parameters(pretrained.load(each).model) for each in (path, file))
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved and all("temp" in name for name in moved)
+    ours = latents_of(f"--workdir={workdir}", tmp_path / "ours", env, *how)
+    theirs = latents_of(f"--pretrained={file}", tmp_path / "theirs", env, *how)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
+
+
+def test_adapters_go_out_and_come_back(textual, tmp_path):
+    """Those of the model of text, in diffusers' layout and in kohya's."""
+    path, _ = textual
+    model, tune_lora = pretrained.load(path, weights=False).model, strategy("lora", rank=2)
+    tune_lora.surgery(model, Keys(0))
+    tensors = lora_tensors(model)
+    halves = {name for name in tensors if name.endswith(("lora_down", "lora_up"))}
+    for kohya, file in ((False, lora.FILE), (True, lora.KOHYA_FILE)):
+        pretrained.save_adapters(model, tensors, path, tmp_path, kohya=kohya)
+        back = lora.load(tmp_path / file, 1)
+        assert halves and {name for name in back if name.endswith(("lora_down", "lora_up"))} == halves
+        for name in halves:
+            np.testing.assert_array_equal(back[name], tensors[name])
 
 
 def test_at_full_size_the_counts_are_the_published_ones():

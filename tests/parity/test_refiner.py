@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from as_users import CLIP, latents_of  # noqa: E402
 from flax import nnx  # noqa: E402
 from parity import refiner_layout as layout  # noqa: E402
 from parity.test_pipeline import error, refill  # noqa: E402
@@ -21,7 +22,9 @@ from starts import program  # noqa: E402
 from test_configs import config  # noqa: E402
 from tiny_folder import I2VGEN, write_folder  # noqa: E402
 
+from vidjax.data.video_reading import probe, read_frames  # noqa: E402
 from vidjax.errors import InputError  # noqa: E402
+from vidjax.generation.pictures import fit_pictures  # noqa: E402
 from vidjax.generation.pretrained import load_generator  # noqa: E402
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
@@ -154,6 +157,25 @@ def test_both_stages_of_a_picture_as_a_user_samples_them(small, env, tmp_path):
         done = program("sample", *ask[:-1], *wrong, env=env)
         assert done.returncode == 1 and says in done.stderr, done.stderr
     assert not list((tmp_path / "none").glob("*"))  # refused before the first video is made
+
+
+def test_a_clip_of_the_user_s_is_made_larger(small, env, tmp_path):
+    """By the file alone: its first frames, cut to the sides of the video; a tall one would turn it."""
+    file, _ = small
+    how = ("--prompt=the cat", f"--video={CLIP}", "--height=32", "--width=40")
+    got = latents_of(f"--pretrained={file}", tmp_path / "out", env, *how)
+    low = fit_pictures(read_frames(CLIP, range(2)), (32, 40))[None]
+    expected = load_generator(file).latents(["the cat"], lowres=low, frames=2, size=(32, 40), num_steps=2)
+    assert error(got, np.asarray(expected)) <= 1e-5
+    about = json.loads((tmp_path / "out" / "00-the-cat-seed0.json").read_text())
+    assert about["video"] == [str(CLIP)] and about["fps"] == probe(CLIP).fps
+    for model, more, says in (
+        (file, ("--refine=x",), "leave --refine out"),
+        (file.parent, (), "makes no finished video larger, as I2VGen-XL's second stage does"),
+        (file, ("--frames=999",), "frames, not 999; make --frames fewer"),
+    ):
+        done = program("sample", f"--pretrained={model}", *how, *more, env=env)
+        assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_at_full_size():

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from diffusers.loaders import single_file_utils as theirs  # noqa: E402
-from safetensors.numpy import save_file  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
 from tiny_folder import write_configs  # noqa: E402
 
 from vidjax.errors import InputError  # noqa: E402
@@ -191,6 +191,13 @@ def test_it_loads_and_goes_out_as_a_pipeline_of_diffusers(files, tmp_path):
         same({key: value.numpy() for key, value in ours.state_dict().items()}, random(wanted))
 
 
+def test_it_goes_out_as_the_file(files, tmp_path):
+    """All of it, also what nothing here reads."""
+    file, state, *_ = files
+    pretrained.save_single_file(pretrained.load(file.path).model, file.path, tmp_path / "out")
+    same(load_file(tmp_path / "out" / file.path.name), state)
+
+
 def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"lora_unet.down": np.zeros((2, 2), np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(
@@ -199,7 +206,20 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         SingleFile(tmp_path / "a.safetensors")
 
 
-def test_what_the_file_has_no_place_for_is_refused(files, tmp_path):
-    file = files[0]
+def test_what_does_not_fit_is_refused_in_one_line(files, tmp_path):
+    file, state, *_ = files
+    key = "model.diffusion_model.out.2.weight"
+    for name, change, says in (
+        ("missing", {key: None}, "unet: .*no key for parameter conv_out.kernel"),
+        ("renamed", {key: None, key + "s": state[key]}, "out.2.weights"),
+        ("shaped", {key: np.zeros((3, 3), "f")}, r"unet: .*conv_out\.weight has shape \(3, 3\)"),
+    ):
+        (tmp_path / name).mkdir()
+        shutil.copytree(file.path.parent / "tokenizer", tmp_path / name / "tokenizer")
+        found = {k: np.ascontiguousarray(v) for k, v in {**state, **change}.items() if v is not None}
+        save_file(found, tmp_path / name / "sd.safetensors")
+        with pytest.raises(InputError, match=says) as raised:
+            pretrained.load(tmp_path / name / "sd.safetensors")
+        assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match="has no place for motion of its unet; take --format=diffusers"):
         file.write({"unet": {**file.tensors("unet"), "motion": np.zeros(1, "f")}}, tmp_path / "out.safetensors")

@@ -1,4 +1,4 @@
-"""The U-Net against diffusers' own, random weights in every parameter."""
+"""The U-Net against diffusers' own and its gradients, random weights in every parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,14 @@ diffusers = pytest.importorskip("diffusers")
 
 from vidjax.models.keys import OneKey  # noqa: E402
 from vidjax.models.unet import Temporal, UNet, UNetConfig  # noqa: E402
-from vidjax.weights.convert import load  # noqa: E402
-from vidjax.weights.diffusers import ANIMATEDIFF, MODELSCOPE, unet  # noqa: E402
+from vidjax.weights import convert  # noqa: E402
+from vidjax.weights.diffusers import MODELSCOPE, unet  # noqa: E402
 
 DOWN, UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 SMALL = dict(block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24, norm_num_groups=8)
 OURS = dict(channels=(32, 64), blocks_per_level=1, attention_levels=(True, False), tokens_dim=24, groups=8)
 VIDEO_DOWN, VIDEO_UP = ("CrossAttnDownBlock3D", "DownBlock3D"), ("UpBlock3D", "CrossAttnUpBlock3D")
-MOTION = dict(
-    down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
-    up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
-    num_attention_heads=2,
-    motion_num_attention_heads=2,
-    motion_max_seq_length=8,
-)
-FAMILIES = {
+FAMILIES = {  # AnimateDiff's is in test_animatediff.py
     # `attention_head_dim` of the 2-D class is the number of heads, that of the 3-D class the features of one.
     "stable_diffusion_1": (
         "UNet2DConditionModel",
@@ -47,12 +40,6 @@ FAMILIES = {
         ),
         MODELSCOPE,
     ),
-    "animatediff": (
-        "UNetMotionModel",
-        dict(SMALL, **MOTION),
-        dict(OURS, heads=2, after_attention=dict(heads=[2, 2], levels=[True, True], positions=True)),
-        ANIMATEDIFF,
-    ),
 }
 
 
@@ -68,30 +55,35 @@ def refill(model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_diffusers(family):
+    """On maps whose sizes no power of two divides: the output, and of every parameter and the input the gradient."""
     kind, theirs, ours, rules = FAMILIES[family]
     image = kind == "UNet2DConditionModel"
-    reference = refill(getattr(diffusers, kind)(**theirs))
-    config = UNetConfig(**ours)
+    reference, config = refill(getattr(diffusers, kind)(**theirs)), UNetConfig(**ours)
+    rules = [*rules, *unet(config.blocks_per_level)]
     model = nnx.eval_shape(lambda: UNet(config, rngs=OneKey()))
-    tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
-    load(model, tensors, [*rules, *unet(config.blocks_per_level)], ignore=r"pos_embed\.pe$")
-    graph, params = nnx.split(model)
-    forward = jax.jit(lambda x, t, tokens: nnx.merge(graph, params)(x, t, tokens))
+    convert.load(model, {key: value.numpy() for key, value in reference.state_dict().items()}, rules)
 
-    random = np.random.default_rng(0)
-    frames = 1 if image else 3
-    # The odd map is one of sizes that no power of two divides.
-    for size in [(8, 12), (7, 5)] if family == "stable_diffusion_1" else [(7, 5)] if image else [(4, 6)]:
-        x = random.standard_normal((2, frames, *size, 4), dtype=np.float32)
-        tokens = random.standard_normal((2, 5, 24), dtype=np.float32)
-        t = np.array([3, 741])
-        video = torch.from_numpy(np.moveaxis(x, -1, 1))  # [b, c, t, h, w]
-        context = torch.from_numpy(tokens)
-        if family == "animatediff":
-            context = context.repeat_interleave(frames, 0)
-        with torch.no_grad():
-            out = reference(video[:, :, 0] if image else video, torch.from_numpy(t), context).sample.numpy()
-        expected = np.moveaxis(out[:, :, None] if image else out, 1, -1)
-        got = forward(jnp.asarray(x), jnp.broadcast_to(t[:, None], (2, frames)), jnp.asarray(tokens))
-        assert np.linalg.norm(got - expected) <= 1e-5 * np.linalg.norm(expected)
-        print(family, size, np.linalg.norm(got - expected) / np.linalg.norm(expected))
+    random, frames = np.random.default_rng(0), 1 if image else 3
+    x, weight = (random.standard_normal((2, frames, 7, 5, 4), dtype=np.float32) for _ in range(2))
+    tokens, t = random.standard_normal((2, 5, 24), dtype=np.float32), np.array([3, 741])
+    to_torch = lambda a: torch.from_numpy(np.moveaxis(a[:, 0] if image else a, -1, 1).copy())
+    to_jax = lambda a: np.moveaxis(a[:, :, None] if image else a, 1, -1)
+    video = to_torch(x).requires_grad_()
+    out = reference(video, torch.from_numpy(t), torch.from_numpy(tokens)).sample
+    (out * to_torch(weight)).sum().backward()
+    graph, state = nnx.split(model)
+
+    def loss(state, x):
+        got = nnx.merge(graph, state)(x, jnp.broadcast_to(t[:, None], (2, frames)), jnp.asarray(tokens))
+        return (got * weight).sum(), got
+
+    (_, got), (grads, into) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(state, jnp.asarray(x))
+    off = lambda got, expected: np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert off(got, to_jax(out.detach().numpy())) <= 1e-5
+    assert off(into, to_jax(video.grad.numpy())) <= 1e-4
+    grads = {".".join(map(str, path)): value[...] for path, value in nnx.to_flat_state(grads)}
+    expected = {key: value.grad.numpy() for key, value in reference.named_parameters()}
+    expected = convert.fit({path: value.shape for path, value in grads.items()}, expected, rules)
+    usual = np.median([np.linalg.norm(value) for value in expected.values()])
+    for path, value in expected.items():  # a gradient may be nearly zero, as a sum of large numbers
+        assert np.linalg.norm(grads[path] - value) <= 1e-4 * max(np.linalg.norm(value), usual), path

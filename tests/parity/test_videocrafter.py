@@ -3,7 +3,7 @@
 import importlib
 import re
 from pathlib import Path
-from shutil import copy, copytree
+from shutil import copytree
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from as_users import latents_of, run, tune  # noqa: E402
 from flax import nnx  # noqa: E402
 from parity import videocrafter_layout as layout  # noqa: E402
 from parity.test_lvdm import state_of  # noqa: E402
@@ -29,7 +30,7 @@ from vidjax.models.keys import Keys, OneKey  # noqa: E402
 from vidjax.models.lora import lora_tensors  # noqa: E402
 from vidjax.models.unet import UNet  # noqa: E402
 from vidjax.recipes.build import build  # noqa: E402
-from vidjax.recipes.run import train  # noqa: E402
+from vidjax.recipes.run import Run  # noqa: E402
 from vidjax.training.strategies import strategy  # noqa: E402
 from vidjax.weights import convert, lora, pretrained  # noqa: E402
 from vidjax.weights.convert import rename  # noqa: E402
@@ -251,23 +252,21 @@ def test_files_that_do_not_fit_are_refused_in_one_line(files, tmp_path):
         assert "\n" not in str(raised.value)
 
 
-def test_a_run_goes_out_as_the_file_it_came_from(tmp_path):
-    """Two steps on clips of 8 frames per second, which the model is told: layers over time have moved, all else is as
-    it was, bit for bit."""
+def test_a_run_goes_out_as_the_file_it_came_from(env, tmp_path):
+    """By the programs, on clips of 8 frames per second, which the model is told: layers over time have moved, all else
+    is as it was, bit for bit; and the file samples as the run does."""
     path, _ = write(tmp_path / "model", "512-v2")
-    (tmp_path / "clips").mkdir()
-    copy(CLIPS / "path.mp4", tmp_path / "clips")
-    made = config("videocrafter:temporal") | dict(pretrained=str(path), prompt="the fox")
-    made["data"] |= dict(path=str(tmp_path / "clips"), size=(16, 16), frames=2)
-    made["sample"] |= dict(num_steps=2)
-    made["stages"]["tune"]["train"] |= dict(remat="none", dtype="float32", frozen_dtype=None)
-    run = train(made, tmp_path / "run", max_steps=2)
-    assert run.stage().start(False)[1].fps.rate == 8.0
-    pretrained.save(run.generator().model, path, tmp_path / "out")
+    workdir = tune("videocrafter.py", path, tmp_path / "run", env, prompt="the fox")
+    assert Run(workdir).stage().start(False)[1].fps.rate == 8.0
+    run("export", f"--workdir={workdir}", "--format=single_file", f"--out={tmp_path / 'out'}", env=env)
     before, after = load_file(path), load_file(tmp_path / "out" / path.name)
     over_time = r"\.init_attn\.|\.temopral_conv\.|(middle_block|put_blocks\.\d+)\.2\.(norm|proj_|transformer)"
     moved = {key for key in after if not np.array_equal(before[key], after[key])}
     assert before.keys() == after.keys() and moved == {key for key in before if re.search(over_time, key)}
+    how = ("--prompt=the cat", "--fps=9", "--eta=0")
+    ours = latents_of(f"--workdir={workdir}", tmp_path / "ours", env, *how)
+    theirs = latents_of(f"--pretrained={tmp_path / 'out' / path.name}", tmp_path / "theirs", env, *how)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
 
 
 def test_a_model_of_a_picture_is_tuned_without_what_encodes_clips_once(files, tmp_path):

@@ -135,17 +135,17 @@ def test_a_folder_goes_out_bit_equal(folder, tmp_path):
 
 
 def test_adapters_go_out_and_come_back(folder, tmp_path):
-    """Those of the U-Net; what reads the picture has none."""
+    """Those of the U-Net, in diffusers' layout and in kohya's; what reads the picture has none."""
     model, tune = pretrained.load(folder).model, strategy("lora", rank=2)
     tune.surgery(model, Keys(0))
     tensors = lora_tensors(model)
     assert tensors and all(path.startswith("unet.") for path in tensors)
-    pretrained.save_adapters(model, tensors, folder, tmp_path)
-    back = lora.load(tmp_path, 1)
-    ends = ("lora_down", "lora_up")
-    assert {path for path in back if path.endswith(ends)} == {path for path in tensors if path.endswith(ends)}
-    for path in tensors:
-        if path.endswith("lora_down"):
+    halves = {path for path in tensors if path.endswith(("lora_down", "lora_up"))}
+    for kohya, file in ((False, lora.FILE), (True, lora.KOHYA_FILE)):
+        pretrained.save_adapters(model, tensors, folder, tmp_path, kohya=kohya)
+        back = lora.load(tmp_path / file, 1)
+        assert {path for path in back if path.endswith(("lora_down", "lora_up"))} == halves
+        for path in halves:
             np.testing.assert_array_equal(back[path], tensors[path])
 
 

@@ -1,4 +1,5 @@
-"""Pictures that are frames of videos: read from files, brought to the size of the video, put in their places."""
+"""Pictures that are frames of videos, and finished clips: read from files, brought to the size of the video, put in
+their places."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from vidjax.data.crops import cover_size, crop_at
 from vidjax.data.pictures import read_picture
-from vidjax.data.video_reading import BrokenClip, resize
+from vidjax.data.video_reading import BrokenClip, Video, resize
 from vidjax.errors import InputError
 
 
@@ -29,6 +30,25 @@ def _read(file: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         raise InputError(f"--image={file}: {error}; name a PNG, JPEG, WebP, BMP or PPM") from None
     color, alpha = rgba[..., :3], rgba[..., 3:]
     return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def read_clips(
+    files: Sequence[str | Path], frames: int | None = None
+) -> tuple[list[UInt8[np.ndarray, "t h w 3"]], float]:
+    """Reads the first `frames` of clips, by default all of the first one's; also returns the frames per second of that
+    one. Raises InputError for a clip that cannot be read or is shorter."""
+    clips, rates = [], []
+    for file in files:
+        try:
+            with Video(file) as video:
+                frames = frames or video.frames
+                if video.frames < frames:
+                    raise InputError(f"--video={file} has {video.frames} frames, not {frames}; make --frames fewer")
+                clips.append(video.read(range(frames)))
+                rates.append(video.fps)
+        except BrokenClip as error:
+            raise InputError(f"--video={file}: {error}; name a readable clip") from None
+    return clips, rates[0]
 
 
 def default_size(

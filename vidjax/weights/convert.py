@@ -92,6 +92,22 @@ def fit(
     return out
 
 
+def write_back(
+    params: Mapping[str, ArrayLike], source: Mapping[str, np.ndarray], rules: Rules, ignore: str = r"$^"
+) -> dict[str, np.ndarray]:
+    """Writes parameters under the keys of the tensors that `fit` found them in, in their shapes and dtypes; keys that
+    match `ignore` keep what they have. Raises InputError for another key without a parameter."""
+    places, out = {re.sub(r"\.(kernel|scale|embedding)$", ".weight", path): path for path in params}, {}
+    for key, value in source.items():
+        path = None if re.search(ignore, key) else places.get(rename(key, rules), "")
+        if path == "":
+            raise InputError(f"no parameter for key {key}: the file is of another network")
+        own = value if path is None else np.asarray(params[path])
+        own = to_torch(own, False) if path and path.endswith("kernel") else own
+        out[key] = np.array(own.reshape(value.shape), value.dtype, order="C")
+    return out
+
+
 def check_finite(value: np.ndarray, what: str) -> None:
     """Raises InputError if an array has NaN or infinity in it."""
     if not np.isfinite(value).all():

@@ -1,4 +1,4 @@
-"""Reads the flow autoencoder of LFDM's released files, `{generator, region_predictor, bg_predictor}`.
+"""Reads and writes the flow autoencoder of LFDM's released files, `{generator, region_predictor, bg_predictor}`.
 
 Its networks are those of MRAA, whose files have the same keys. A file is read as safetensors (`vidjax.convert FILE`).
 Its batch norms are frozen, with their statistics, see `models.flow_layers.FrozenBatchNorm`.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from vidjax.errors import InputError
 from vidjax.models.flow_autoencoder import FlowConfig
@@ -68,3 +69,9 @@ def check_config(config: FlowConfig, path: str) -> None:
 def parameters(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Finds the array of each parameter of a FlowAutoencoder. Raises InputError for what does not fit."""
     return convert.fit(shapes, tensors, KEYS, IGNORED)
+
+
+def tensors(params: Mapping[str, ArrayLike], source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Writes a FlowAutoencoder's parameters under the keys of the file that they came from; what of it is no parameter
+    stays. Raises InputError for a key without a parameter."""
+    return convert.write_back(params, source, KEYS, IGNORED)

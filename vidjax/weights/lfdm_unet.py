@@ -103,14 +103,8 @@ def parameters(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.n
 def tensors(params: Mapping[str, ArrayLike], source: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Writes a FlowUNet's parameters under the keys of a file of this config, the one that they came from or another;
     what of it is no parameter stays. Raises InputError for a key without a parameter."""
-    places, out = {re.sub(r"\.(kernel|scale|embedding)$", ".weight", path): path for path in params}, {}
-    for key, value in source.items():
-        name = "frequencies" if key.endswith("rotary_emb.freqs") else convert.rename(key, KEYS)
-        if name not in places and not re.search(IGNORED, key):
-            raise InputError(f"no parameter for key {key}: the file is of another U-Net")
-        path = places.get(name)
-        own = value if path is None else np.asarray(params[path])
-        own = (convert.to_torch(own, False) if path and path.endswith("kernel") else own).reshape(value.shape)
-        own = flip(own) if path and is_transposed(key, value) else own
-        out[key] = np.ascontiguousarray(own, value.dtype)
-    return out
+    rules = [(r"^.*rotary_emb\.freqs$", "frequencies"), *KEYS]
+    out = convert.write_back(params, source, rules, rf"^(?!.*denoise_fn\.)|{NULL}$")
+    return {
+        key: np.ascontiguousarray(flip(value)) if is_transposed(key, value) else value for key, value in out.items()
+    }
