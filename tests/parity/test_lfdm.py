@@ -273,17 +273,19 @@ def test_its_gradients_are_torch_s(both):
 
     def total(state):
         own = nnx.merge(graphdef, state)
-        return (own.decode(own.encode(2 * x - 1), 2 * x[:, 0] - 1)[:, 1] * weight[:, 1]).sum() / 2
+        clip = jnp.asarray(2 * x - 1)
+        return (own.decode(own.encode(clip), clip[:, 0])[:, 1] * weight[:, 1]).sum() / 2
 
     slopes = {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(jax.jit(jax.grad(total))(state))}
-    leaves = {key: value.float().requires_grad_() for key, value in theirs.p.items()}
+    leaves = {key: value.float().requires_grad_("running_" not in key) for key, value in theirs.p.items()}
     other = Theirs(leaves)
     source, driving = (torch.tensor(x[:, i]).permute(0, 3, 1, 2) for i in range(2))
     painted = other.paint(source, *other.flow(source, driving))
     (painted * torch.tensor(weight[:, 1]).permute(0, 3, 1, 2)).sum().backward()
     found = {key: np.zeros(v.shape, "f") if v.grad is None else v.grad.numpy() for key, v in leaves.items()}
     expected = lfdm.parameters({path: value.shape for path, value in slopes.items()}, found)
-    trained = [path for path in expected if not path.endswith((".mean", ".variance"))]
+    rounding = "regions.heat.bias"  # a softmax over the frame follows: what one region adds everywhere changes nothing
+    trained = [path for path in expected if not path.endswith((".mean", ".variance", rounding))]
     usual = np.median([np.linalg.norm(expected[path]) for path in trained])
     for path in trained:
         off = np.linalg.norm(slopes[path] - expected[path])
