@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from lfdm_layout import SMALL, draw, layout
-from test_configs import config as config_of_recipe
 
-from vidjax.diffusion import samplers
 from vidjax.errors import InputError
 from vidjax.models.flow_unet import FlowUNet, FlowUNetConfig, find_buckets
 from vidjax.models.keys import OneKey
 from vidjax.models.parameters import abstract_parameters, merge, parameters
-from vidjax.recipes.diffusion import process
 from vidjax.weights import lfdm_unet
 
 torch = pytest.importorskip("torch")
@@ -182,36 +179,6 @@ def test_its_gradients_are_theirs_and_the_rotation_has_none(pair):
     own, slopes = pair[3]
     assert not own.pop("frequencies").any()
     assert max(apart(own[path], slopes[path]) for path in own) < 1e-4
-
-
-def test_ten_steps_are_theirs():
-    """DDIM without noise under the recipe's schedule, from the same noise."""
-    config = FlowUNetConfig(**SMALL)
-    tensors = draw(config)
-    model, shapes = abstract(config)
-    params = {path: jnp.asarray(value) for path, value in lfdm_unet.parameters(shapes, tensors).items()}
-    made, rng = config_of_recipe("lfdm:mug_both")["diffusion"], np.random.default_rng(2)
-    schedule, prediction = process({"diffusion": {key: value for key, value in made.items() if value is not None}})
-    noise, vector = rng.standard_normal((1, 10, 8, 4, 3), np.float32), rng.standard_normal((1, 12), np.float32)
-    seen = rng.standard_normal((1, 10, 8, 4, 6), np.float32)
-    times = samplers.times(samplers.ddim(), schedule, 10)
-
-    def denoise(x, t):
-        out = merge(nnx.graphdef(model), params)(jnp.concatenate([x, seen], -1), t, vector=jnp.asarray(vector))
-        return schedule.x0_eps(out, x, t, prediction)
-
-    run = lambda x: samplers.sample(denoise, schedule, x, times, 10, samplers.ddim(), jax.random.key(0))
-    network = Theirs({key: torch.tensor(value) for key, value in tensors.items()}, config)
-    f = torch.cos((torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
-    alphas = torch.cumprod(1 - (1 - f[1:] / f[:-1]).clamp(max=0.9999), 0)
-    to_torch = lambda a: torch.from_numpy(a).permute(0, 4, 1, 2, 3)
-    x, told = to_torch(noise), torch.from_numpy(vector)
-    for t in range(900, -1, -100):
-        eps = network(torch.cat([x, to_torch(seen)], 1), torch.tensor([float(t)]), told)
-        x0 = (x - (1 - alphas[t]).sqrt().float() * eps) / alphas[t].sqrt().float()
-        before = alphas[t - 100] if t else torch.ones(())
-        x = before.sqrt().float() * x0 + (1 - before).sqrt().float() * eps
-    assert apart(np.asarray(jax.jit(run)(noise)), x.permute(0, 2, 3, 4, 1).numpy()) < 1e-3
 
 
 def test_a_file_goes_out_as_it_came_in(pair):
