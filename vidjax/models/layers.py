@@ -140,7 +140,7 @@ class LayerNorm(nnx.Module):
         return y if self.bias is None else add_row(y, self.bias[...])
 
 
-def silu_norm(norm: GroupNorm, x: Float[Array, "b t *s c"], ctx: Context, *film: Array) -> Float[Array, "b t *s c"]:
+def silu_norm(norm: Callable, x: Float[Array, "b t *s c"], ctx: Context, *film: Array) -> Float[Array, "b t *s c"]:
     """SiLU of a norm, which takes scale and shift as `film`, in fp32. For the backward pass only its input and
     statistics are kept, the rest is computed again: cheaper than to read it from memory, of which a chain of norm, SiLU
     and product needs a third less.
