@@ -111,11 +111,12 @@ def test_a_signal_is_obeyed_after_the_step_in_hand(stopped):
     assert f"diffusion: stopped at step {step} on SIGINT, saved; the same command goes on" in said
 
 
-def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, stopped, env, request):
+def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, stopped, env, tmp_path, request):
     """--kills=100 for as many as there is time for. One in four anywhere, the others from the first step on; it begins
     where a signal has stopped it."""
-    (workdir, _), rng, inside = stopped, random.Random(0), 0
-    for number in range(1, 1 + request.config.getoption("--kills")):
+    rng, inside = random.Random(0), 0
+    workdir = shutil.copytree(stopped[0], tmp_path / "run")
+    for number in range(request.config.getoption("--kills")):
         before, began = saved(workdir), time.time()
         process = start(workdir, env=env)
         if number % 4:
@@ -128,7 +129,7 @@ def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, s
             assert f"continues from step {before[-1]}" in said
         assert logged(workdir) - (saved(workdir) or [0])[-1] <= 2 * EVERY  # the newest may have been on its way
         inside += any("tmp" in path.name for path in (workdir / "diffusion" / "checkpoints").glob("*"))
-        print(f"kill {number}: {logged(workdir)} steps, {saved(workdir)} saved; {inside} inside a save", flush=True)
+        print(f"kill {number + 1}: {logged(workdir)} steps, {saved(workdir)} saved; {inside} inside a save", flush=True)
         if (workdir / "diffusion" / "done.json").exists():
             assert losses(workdir) == losses(whole)
             shutil.rmtree(workdir)
@@ -171,7 +172,6 @@ runpy.run_module("vidjax.main", run_name="__main__", alter_sys=True)
 def test_on_a_full_disk_a_run_ends_with_what_it_had(half, env):
     """The limit on the size of a file stands for the disk's: the same error, a few bytes later in the same calls."""
     before = saved(half)
-
     script = half / "limited.py"
     script.write_text(LIMITED)
     done = end(Process(str(script), [*FLAGS, f"--workdir={half}"], env))

@@ -63,7 +63,7 @@ def edited(made):
     made.defaults = dataclasses.replace(made.defaults, **start)
     return editing.edits(made, clip, ["a cat", "a dog", "a fox", "a hen", "an owl"], "a mouse", None)
 
-mesh = sharding.make_mesh(data=2, fsdp=2, context=2)
+mesh = sharding.make_mesh(fsdp=2, tensor=2, context=2)
 many = generator(mesh, graphdef, params, **how)
 made = many.latents(prompts)
 found = {
@@ -89,7 +89,7 @@ def test_a_mesh_gives_the_samples_of_one_device(many):
 
 
 def test_edits_are_made_as_many_at_a_time_as_the_mesh_has_room_for(many):
-    """Four of five prompts at a time, each with the noise that it has alone; up to rounding to 8 bits."""
+    """Two of five prompts at a time, each with the noise that it has alone; up to rounding to 8 bits."""
     assert many["edits"] <= 1
 
 
@@ -150,7 +150,7 @@ def precise():
 graphdef, params = network()
 how = dict(guidance_scale=1.5)
 full = generator(alone, graphdef, params, **how)
-half = generator(sharding.make_mesh(fsdp=2, tensor=2, context=2), graphdef, params, "bfloat16", **how)
+half = generator(sharding.make_mesh(data=2, fsdp=2, context=2), graphdef, params, "bfloat16", **how)
 exact, near = (each.latents(["a cat", "a dog"]) for each in (full, half))
 kinds = lambda made: {str(value.dtype) for value in made.params.values()}
 network_dtype = str(jax.eval_shape(lambda p: half.network.model(p).unet.conv_in.kernel[...], half.params).dtype)

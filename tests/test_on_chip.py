@@ -72,7 +72,7 @@ def test_one_that_dies_or_hangs_is_recorded_and_the_next_one_starts(beside, tmp_
     )
     monkeypatch.setattr(items, "__file__", str(fake))
     record = Record(tmp_path / "found.json")
-    run = lambda names, until: program.run_items(record, names, "gpu", False, 3.0, until, env)
+    run = lambda names, until: program.run_items(record, names, "gpu", False, 5.0, until, env)
     run(["timing/tune", "timing/vdm", "timing/attention"], math.inf)
     run(["timing/lvdm_text"], 0.0)  # no time is left
     found = record.get("timing")

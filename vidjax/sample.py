@@ -147,9 +147,9 @@ def main() -> None:
     out = open_folder(OUT.value or (f"{WORKDIR.value}/more" if WORKDIR.value else "more"))
     saved = open_file(SAVE_LATENTS.value, "--save_latents") if SAVE_LATENTS.value else None
     pictures = read_pictures(IMAGE.value)
-    clips, rate = read_clips(VIDEO.value, FRAMES.value) if VIDEO.value else ([], 0.0)
     generator = make_generator()
     check_pictures(generator)
+    clips, rate = read_clips(VIDEO.value, FRAMES.value) if VIDEO.value else ([], 0.0)
     if LORA.value:
         generator.params = merge_lora_files(generator, LORA.value)
     prompts: list[str | int] = [*PROMPT.value, *LABEL.value] or [""] * max(len(sources()), 1)

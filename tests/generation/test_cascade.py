@@ -241,7 +241,7 @@ def test_a_finished_video_is_made_larger_whatever_its_size():
     with pytest.raises(InputError, match="--motion is of models of text alone, this one makes finished videos larger"):
         last.in_motion([""], (0.0, 1.0), frames=2)
     for how, says in (
-        ({}, "makes a video larger and has none: give it one, or sample the model"),
+        ({}, "makes a video larger and has none: give it one, --video, or sample the model"),
         (dict(lowres=low[:, :1]), "has 1 frames, it should have 2"),
         (dict(lowres=low, noise=last.noise(1, 2)), "begins with a video"),
     ):

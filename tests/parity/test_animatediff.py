@@ -134,7 +134,7 @@ def test_gradients_agree(saved, generator):
     """Of every parameter of the U-Net, by name, within 1e-4 of the largest of its tensor."""
     reference = saved[1].unet
     random = np.random.default_rng(1)
-    x, tokens = random.standard_normal((2, FRAMES, 4, 4, 4), "f"), random.standard_normal((2, 5, 24), "f")
+    x, tokens = random.standard_normal((2, FRAMES, 4, 6, 4), "f"), random.standard_normal((2, 5, 24), "f")
     weight = random.standard_normal(x.shape).astype("f")
     t = np.array([3, 741])
     video, of = (torch.from_numpy(np.moveaxis(each, -1, 1).copy()) for each in (x, weight))

@@ -172,7 +172,7 @@ def test_a_clip_of_the_user_s_is_made_larger(small, env, tmp_path):
     for model, more, says in (
         (file, ("--refine=x",), "leave --refine out"),
         (file.parent, (), "makes no finished video larger, as I2VGen-XL's second stage does"),
-        (file, ("--frames=999",), "frames, not 999; make --frames fewer"),
+        (file, ("--frames=999",), "frames, not 999; give --frames="),
     ):
         done = program("sample", f"--pretrained={model}", *how, *more, env=env)
         assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -12,7 +12,7 @@ import pytest
 from starts import Process
 
 ROOT = Path(__file__).parents[2]
-STEPS = 24
+STEPS = 48
 FLAGS = (
     f"--config={ROOT}/tests/tiny.py:pixels",
     "--config.model.attention_levels=(False,)",

@@ -259,7 +259,7 @@ class Generator:
             )
         if video is None:
             raise InputError(
-                "this model makes a video larger and has none: give it one, or sample the model that makes it, with "
+                "this model makes a video larger and has none: give it one, --video, or sample the model that makes it, with "
                 "this one as --refine"
             )
         if video.shape[1] != size[0]:

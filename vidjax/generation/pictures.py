@@ -43,11 +43,11 @@ def read_clips(
             with Video(file) as video:
                 frames = frames or video.frames
                 if video.frames < frames:
-                    raise InputError(f"--video={file} has {video.frames} frames, not {frames}; make --frames fewer")
+                    raise InputError(f"--video={file} has {video.frames} frames, not {frames}; give --frames={video.frames}")
                 clips.append(video.read(range(frames)))
                 rates.append(video.fps)
         except BrokenClip as error:
-            raise InputError(f"--video={file}: {error}; name a readable clip") from None
+            raise InputError(f"--video={file}: {error}; name a readable clip, or make --frames fewer") from None
     return clips, rates[0]
 
 

@@ -31,7 +31,7 @@ def read_video(video: UInt8[np.ndarray, "t h w 3"]) -> dict[str, str]:
 
 
 def read_steps(video: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "n 2"]:
-    """Returns the way of what is there from each frame to the next (down, right), in those of drawn clips."""
+    """Returns the way of what is there from each frame to the next (down, right), in steps of drawn clips."""
     return _steps(np.array([_read_frame(frame.astype(np.float32))[1] for frame in video]))
 
 
@@ -86,7 +86,7 @@ def _centre(cover: Float[np.ndarray, "h w"]) -> tuple[float, float]:
 
 
 def _steps(centres: Float[np.ndarray, "t 2"]) -> Float[np.ndarray, "n 2"]:
-    """The shorter way on the torus, in those of drawn clips."""
+    """The shorter way on the torus, in steps of drawn clips."""
     return ((np.diff(centres, axis=0) + 0.5) % 1 - 0.5) / SPEED
 
 

@@ -99,7 +99,7 @@ class GroupNorm(nnx.Module):
     ) -> Float[Array, "b t *s c"]:
         """Normalises; the result has the dtype of `x` unless another is named."""
         if scale is not None and (ctx.images or self.over == "pixel"):
-            return self(x, ctx, dtype=dtype) * (1 + scale) + shift
+            return (self(x, ctx, dtype=dtype) * (1 + scale) + shift).astype(x.dtype if dtype is None else dtype)
         if ctx.images and self.over != "frame":
             return apart(lambda x, ctx: self(x, ctx, dtype=dtype), x, ctx)
         within = tuple(range(1 if ctx.frames else 2, x.ndim - 1))
@@ -141,7 +141,7 @@ class LayerNorm(nnx.Module):
 
 
 def silu_norm(norm: Callable, x: Float[Array, "b t *s c"], ctx: Context, *film: Array) -> Float[Array, "b t *s c"]:
-    """SiLU of a norm, which takes scale and shift as `film`, in fp32. For the backward pass only its input and
+    """SiLU, in fp32, of a norm that takes scale and shift as `film`. For the backward pass only its input and
     statistics are kept, the rest is computed again: cheaper than to read it from memory, of which a chain of norm, SiLU
     and product needs a third less.
     """
