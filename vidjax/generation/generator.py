@@ -259,8 +259,8 @@ class Generator:
             )
         if video is None:
             raise InputError(
-                "this model makes a video larger and has none: give it one, --video, or sample the model that makes it, with "
-                "this one as --refine"
+                "this model makes a video larger and has none: give it one, --video, or sample the model that makes "
+                "it, with this one as --refine"
             )
         if video.shape[1] != size[0]:
             raise InputError(f"the video to be made larger has {video.shape[1]} frames, it should have {size[0]}")

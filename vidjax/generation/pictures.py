@@ -43,7 +43,9 @@ def read_clips(
             with Video(file) as video:
                 frames = frames or video.frames
                 if video.frames < frames:
-                    raise InputError(f"--video={file} has {video.frames} frames, not {frames}; give --frames={video.frames}")
+                    raise InputError(
+                        f"--video={file} has {video.frames} frames, not {frames}; give --frames={video.frames}"
+                    )
                 clips.append(video.read(range(frames)))
                 rates.append(video.fps)
         except BrokenClip as error:

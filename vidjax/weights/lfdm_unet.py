@@ -106,5 +106,6 @@ def tensors(params: Mapping[str, ArrayLike], source: Mapping[str, np.ndarray]) -
     rules = [(r"^.*rotary_emb\.freqs$", "frequencies"), *KEYS]
     out = convert.write_back(params, source, rules, rf"^(?!.*denoise_fn\.)|{NULL}$")
     return {
-        key: np.ascontiguousarray(flip(value)) if "denoise_fn." in key and is_transposed(key, value) else value for key, value in out.items()
+        key: np.ascontiguousarray(flip(value)) if "denoise_fn." in key and is_transposed(key, value) else value
+        for key, value in out.items()
     }

@@ -72,8 +72,8 @@ def whole(weights: Float[Array, " *s"]) -> Float[Array, " *s"]:
     """Has a layer's weights, which fsdp cuts, travel before the layer computes with them, on TPUs.
 
     XLA's compiler for these would otherwise have the layer compute with one device's part while the next travels: of
-    256 features 64 at a time, which fill half of the rows of a matrix unit. Without `train.remat` they stay whole until the
-    backward pass has used them.
+    256 features 64 at a time, which fill half of the rows of a matrix unit. Without `train.remat` they stay whole until
+    the backward pass has used them.
     """
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     if platform() != "tpu" or shape.get("fsdp", 1) == 1 or shape.get("tensor", 1) > 1:
