@@ -167,7 +167,7 @@ def main() -> None:
         arrays |= {"pictures": pictures if whole else fit_pictures(pictures, size), "picture_at": image_at()}
     if clips:
         generator.size, options = (len(clips[0]), *size), {"fps": rate, **options}
-        arrays["lowres"] = np.stack([fit_pictures(clip, size) for clip in clips])
+        arrays["lowres"] = np.stack([fit_pictures(list(clip), size) for clip in clips])
     trained, chunk = generator.size[0], generator.defaults.chunk
     if WORKDIR.value and not chunk and (FRAMES.value or 0) > trained:
         print(

@@ -223,9 +223,8 @@ def test_at_full_size_every_key_is_read_and_the_counts_are_the_published_ones(tm
         theirs = {key: tuple(value.shape) for key, value in reference.named_parameters()}
         tensors = {key: np.broadcast_to(np.uint8(0), shape) for key, shape in theirs.items()}
         fitted = convert.fit(shapes, tensors, [*RULES, *ANIMATEDIFF, *skeleton(2)])
-        pointwise = (
-            r"(conv_shortcut|^controlnet_(down_blocks\.\d+|mid_block)|\.attentions\.\d+\.proj_(in|out))\.weight$"
-        )
+        projections = "" if options.get("use_linear_projection") else r"|\.attentions\.\d+\.proj_(in|out)"
+        pointwise = rf"(conv_shortcut|^controlnet_(down_blocks\.\d+|mid_block){projections})\.weight$"
         back = convert.unfit(fitted, [*unet_keys(2), *ANIMATEDIFF_KEYS, *KEYS], pointwise)
         assert {key: value.shape for key, value in back.items()} == theirs
         assert sum(int(np.prod(value.shape)) for value in fitted.values()) == count

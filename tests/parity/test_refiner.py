@@ -164,7 +164,7 @@ def test_a_clip_of_the_user_s_is_made_larger(small, env, tmp_path):
     file, _ = small
     how = ("--prompt=the cat", f"--video={CLIP}", "--height=32", "--width=40")
     got = latents_of(f"--pretrained={file}", tmp_path / "out", env, *how)
-    low = fit_pictures(read_frames(CLIP, range(2)), (32, 40))[None]
+    low = fit_pictures(list(read_frames(CLIP, range(2))), (32, 40))[None]
     expected = load_generator(file).latents(["the cat"], lowres=low, frames=2, size=(32, 40), num_steps=2)
     assert error(got, np.asarray(expected)) <= 1e-5
     about = json.loads((tmp_path / "out" / "00-the-cat-seed0.json").read_text())
