@@ -29,8 +29,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from shapes_folder import run, scale, start, vocabulary
-from tiny_folder import CONFIGS
+from shapes_folder import configs, run, scale, start
 
 from vidjax.data.combinations import FIELD, MARGIN, SHAPES, SIZES
 from vidjax.data.shapes import MOVES, PALETTE, SPEED, draw
@@ -76,36 +75,6 @@ SETTINGS = {  # of the stage `motion`
 }
 
 
-def configs() -> dict:
-    """A Stable Diffusion 1 of toy size: 32x32 pixels, 8x8 latents, a token for each word."""
-    own = {part: dict(config) for part, config in CONFIGS.items()}
-    own["unet"] |= dict(
-        sample_size=8,
-        block_out_channels=[64, 96],
-        down_block_types=["CrossAttnDownBlock2D"] * 2,
-        up_block_types=["CrossAttnUpBlock2D"] * 2,
-        cross_attention_dim=DIM,
-        norm_num_groups=16,
-    )
-    own["vae"] |= dict(
-        block_out_channels=[24, 48, 64],
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        norm_num_groups=8,
-    )
-    size = len(vocabulary(WORDS))
-    own["text_encoder"] |= dict(
-        vocab_size=size,
-        hidden_size=DIM,
-        intermediate_size=2 * DIM,
-        num_attention_heads=4,
-        max_position_embeddings=6,
-        bos_token_id=size - 2,
-        eos_token_id=size - 1,
-    )
-    return own
-
-
 def clip(look: str, move: str, random: np.random.Generator) -> np.ndarray:
     """A clip in which the shape is whole in every frame, wherever that is."""
     size, colour, shape = LOOKS[look]
@@ -143,7 +112,7 @@ def train(recipe: str, workdir: Path, *flags: str) -> Path:
 
 def pictures(out: Path) -> None:
     """The model of single frames: its autoencoder, then all else of it, twice from a high learning rate to none."""
-    start(out / "start", configs(), WORDS)
+    start(out / "start", configs(WORDS, DIM, (64, 96), (24, 48, 64), vae_groups=8, layers=1, longest=6), WORDS)
     coded = run("autoencoder", out / "start", out, STEPS["autoencoder"], *stills(out))
     random = np.random.default_rng(2)
     scale(coded, np.stack([clip(look, move, random) for look in LOOKS for move in MOVES]))

@@ -45,30 +45,40 @@ def word_merges(words: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(merges))
 
 
-def configs() -> dict:
+def configs(
+    words: Sequence[str] = WORDS,
+    dim: int = DIM,
+    unet: Sequence[int] = (64, 128),
+    vae: Sequence[int] = (32, 64, 64, 64),
+    vae_groups: int = 16,
+    layers: int = 2,
+    longest: int = 8,
+) -> dict:
+    """A Stable Diffusion 1 of toy size, 8x8 latents: widths of its U-Net and autoencoder, layers of its text encoder
+    and the tokens that this reads, each of `words` one of them."""
     own = {part: dict(config) for part, config in CONFIGS.items()}
     own["unet"] |= dict(
         sample_size=8,
-        block_out_channels=[64, 128],
-        down_block_types=["CrossAttnDownBlock2D"] * 2,
-        up_block_types=["CrossAttnUpBlock2D"] * 2,
-        cross_attention_dim=DIM,
+        block_out_channels=list(unet),
+        down_block_types=["CrossAttnDownBlock2D"] * len(unet),
+        up_block_types=["CrossAttnUpBlock2D"] * len(unet),
+        cross_attention_dim=dim,
         norm_num_groups=16,
     )
     own["vae"] |= dict(
-        block_out_channels=[32, 64, 64, 64],
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        norm_num_groups=16,
+        block_out_channels=list(vae),
+        down_block_types=["DownEncoderBlock2D"] * len(vae),
+        up_block_types=["UpDecoderBlock2D"] * len(vae),
+        norm_num_groups=vae_groups,
     )
-    size = len(vocabulary(WORDS))
+    size = len(vocabulary(words))
     own["text_encoder"] |= dict(
         vocab_size=size,
-        hidden_size=DIM,
-        intermediate_size=2 * DIM,
-        num_hidden_layers=2,
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=8,
+        max_position_embeddings=longest,
         bos_token_id=size - 2,
         eos_token_id=size - 1,
     )
