@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity.gradients import check_gradients
 from safetensors.numpy import load_file
 
 from vidjax.errors import InputError
@@ -286,10 +287,7 @@ def test_its_gradients_are_torch_s(both):
     expected = lfdm.parameters({path: value.shape for path, value in slopes.items()}, found)
     rounding = "regions.heat.bias"  # a softmax over the frame follows: what one region adds everywhere changes nothing
     trained = [path for path in expected if not path.endswith((".mean", ".variance", rounding))]
-    usual = np.median([np.linalg.norm(expected[path]) for path in trained])
-    for path in trained:
-        off = np.linalg.norm(slopes[path] - expected[path])
-        assert off <= 1e-4 * max(np.linalg.norm(expected[path]), usual), path
+    check_gradients(*({path: values[path] for path in trained} for values in (slopes, expected)))
 
 
 def test_a_file_goes_out_as_it_came_in(file, both):
