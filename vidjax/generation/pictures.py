@@ -49,7 +49,7 @@ def read_clips(
                 clips.append(video.read(range(frames)))
                 rates.append(video.fps)
         except BrokenClip as error:
-            raise InputError(f"--video={file}: {error}; name a readable clip, or make --frames fewer") from None
+            raise InputError(f"--video={file}: {error}; name another clip, or fewer --frames") from None
     return clips, rates[0]
 
 
