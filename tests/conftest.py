@@ -30,7 +30,8 @@ install_import_hook("vidjax", "beartype.beartype")
 gc.disable()  # until all is imported: a fifth of the processor seconds of collecting tests went to it
 
 
-LONG = ("test_tuning", "test_main", "test_configs", "test_tuning_recipes", "test_motion_director", "test_processes")
+LONG = ("test_tuning", "test_main", "test_parameter_paths", "test_configs", "test_tuning_recipes")
+LONG += ("test_motion_director", "test_processes")
 
 
 def pytest_addoption(parser):

@@ -1,23 +1,18 @@
-"""Every recipe builds at full size without memory or data, and says what is wrong with it before anything runs."""
+"""Small copies of recipes train, and each says what is wrong with it before anything runs."""
 
 import importlib.util
 import json
 import math
 from pathlib import Path
 
-import jax
 import pytest
-from flax import nnx
 from ml_collections import ConfigDict
-from tiny_folder import STABLE_DIFFUSION_1, write_configs
 
 from vidjax import settings
 from vidjax.errors import InputError
-from vidjax.models.parameters import abstract_parameters
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import stage_names
 from vidjax.training.loop import train
-from vidjax.training.stage import Stage, abstract_loss
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = dict(lvdm="clips", ddpm="fashion", vdm="clips", dreambooth="full", tune_a_video="default")
@@ -29,8 +24,6 @@ RECIPES += ["lvdm:adversary", "lvdm:sky_prediction", "lvdm:sky_interpolation", "
 RECIPES += ["lvdm:faceforensics", "lvdm:mead", "lvdm:webvid", "lvdm:shapes"]
 RECIPES += ["lfdm:shapes", "lfdm:clips", "lfdm:mug", "lfdm:natops"]
 
-RELEASED = {"lvdm:sky": 548_904_580, "lvdm_text:paper": 958_924_964}  # parameters of the released U-Nets
-
 
 def config(name: str, folder: Path = ROOT / "configs") -> dict:
     file, variant = name.split(":")
@@ -39,48 +32,6 @@ def config(name: str, folder: Path = ROOT / "configs") -> dict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return settings.plain(module.get_config(variant))
-
-
-# Settings that a loss does not depend on, but for the size of its batch; recipes differ in them alone.
-IDLE = {"path", "source", "split", "cache", "workers", "heldout", "steps", "batch_size", "learning_rate", "warmup"}
-
-
-@pytest.fixture(scope="module")
-def traced():
-    """Stages whose loss has been traced, by their settings; another one with those of one would be the same program."""
-    return set()
-
-
-def shallow(made: dict, stage: Stage, workdir: Path) -> tuple:
-    """(loss, state, batch) of a stage whose levels have one block each: those that follow have the shapes of the first,
-    and tracing takes as long as a network is deep."""
-    made = settings.plain(made)
-    for section in (made, *made["stages"].values()):
-        model = section.get("model", {})
-        if "blocks_per_level" in model:
-            section["model"] = {**model, "blocks_per_level": min(1, model["blocks_per_level"])}
-    loss, state = abstract_loss(recipe.build(made, stage.name, workdir))
-    return loss, state, recipe.example_batch(made, stage)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_stage_of_every_recipe_builds_and_has_a_finite_loss_shape(name, traced, tmp_path, tmp_path_factory):
-    made = config(name)
-    if "pretrained" in made:
-        made["pretrained"] = str(write_configs(tmp_path_factory.mktemp("sd") / "1", STABLE_DIFFUSION_1))
-    for stage_name in stage_names(made):
-        stage = recipe.build(made, stage_name, tmp_path)
-        state = nnx.state(stage.abstract())
-        own = settings.flatten(settings.stage_settings(made, stage_name))
-        depends = repr(sorted((key, value) for key, value in own.items() if key.split(".")[-1] not in IDLE))
-        if depends not in traced:
-            assert jax.eval_shape(*shallow(made, stage, tmp_path)).shape == ()
-        traced.add(depends)
-        trained = [v for path, v in abstract_parameters(state).items() if stage.trainable(path)]
-        assert trained
-        if name in RELEASED and stage_name == "diffusion":
-            assert sum(math.prod(v.shape) for v in trained) == RELEASED[name]
-    assert not list(tmp_path.iterdir())  # building writes nothing
 
 
 # What makes a copy of a recipe small enough to train inside a test: everything else stays as the recipe has it. That of
@@ -110,7 +61,7 @@ def test_a_small_copy_of_a_recipe_trains_two_steps(name, tmp_path):
     for section, values in SMALL[name].items():
         made[section] = {**made[section], **values}
     made["data"] = {**made["data"], "workers": 0}
-    made["model"] = {**made["model"], "blocks_per_level": 0, "attention_levels": (True,), "heads": 2}
+    made["model"] = {**made["model"], "blocks_per_level": 0, "attention_levels": (False,), "heads": 2}
     for stage in made["stages"].values():
         stage["train"] = {**stage["train"], "batch_size": 4, "accumulate": 2, "log_every": 1, "sample_every": None}
         if "discriminator" in stage:

@@ -1,4 +1,4 @@
-"""Parameter paths are public API: those of every stage of every recipe, with shapes, stand in parameter_paths.txt.
+"""Every recipe builds at full size without memory or data; its parameter paths are public: see parameter_paths.txt.
 
 A line a stage: its name, how many parameters it has, the SHA-256 of their lines (path, shape, whether it trains) sorted
 by path, the first path and the last; of the tiny recipe all lines. Where a change of paths or shapes is wanted:
@@ -6,16 +6,20 @@ by path, the first path and the last; of the tiny recipe all lines. Where a chan
 """
 
 import hashlib
+import math
 import tempfile
 from pathlib import Path
 
+import jax
 import pytest
 from test_configs import RECIPES, ROOT, config
 from tiny_folder import CONFIGS, I2VGEN, STABLE_DIFFUSION_1, STABLE_VIDEO, VIDEO, write_configs
 
+from vidjax import settings
 from vidjax.models.parameters import abstract_parameters
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import stage_names
+from vidjax.training.stage import Stage, abstract_loss
 
 FILE = Path(__file__).with_name("parameter_paths.txt")
 TUNING = ["tune_a_video:default", "tune_a_video:released", "tune_a_video:dreamix", "dreambooth:full", "dreambooth:text"]
@@ -26,8 +30,15 @@ TINY = ["tiny:pixels", "tiny:latent"]
 NAMES = [*TINY, *RECIPES, *TUNING]
 
 
-def lines_of(name: str, folder: Path) -> list[str]:
-    """The lines of a recipe; builds models of shapes alone."""
+RELEASED = {"lvdm:sky": 548_904_580, "lvdm_text:paper": 958_924_964}  # parameters of the released U-Nets
+
+# Settings that neither a model nor its loss depends on, but for the size of its batch.
+IDLE = {"path", "source", "split", "cache", "workers", "heldout", "steps", "batch_size"}
+IDLE_SECTIONS = {"optimizer", "sample"}
+OTHER_STAGES = {"model", "conditioning", "diffusion"}  # of no meaning to an autoencoder
+
+
+def settings_of(name: str, folder: Path) -> dict:
     made = config(name, ROOT / ("tests" if name in TINY else "configs"))
     if "pretrained" in made:
         own = CONFIGS | ({"unet": VIDEO} if name.startswith("motion") else {})
@@ -36,24 +47,66 @@ def lines_of(name: str, folder: Path) -> list[str]:
         made |= dict(pretrained=str(around)) | ({} if own is STABLE_VIDEO else dict(prompt="a fox"))
     if "prior" in made.get("finetune", {}):
         made["finetune"]["prior"]["prompt"] = "a fox"
-    lines = []
-    for stage_name in stage_names(made):
-        stage = recipe.build(made, stage_name, folder)
-        found = sorted(abstract_parameters(stage.abstract()).items())
-        shapes = {path: "x".join(map(str, value.shape)) for path, value in found}
-        each = [f"{path} {shape}{'' if stage.trainable(path) else ' frozen'}" for path, shape in shapes.items()]
-        digest = hashlib.sha256("\n".join(each).encode()).hexdigest()
-        lines.append(f"{name}:{stage_name} {len(found)} {digest} {found[0][0]} {found[-1][0]}")
-        lines += [f"  {line}" for line in each] if name in TINY else []
-    return lines
+    return made
+
+
+def lines_of(name: str, stage: Stage) -> list[str]:
+    """The lines of a stage; builds a model of shapes alone."""
+    found = sorted(abstract_parameters(stage.abstract()).items())
+    shapes = {path: "x".join(map(str, value.shape)) for path, value in found}
+    each = [f"{path} {shape}{'' if stage.trainable(path) else ' frozen'}" for path, shape in shapes.items()]
+    digest = hashlib.sha256("\n".join(each).encode()).hexdigest()
+    line = f"{name}:{stage.name} {len(found)} {digest} {found[0][0]} {found[-1][0]}"
+    return [line, *(f"  {one}" for one in each if name in TINY)]
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Stages whose loss has been traced, by their settings; another one with those of one would be the same program."""
+    return set()
+
+
+def program(made: dict, stage_name: str) -> str:
+    """The settings that the loss of a stage depends on."""
+    own = settings.flatten(settings.stage_settings(made, stage_name))
+    coded = own["objective"] == "autoencoder"
+    idle = IDLE_SECTIONS | (OTHER_STAGES if coded else set())
+    kept = {key: value for key, value in own.items() if key.split(".")[0] not in idle}
+    return repr(sorted((key, value) for key, value in kept.items() if key.split(".")[-1] not in IDLE))
+
+
+def shallow(made: dict, stage: Stage, workdir: Path) -> tuple:
+    """(loss, state, batch) of a stage whose levels have one block each: those that follow have the shapes of the first,
+    and tracing takes as long as a network is deep."""
+    made = settings.plain(made)
+    for section in (made, *made["stages"].values()):
+        model = section.get("model", {})
+        if "blocks_per_level" in model:
+            section["model"] = {**model, "blocks_per_level": min(1, model["blocks_per_level"])}
+    loss, state = abstract_loss(recipe.build(made, stage.name, workdir))
+    return loss, state, recipe.example_batch(made, stage)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_have_the_paths_and_shapes_that_files_of_older_versions_have(name, tmp_path):
+def test_every_stage_builds_with_the_parameters_of_older_versions_and_has_a_loss(name, traced, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    made = settings_of(name, tmp_path_factory.mktemp("folder"))
     known = FILE.read_text().splitlines()
     starts = [number for number, line in enumerate(known) if line.startswith(f"{name}:")]
     end = next((i for i in range(starts[-1] + 1, len(known)) if not known[i].startswith("  ")), len(known))
-    assert lines_of(name, tmp_path) == known[starts[0] : end]
+    lines = []
+    for stage_name in stage_names(made):
+        stage = recipe.build(made, stage_name, workdir)
+        lines += lines_of(name, stage)
+        trained = [v for path, v in abstract_parameters(stage.abstract()).items() if stage.trainable(path)]
+        assert trained
+        if name in RELEASED and stage_name == "diffusion":
+            assert sum(math.prod(v.shape) for v in trained) == RELEASED[name]
+        if name in RECIPES and (depends := program(made, stage_name)) not in traced:
+            assert jax.eval_shape(*shallow(made, stage, workdir)).shape == ()
+            traced.add(depends)
+    assert lines == known[starts[0] : end]
+    assert not list(workdir.iterdir())  # building writes nothing
 
 
 def test_no_recipe_is_left_out():
@@ -65,5 +118,7 @@ if __name__ == "__main__":
     written = []
     for each in NAMES:
         with tempfile.TemporaryDirectory() as scratch:
-            written += lines_of(each, Path(scratch))
+            made = settings_of(each, Path(scratch))
+            for stage_name in stage_names(made):
+                written += lines_of(each, recipe.build(made, stage_name, Path(scratch)))
     FILE.write_text("\n".join(written) + "\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_configs import config
-from tiny_folder import moved, write_folder
+from tiny_folder import MIDDLE, moved, write_folder
 
 from vidjax import settings
 from vidjax.data.video_reading import read_frames
@@ -37,7 +37,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("sd") / "folder")
+    return write_folder(tmp_path_factory.mktemp("sd") / "folder", unet=MIDDLE)
 
 
 @pytest.fixture(scope="module")

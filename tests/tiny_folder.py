@@ -136,6 +136,10 @@ STABLE_VIDEO = {
         use_karras_sigmas=True,
     ),
 }
+# With attention in the middle alone.
+STABLE_VIDEO_MIDDLE = STABLE_VIDEO["unet"] | dict(
+    down_block_types=["DownBlockSpatioTemporal"], up_block_types=["UpBlockSpatioTemporal"]
+)
 
 # An I2VGen-XL: a ModelScope, both towers of CLIP. Its text encoder's last layer is not used.
 I2VGEN = {

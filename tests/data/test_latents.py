@@ -88,6 +88,7 @@ def run(env, tmp_path_factory):
     """A run whose autoencoder is trained, and the folder of its latents, as a user makes it."""
     workdir = tmp_path_factory.mktemp("run")
     made = config("tiny:latent", ROOT / "tests")
+    made["model"]["attention_levels"] = (False,)  # as in tests/test_main.py, whose programs it has
     for stage in made["stages"].values():
         stage["train"]["sample_every"] = 0
     write_json(workdir / "config.json", made)

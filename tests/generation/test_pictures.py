@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from tiny_folder import STABLE_VIDEO, write_folder
+from tiny_folder import MIDDLE, STABLE_VIDEO, STABLE_VIDEO_MIDDLE, write_folder
 
 from vidjax import sample
 from vidjax.errors import InputError
@@ -30,12 +30,12 @@ SIZE = (16, 24)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("svd") / "folder", configs=STABLE_VIDEO)
+    return write_folder(tmp_path_factory.mktemp("svd") / "folder", unet=STABLE_VIDEO_MIDDLE, configs=STABLE_VIDEO)
 
 
 @pytest.fixture(scope="module")
 def folder_of_text(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("text") / "folder")
+    return write_folder(tmp_path_factory.mktemp("text") / "folder", unet=MIDDLE)
 
 
 @pytest.fixture

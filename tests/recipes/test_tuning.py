@@ -46,12 +46,6 @@ def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("sd") / "folder", unet=MIDDLE)
 
 
-@pytest.fixture(scope="module")
-def everywhere(tmp_path_factory):
-    """With attention at every block."""
-    return write_folder(tmp_path_factory.mktemp("everywhere") / "folder")
-
-
 def asked(folder, workdir, *overrides):
     """The flags of a small run."""
     flags = (f"data.video={CLIP}", "prompt=the fox", f"pretrained={folder}", "sample.prompts=a fox walks;a cat")
@@ -268,12 +262,12 @@ def test_an_exported_folder_is_the_tuned_model(run, tuned, env, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def dreambooth(everywhere, env, tmp_path_factory):
+def dreambooth(folder, env, tmp_path_factory):
     pictures, workdir = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("dreambooth")
     with Video(CLIP) as video:
         for i, frame in enumerate(video.read([0, 20, 40])):
             Image.fromarray(frame).save(pictures / f"{i}.jpg")
-    flags = (f"data.path={pictures}", "prompt=sks fox", f"pretrained={everywhere}", "sample.prompts=sks fox;a fox")
+    flags = (f"data.path={pictures}", "prompt=sks fox", f"pretrained={folder}", "sample.prompts=sks fox;a fox")
     flags += (
         "finetune.prior.prompt=a fox",
         "finetune.prior.count=2",
@@ -297,11 +291,11 @@ def test_dreambooth_has_a_loss_of_the_class_beside_its_own(dreambooth):
     assert len(list((dreambooth / "samples").glob("*.png"))) == 2
 
 
-def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, everywhere, env, tmp_path):
+def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, folder, env, tmp_path):
     flags = [f"--workdir={dreambooth}", "--format=diffusers", f"--out={tmp_path / 'lora'}"]
     done = program("export", *flags, env=env)
     assert done.returncode == 0, done.stderr
-    base = parameters(pretrained.load(everywhere).model)
+    base = parameters(pretrained.load(folder).model)
     merged = merge_loras(base, {"fox": (lora.load(tmp_path / "lora", blocks_per_level=1), 1.0)})
     ours = merge_loras(base, {"fox": (lora_tensors(Run(dreambooth).generator().model), 1.0)})
     changed = {path.split(".")[0] for path in base if not np.array_equal(merged[path], base[path])}
@@ -310,9 +304,9 @@ def test_an_exported_adapter_merged_is_the_tuned_model(dreambooth, everywhere, e
         np.testing.assert_allclose(merged[path], ours[path], rtol=1e-5, atol=1e-6)
 
 
-def test_the_prior_holds_the_class_where_it_was(everywhere):
+def test_the_prior_holds_the_class_where_it_was(folder):
     """Tuned with prior preservation, the model's answer for the class prompt drifts less (Ruiz et al. 2022, fig. 6)."""
-    base = pretrained.load(everywhere)
+    base = pretrained.load(folder)
     random = np.random.default_rng(0)
     subject, kind = (random.integers(0, 256, (2, 1, 16, 16, 3), np.uint8) for _ in "ab")
     encode = partial(encode_clips, encode_once, base.model, seed=0)
@@ -327,7 +321,7 @@ def test_the_prior_holds_the_class_where_it_was(everywhere):
         return model(xt, jnp.full((2, 1), 300.0), embed(model.embedders, probe))
 
     optimizer = make_optimizer(steps=40, learning_rate=1e-3)
-    start = TrainState.create(stand_in(pretrained.load(everywhere).model), optimizer)
+    start = TrainState.create(stand_in(pretrained.load(folder).model), optimizer)
 
     def weighed(weight):
         """`with_prior(loss, weight)`, for one program that takes any weight."""
