@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_folder import write_folder
+from tiny_folder import MIDDLE, write_folder
 
 import vidjax
 from vidjax.data.shapes import draw
@@ -35,7 +35,7 @@ def test_every_public_name_is_there_and_in_the_manual():
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebook")
-    write_folder(folder / "stable-diffusion-v1-5")
+    write_folder(folder / "stable-diffusion-v1-5", unet=MIDDLE)
     write_mp4(folder / "clip.mp4", draw("circle", "red", "left"), 8)
     names: dict = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -170,6 +170,7 @@ I2VGEN = {
         timestep_spacing="leading",
     ),
 }
+I2VGEN_MIDDLE = I2VGEN["unet"] | dict(down_block_types=["DownBlock3D"], up_block_types=["UpBlock3D"])
 
 
 def write_configs(

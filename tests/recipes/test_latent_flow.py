@@ -27,7 +27,7 @@ def tiny(**data) -> dict:
     made["data"] = made["data"] | dict(frames=3, size=16) | data
     made["flow"] = made["flow"] | dict(regions=2, width=8, region_width=8, widest=16, blocks=1, groups=4)
     made["conditioning"]["text"] = dict(dim=16, layers=1, heads=2, length=32)
-    made["model"] = dict(channels=(16,), blocks_per_level=0, attention_levels=True, heads=2, groups=4, block="vdm")
+    made["model"] = dict(channels=(16,), blocks_per_level=0, attention_levels=False, heads=2, groups=4, block="vdm")
     for stage in made["stages"].values():
         stage["train"] = stage["train"] | dict(steps=2, batch_size=2, log_every=1)
         stage["loss"] = dict(scales=(1, 2)) if stage["objective"] == "flow_autoencoder" else {}

@@ -11,7 +11,7 @@ from as_users import latents_of, picture_of, run, tune
 from flax import nnx
 from safetensors.numpy import load_file
 from test_configs import config
-from tiny_folder import STABLE_VIDEO, write_folder
+from tiny_folder import STABLE_VIDEO, STABLE_VIDEO_MIDDLE, write_folder
 
 from vidjax.diffusion import weighting
 from vidjax.diffusion.draws import draws_at
@@ -27,7 +27,7 @@ CLIP = Path(__file__).parents[2] / "vidjax" / "clips" / "real" / "path.mp4"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("svd") / "folder", configs=STABLE_VIDEO)
+    return write_folder(tmp_path_factory.mktemp("svd") / "folder", unet=STABLE_VIDEO_MIDDLE, configs=STABLE_VIDEO)
 
 
 @pytest.fixture(scope="module")

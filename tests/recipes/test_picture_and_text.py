@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from test_configs import config
-from tiny_folder import I2VGEN, moved, write_folder
+from tiny_folder import I2VGEN, I2VGEN_MIDDLE, moved, write_folder
 
 from vidjax.diffusion.draws import draws_at
 from vidjax.errors import InputError
@@ -29,7 +29,7 @@ SIZE, FRAMES = (16, 24), 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("i2vgen") / "folder", configs=I2VGEN)
+    return write_folder(tmp_path_factory.mktemp("i2vgen") / "folder", unet=I2VGEN_MIDDLE, configs=I2VGEN)
 
 
 @pytest.fixture(scope="module")

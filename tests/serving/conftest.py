@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import httpx2 as httpx
 import pytest
 import uvicorn
-from tiny_folder import write_folder
+from tiny_folder import MIDDLE, write_folder
 
 from vidjax.generation.options import SampleConfig
 from vidjax.generation.pretrained import load_generator
@@ -24,7 +24,7 @@ LIMITS = Limits(frames=4, pixels=32 * 32, steps=200, upload=2**20, queue=3, tune
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("models") / "fox")
+    return write_folder(tmp_path_factory.mktemp("models") / "fox", unet=MIDDLE)
 
 
 @pytest.fixture(scope="module")
