@@ -2,9 +2,12 @@
 
     python tests/benchmarks/animate_diff.py --out=FOLDER [--json=FILE] [--machine=WORDS] [--count=64]
 
-1. A Stable Diffusion of toy size learns single frames of drawn shapes: autoencoder, then U-Net and text encoder.
-2. `configs/animate_diff.py` trains new motion modules on it, on clips of these shapes that move left, right, up or
-   down, a quarter each; captions say size, colour and shape, none says where to. Twice: by their settings, and by ours.
+1. A Stable Diffusion of toy size learns single frames of drawn shapes: autoencoder, then U-Net and text encoder. Its
+   noise is that of AnimateDiff's motion modules ("linear"), or with --noise=scaled_linear Stable Diffusion's own, as
+   the modules meet it on a real one: they are told a time at which the pictures' model saw less noise.
+2. `configs/animate_diff.py` trains new motion modules on it, on clips of these shapes, every second frame, that move
+   left, right, up or down, a quarter each; captions say size, colour and shape, none says where to. Twice: by their
+   settings, and by ours.
 3. `configs/motion_director.py` goes on from ours, on four clips that all move right.
 
 Videos are read by `vidjax.metrics.drawn`: "shown" is the share whose every frame shows the caption's size, colour and
@@ -41,19 +44,21 @@ from vidjax.generation.pretrained import load_generator
 from vidjax.metrics.drawn import read_steps, read_video
 
 RECIPES = Path(__file__).parents[2] / "configs"
-FRAMES, PIXELS, PLACES = 8, 32, 8
+FRAMES, STRIDE, PIXELS, PLACES = 6, 2, 32, 8
 WORDS = ("a", *SIZES, *PALETTE, *SHAPES)
-LOOKS = {f"a {size} {colour} {shape}": (size, colour, shape) for size, colour, shape in product(SIZES, PALETTE, SHAPES)}
-DIRECTED = ("a large red circle", "a small blue bar", "a large green circle", "a small yellow bar")  # all move right
+DRAWN = {f"a {size} {colour} {shape}": (size, colour, shape) for size, colour, shape in product(SIZES, PALETTE, SHAPES)}
+LOOKS = {look: what for look, what in DRAWN.items() if what[1] in ("red", "green", "blue")}
+DIRECTED = ("a large red circle", "a small blue bar", "a large green circle", "a small red bar")  # all move right
 SHOWN = "a small red circle"
 AT_ONCE = 32
 DIM = 64
-SMALL = (f"--config.data.frames={FRAMES}", f"--config.data.size={PIXELS}", "--config.data.stride=1")
+LONG = STRIDE * (FRAMES - 1) + 1  # frames of a clip, of which every `STRIDE`th is taken
+SMALL = (f"--config.data.frames={FRAMES}", f"--config.data.size={PIXELS}", f"--config.data.stride={STRIDE}")
 SMALL += ("--config.data.source=frames", "--config.data.workers=0", "--config.data.cache=True")
 MOTION = tuple(  # as the recipe has it, but quicker here
     f"--config.stages.motion.{key}"
     for key in (
-        "train.batch_size=4",
+        "train.batch_size=8",
         "train.dtype=float32",
         "train.remat=none",
         "train.log_every=10",
@@ -61,14 +66,14 @@ MOTION = tuple(  # as the recipe has it, but quicker here
         "finetune.drop=0.1",
     )
 )
-STEPS = {"autoencoder": 500, "first": 1200, "diffusion": 2000, "theirs": 600, "ours": 2400, "director": 300}
+STEPS = {"autoencoder": 500, "diffusion": 1600, "theirs": 200, "ours": 1100, "director": 200}
 SETTINGS = {  # of the stage `motion`
     "theirs": ("--config.motion_adapter=v1",),
     "ours": (
         "--config.motion_adapter=v2",
         "--config.stages.motion.loss.weighting=edm",
         "--config.stages.motion.train.ema=0.99",
-        "--config.stages.motion.optimizer.learning_rate=1e-3",
+        "--config.stages.motion.optimizer.learning_rate=1.5e-3",
         "--config.stages.motion.optimizer.warmup=50",
         "--config.stages.motion.optimizer.schedule=cosine",
     ),
@@ -77,14 +82,14 @@ SETTINGS = {  # of the stage `motion`
 
 def clip(look: str, move: str, random: np.random.Generator) -> np.ndarray:
     """A clip in which the shape is whole in every frame, wherever that is."""
-    size, colour, shape = LOOKS[look]
-    way = SPEED * (FRAMES - 1)
+    size, colour, shape = DRAWN[look]
+    way = SPEED * (LONG - 1)
     start = random.uniform(MARGIN, 1 - MARGIN, 2)
     for axis, along in enumerate(MOVES[move]):
         if along:
             begin = random.uniform(MARGIN, 1 - MARGIN - way)
             start[axis] = begin if along > 0 else 1 - begin
-    return draw(shape, colour, move, FRAMES, PIXELS, SIZES[size], tuple(start), FIELD)
+    return draw(shape, colour, move, LONG, PIXELS, SIZES[size], tuple(start), FIELD)
 
 
 def write_clips(folder: Path, clips: Sequence[tuple[str, str]], seed: int) -> Path:
@@ -103,33 +108,36 @@ def call(program: str, *flags: str) -> None:
     subprocess.run([sys.executable, "-m", f"vidjax.{program}", *flags], check=True)
 
 
-def train(recipe: str, workdir: Path, *flags: str) -> Path:
-    """Trains a recipe; returns the folder, or the file of adapters, that is exported of it."""
-    call("main", f"--config={RECIPES / recipe}", f"--workdir={workdir}", *SMALL, *flags)
+def train(recipe: str, workdir: Path, stages: Sequence[str], *flags: str) -> Path:
+    """Trains the stages of a recipe; returns the folder, or the file of adapters, that is exported of it."""
+    for stage in stages:
+        call("main", f"--config={RECIPES / recipe}", f"--workdir={workdir}", f"--stage={stage}", *SMALL, *flags)
     call("export", f"--workdir={workdir}", "--format=diffusers", f"--out={workdir / 'folder'}")
     return workdir / "folder"
 
 
-def pictures(out: Path) -> None:
-    """The model of single frames: its autoencoder, then all else of it, twice from a high learning rate to none."""
-    start(out / "start", configs(WORDS, DIM, (64, 96), (24, 48, 64), vae_groups=8, layers=1, longest=6), WORDS)
-    coded = run("autoencoder", out / "start", out, STEPS["autoencoder"], *stills(out))
-    random = np.random.default_rng(2)
+def pictures(out: Path, noise: str) -> None:
+    """The model of single frames: its autoencoder, which sees more colours, then all else of it."""
+    unet = dict(unet=(48, 64), blocks=2, attend_first=False, noise=noise)
+    start(out / "start", configs(WORDS, DIM, vae=(24, 48, 64), vae_groups=8, layers=1, longest=6, **unet), WORDS)
+    coded = run("autoencoder", out / "start", out, STEPS["autoencoder"], *stills(out / "drawn"))
+    random = np.random.default_rng(3)
     scale(coded, np.stack([clip(look, move, random) for look in LOOKS for move in MOVES]))
-    first = run("diffusion", coded, out / "first", STEPS["first"], *stills(out))
-    run("diffusion", first, out, STEPS["diffusion"], *stills(out), "--config.stages.tune.loss.weighting=min_snr")
+    learn = "--config.stages.tune.loss.weighting=min_snr", "--config.stages.tune.optimizer.learning_rate=1.5e-3"
+    run("diffusion", coded, out, STEPS["diffusion"], *stills(out / "clips"), *learn)
 
 
-def stills(out: Path) -> list[str]:
+def stills(clips: Path) -> list[str]:
     """Flags of `shapes_recipe.py` for frames of these clips."""
-    return [*SMALL, "--config.data.frames=1", f"--config.data.path={out / 'clips'}", f"--config.sample.prompts={SHOWN}"]
+    few = ["--stage=tune", "--config.data.frames=1", f"--config.data.path={clips}"]
+    return [*SMALL, *few, f"--config.sample.prompts={SHOWN}"]
 
 
 def motion(out: Path, name: str) -> None:
     """Motion modules with these of `SETTINGS`."""
     flags = [f"--config.pretrained={out / 'diffusion-folder'}", f"--config.data.path={out / 'clips'}", *MOTION]
     flags += [f"--config.stages.motion.train.steps={STEPS[name]}", f"--config.sample.prompts={SHOWN}"]
-    train("animate_diff.py", out / name, *flags, *SETTINGS[name])
+    train("animate_diff.py", out / name, ["motion"], *flags, *SETTINGS[name])
 
 
 def director(out: Path) -> None:
@@ -137,7 +145,7 @@ def director(out: Path) -> None:
     flags = [f"--config.pretrained={out / 'ours' / 'folder'}", f"--config.data.path={out / 'right'}"]
     flags += [f"--config.train.{key}" for key in ("dtype=float32", "frozen_dtype=float32", "remat=none")]
     flags += [f"--config.train.steps={STEPS['director']}", f"--config.sample.prompts={SHOWN}"]
-    train("motion_director.py", out / "director", *flags)
+    train("motion_director.py", out / "director", ["appearance", "motion"], *flags)
 
 
 def timed(out: Path, name: str, made: Path, make: Callable[[], None]) -> None:
@@ -168,13 +176,13 @@ def trained(stage: Path) -> dict[str, float]:
 
 def shares(videos: Sequence[np.ndarray], looks: Sequence[str]) -> dict[str, float]:
     """What the module says of videos."""
-    seen = [read_video(video) for video in videos]
+    seen = [read_video(video, STRIDE) for video in videos]
     shown = [(each["size"], each["colour"], each["shape"]) == LOOKS[look] for each, look in zip(seen, looks)]
     moves = [each["direction"] for each in seen]
     found = {"shown": np.mean(shown), "moves": np.mean([bool(move) for move in moves])}
     found |= {"both": np.mean([a and bool(b) for a, b in zip(shown, moves)])}
     found |= {move: np.mean([move == each for each in moves]) for move in MOVES}
-    steps = np.stack([read_steps(video) for video in videos])
+    steps = np.stack([read_steps(video, STRIDE) for video in videos])
     off = np.linalg.norm(steps - steps.mean(1, keepdims=True), axis=-1)
     found |= {"step": np.linalg.norm(steps, axis=-1).mean(), "way": np.linalg.norm(steps.mean(1), axis=-1).mean()}
     found |= {"off": off.mean()}
@@ -206,21 +214,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--noise", choices=("linear", "scaled_linear"), default="linear", help="of the pictures' model")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="ours among them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--machine", default="")
     args = parser.parse_args()
     out = args.out
     if not (out / "clips").exists():
-        write_clips(out / "clips", [(look, move) for look in LOOKS for move in MOVES for _ in range(PLACES)], 0)
-        write_clips(out / "right", [(look, "right") for look in DIRECTED], 1)
-    timed(out, "pictures", out / "diffusion-folder", partial(pictures, out))
+        for seed, (name, looks) in enumerate({"drawn": DRAWN, "clips": LOOKS}.items()):
+            every = [(look, move) for look in looks for move in MOVES for _ in range(PLACES)]
+            write_clips(out / name, every, seed)
+        write_clips(out / "right", [(look, "right") for look in DIRECTED], 2)
+    timed(out, "pictures", out / "diffusion-folder", partial(pictures, out, args.noise))
     for name in args.settings:
         timed(out, name, out / name / "folder", partial(motion, out, name))
     timed(out, "MotionDirector", out / "director" / "folder", partial(director, out))
 
-    random, looks = np.random.default_rng(3), list(LOOKS)
-    real = [(clip(look, move, random), look) for look in looks for move in MOVES]
+    random, looks = np.random.default_rng(4), list(LOOKS)
+    real = [(clip(look, move, random)[::STRIDE], look) for look in looks for move in MOVES]
     rows, made = {"clips": shares(*zip(*real))}, {}
     unseen = [look for look in looks if look not in DIRECTED]
     asked = [unseen[i % len(unseen)] for i in range(args.count)]
@@ -231,7 +242,7 @@ def main() -> None:
         made[name] = sample(generator, asked, num_steps=25, guidance_scale=args.guidance)
         rows[name] = shares(made[name], asked)
         print(name, rows[name], flush=True)
-    stages = ["autoencoder/tune", "first/diffusion/tune", "diffusion/tune"]
+    stages = ["autoencoder/tune", "diffusion/tune"]
     stages += [*(f"{name}/motion" for name in args.settings), "director/appearance", "director/motion"]
     found = {
         "command": shlex.join(["python", "tests/benchmarks/animate_diff.py", *sys.argv[1:]]),
@@ -243,6 +254,7 @@ def main() -> None:
         "stages": {name: trained(out / name) for name in stages},
         "samples_per_row": args.count,
         "guidance_scale": args.guidance,
+        "noise": args.noise,
         "rows": rows,
     }
     print(json.dumps(found, indent=1))

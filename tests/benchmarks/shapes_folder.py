@@ -53,15 +53,23 @@ def configs(
     vae_groups: int = 16,
     layers: int = 2,
     longest: int = 8,
+    blocks: int = 1,
+    attend_first: bool = True,
+    noise: str = "scaled_linear",
 ) -> dict:
     """A Stable Diffusion 1 of toy size, 8x8 latents: widths of its U-Net and autoencoder, layers of its text encoder
-    and the tokens that this reads, each of `words` one of them."""
+    and the tokens that this reads, each of `words` one of them. The U-Net has `blocks` per level, and attention in
+    its first level or only in the others; `noise` is the betas' schedule."""
     own = {part: dict(config) for part, config in CONFIGS.items()}
+    plain = 0 if attend_first else 1
+    down = ["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"] * (len(unet) - plain)
+    up = ["CrossAttnUpBlock2D"] * (len(unet) - plain) + ["UpBlock2D"] * plain
     own["unet"] |= dict(
         sample_size=8,
+        layers_per_block=blocks,
         block_out_channels=list(unet),
-        down_block_types=["CrossAttnDownBlock2D"] * len(unet),
-        up_block_types=["CrossAttnUpBlock2D"] * len(unet),
+        down_block_types=down,
+        up_block_types=up,
         cross_attention_dim=dim,
         norm_num_groups=16,
     )
@@ -71,6 +79,7 @@ def configs(
         up_block_types=["UpDecoderBlock2D"] * len(vae),
         norm_num_groups=vae_groups,
     )
+    own["scheduler"] |= dict(beta_schedule=noise)
     size = len(vocabulary(words))
     own["text_encoder"] |= dict(
         vocab_size=size,

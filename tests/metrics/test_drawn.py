@@ -48,6 +48,8 @@ def test_steps_are_those_that_the_clip_was_drawn_with():
     up, left = drawn(dataclasses.replace(WHAT, direction="up"), start=(0.1, 0.5)), drawn()
     np.testing.assert_allclose(read_steps(up), [MOVES["up"]] * 7, atol=0.1)  # over the border
     np.testing.assert_allclose(read_steps(left[[0, 2, 2]]), [(0, -2), (0, 0)], atol=0.1)
+    np.testing.assert_allclose(read_steps(left[::2], 2), [MOVES["left"]] * len(left[2::2]), atol=0.1)
+    assert read_video(left[::2], 2)["direction"] == "left" and read_video(left[::2])["direction"] == ""
 
 
 def test_shares_are_of_each_property_and_of_all():

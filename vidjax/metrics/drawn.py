@@ -16,8 +16,9 @@ OVERLAP = 0.6  # of what each frame shows with what is drawn in its place, inter
 DRAWN = tuple((size, shape) for size in SIZES for shape in SHAPES)
 
 
-def read_video(video: UInt8[np.ndarray, "t h w 3"]) -> dict[str, str]:
-    """Returns the value of each of `PROPERTIES`, or "" where it is none of the known ones or changes.
+def read_video(video: UInt8[np.ndarray, "t h w 3"], stride: int = 1) -> dict[str, str]:
+    """Returns the value of each of `PROPERTIES`, or "" where it is none of the known ones or changes, of a video with
+    every `stride`-th frame.
 
     Size and shape are those whose picture overlaps best with all frames, and enough with every one; the colour is the
     same in all of them.
@@ -27,12 +28,13 @@ def read_video(video: UInt8[np.ndarray, "t h w 3"]) -> dict[str, str]:
     best = overlap.mean(0).argmax()
     size, shape = DRAWN[best] if overlap[:, best].min() >= OVERLAP else ("", "")
     colour = colours[0] if len(set(colours)) == 1 else ""
-    return {"size": size, "colour": colour, "shape": shape, "direction": _direction(_steps(np.array(centres)))}
+    return {"size": size, "colour": colour, "shape": shape, "direction": _direction(_steps(np.array(centres)) / stride)}
 
 
-def read_steps(video: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "n 2"]:
-    """Returns the way of what is there from each frame to the next (down, right), in steps of drawn clips."""
-    return _steps(np.array([_read_frame(frame.astype(np.float32))[1] for frame in video]))
+def read_steps(video: UInt8[np.ndarray, "t h w 3"], stride: int = 1) -> Float[np.ndarray, "n 2"]:
+    """Returns the way of what is there from each frame to the next (down, right), in steps of drawn clips of which
+    every `stride`-th frame is taken."""
+    return _steps(np.array([_read_frame(frame.astype(np.float32))[1] for frame in video])) / stride
 
 
 def agreement(video: UInt8[np.ndarray, "t h w 3"], caption: str) -> dict[str, bool]:
