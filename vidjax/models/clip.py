@@ -170,7 +170,7 @@ class ClipImage(nnx.Module):
         x = rearrange(self.patch_embedding(((frames + 1) / 2 - mean) / std), "b i j d -> b (i j) d")
         first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([first, x], 1)
-        x = self.pre_layernorm(x + self.position_embedding(jnp.arange(x.shape[1])))
+        x = self.pre_layernorm(x + look_up(self.position_embedding, jnp.arange(x.shape[1])))
         for layer in self.layers:
             x = layer(x)
         pooled = self.post_layernorm(x[:, 0])

@@ -1,7 +1,9 @@
 """Motion by regions: where parts of a picture are and how they lie, and the flow that moves them (Siarohin et al. 2021,
 Motion Representations for Articulated Animation, MRAA)."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -33,6 +35,14 @@ class Motion(NamedTuple):
 
     grid: Float[Array, "n i j 2"]
     occlusion: Float[Array, "n i j 1"]
+
+
+@contextlib.contextmanager
+def geometry() -> Iterator[None]:
+    """Around products of places, of two numbers each: they are of fp32, which accelerators would round to 8 or 11 bits,
+    a quarter of a pixel and more. Programs name them so."""
+    with jax.named_scope("geometry"), jax.default_matmul_precision("highest"):
+        yield
 
 
 def inverse(m: Float[Array, "*s 2 2"]) -> Float[Array, "*s 2 2"]:
@@ -105,9 +115,10 @@ class RegionPredictor(nnx.Module):
         n, h, w, k = heat.shape
         heat = jax.nn.softmax(heat.reshape(n, h * w, k) / self.temperature, 1)
         places = identity_grid(h, w, self.corners).reshape(-1, 2)
-        center = jnp.einsum("npk,pd->nkd", heat, places)
-        away = places - center[:, :, None]
-        covariance = jnp.einsum("npk,nkpd,nkpe->nkde", heat, away, away) + self.smallest * jnp.eye(2)
+        with geometry():
+            center = jnp.einsum("npk,pd->nkd", heat, places)
+            away = places - center[:, :, None]
+            covariance = jnp.einsum("npk,nkpd,nkpe->nkde", heat, away, away) + self.smallest * jnp.eye(2)
         affine = principal_axes(covariance) if self.affine else jnp.broadcast_to(jnp.eye(2), covariance.shape)
         return Regions(center, affine, covariance)
 
@@ -162,10 +173,12 @@ class FlowPredictor(nnx.Module):
         seen = jnp.concatenate([heat.astype(small.dtype), moved], -1)
         features = self.hourglass(jnp.moveaxis(seen, 1, 3).reshape(n, h, w, 4 * k))
         weights = jax.nn.softmax(self.weights(features).astype(jnp.float32), -1)
-        grid = jnp.einsum("nhwk,nkhwd->nhwd", weights, candidates)
+        with geometry():
+            grid = jnp.einsum("nhwk,nkhwd->nhwd", weights, candidates)
         return Motion(grid, jax.nn.sigmoid(self.occlusion(features).astype(jnp.float32)))
 
 
+@geometry()
 def motions(
     places: Float[Array, "h w 2"], source: Regions, driving: Regions, background: Float[Array, "n 2 3"]
 ) -> Float[Array, "n m h w 2"]:
@@ -177,6 +190,7 @@ def motions(
     return jnp.concatenate([behind[:, None], regions], 1)
 
 
+@geometry()
 def heat_maps(places: Float[Array, "h w 2"], regions: Regions) -> Float[Array, "n k h w"]:
     """Gaussians of height 1 where the regions are."""
     away = places - regions.center[:, :, None, None]

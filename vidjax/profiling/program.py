@@ -96,15 +96,14 @@ def collectives(program: str) -> Iterator[tuple[str, float]]:
     """
     chains: set[str] = set()
     kinds = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?")
-    runs = times_run(program)
-    for each in instructions(program):
-        if not (found := kinds.fullmatch(each.kind)):
-            continue
+    sending = [(each, found[1]) for each in instructions(program) if (found := kinds.fullmatch(each.kind))]
+    runs = times_run(program) if sending else {}
+    for each, kind in sending:
         if chain := re.search(r'chain_id="(\d+)"', each.rest):
             if chain[1] in chains:
                 continue
             chains.add(chain[1])
-        kind, share = found[1], 1 - 1 / (n := group_size(each.rest))
+        share = 1 - 1 / (n := group_size(each.rest))
         if kind == "all-reduce" and each.computation.startswith("all-reduce-scatter"):
             yield from itertools.repeat(("reduce-scatter", bytes_of(each.shape) * share), runs[each.computation])
             continue

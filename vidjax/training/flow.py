@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from vidjax.data.transforms import to_unit
 from vidjax.diffusion.draws import Draws
 from vidjax.models.flow_layers import Pictures
-from vidjax.models.region_motion import Regions, inverse, upright
+from vidjax.models.region_motion import Regions, geometry, inverse, upright
 from vidjax.models.warping import identity_grid, sample_grid, shrink
 from vidjax.training.step import Batch, Metrics
 
@@ -47,6 +47,7 @@ class Bend:
         return sample_grid(pictures, self(places).reshape(n, h, w, 2), reflect=True)
 
 
+@geometry()
 def _bend(affine: Array, plate: Array, places: Array) -> Array:
     """Where the places [p, 2] of one example go."""
     points = identity_grid(len(plate), len(plate), corners=True).reshape(-1, 2)
@@ -61,6 +62,7 @@ def random_bends(draws: Draws, affine: float, plate: float, points: int) -> Bend
     return Bend(flat, draws.named("bend.plate").normal((points, points)) * plate)
 
 
+@geometry()
 def equivariance(bend: Bend, regions: Regions, bent: Regions) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """How far regions of bent pictures are from those of the pictures, bent: mean distances of centres and of axes.
 
