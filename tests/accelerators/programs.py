@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from test_configs import config
-from tiny_folder import CONFIGS, VIDEO, write_configs
+from tiny_folder import CONFIGS, I2VGEN, STABLE_VIDEO, VIDEO, write_configs
 
 from vidjax.data.transforms import to_uint8
 from vidjax.diffusion.guidance import classifier_free
@@ -39,23 +39,38 @@ QUICK = {
     "tpu": {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0},
     "gpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
 }
-FOLDER = {  # of the first Stable Diffusion, one level of it: 64x64 latents of 512x512 pixels, 77 words
-    **CONFIGS,
-    "unet": dict(
-        CONFIGS["unet"],
-        sample_size=64,
-        block_out_channels=[WIDTH],
-        cross_attention_dim=WIDTH,
-        attention_head_dim=HEADS,
+# What folders have around their U-Nets of one level, whose blocks are one in the middle and one on the way up: 64x64
+# latents of 512x512 pixels, 77 words, pictures as 257 tokens.
+UNET = dict(sample_size=64, block_out_channels=[WIDTH], cross_attention_dim=WIDTH, layers_per_block=0)
+VAE = dict(
+    block_out_channels=[8] * 4,
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+    layers_per_block=0,
+)
+TEXT = dict(hidden_size=WIDTH, max_position_embeddings=77)
+PICTURE = dict(hidden_size=WIDTH, projection_dim=WIDTH, patch_size=14, image_size=224)
+PICTURES = dict(image_encoder=PICTURE, feature_extractor=dict(crop_size=224, size=224))
+FOLDERS = {  # by recipe: the folder of tests, and what it has of a real one; all others tune a Stable Diffusion 1
+    "motion_director": (
+        {**CONFIGS, "unet": VIDEO},
+        dict(unet=UNET | dict(attention_head_dim=WIDTH // HEADS), vae=VAE, text_encoder=TEXT),
     ),
-    "vae": dict(
-        CONFIGS["vae"],
-        block_out_channels=[8] * 4,
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
+    "svd": (
+        STABLE_VIDEO,
+        dict(
+            unet=UNET | dict(num_attention_heads=[HEADS]),
+            vae=VAE | dict(block_out_channels=[32] * 4, layers_per_block=2),
+            **PICTURES,
+        ),
     ),
-    "text_encoder": dict(CONFIGS["text_encoder"], hidden_size=WIDTH, max_position_embeddings=77),
+    "i2vgen": (
+        I2VGEN,
+        dict(unet=UNET | dict(attention_head_dim=WIDTH // HEADS), vae=VAE, text_encoder=TEXT, **PICTURES),
+    ),
 }
+FOLDERS["videocrafter"] = FOLDERS["motion_director"]  # whose layers are those of its second version
+IMAGE = (CONFIGS, dict(unet=UNET | dict(attention_head_dim=HEADS), vae=VAE, text_encoder=TEXT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +93,18 @@ def mesh_of(topology: str, axes: tuple[int, ...]) -> jax.sharding.Mesh:
 def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
     """The config of a recipe with one block, on the way up, in each level down to the first with attention, `WIDTH`
     features, one clip for each of `ways` devices, two where it accumulates; an autoencoder to train halves once."""
-    made = config(name)
+    made, recipe_name = config(name), name.split(":")[0]
     if "pretrained" in made:
-        made["pretrained"] = _folder(name.startswith("motion_director"))
-        made["prompt"] = "th"
+        made["pretrained"] = _folder(recipe_name)
+        if "text_encoder" in FOLDERS.get(recipe_name, IMAGE)[0]:
+            made["prompt"] = "th"
         if made.get("finetune", {}).get("prior"):
             made["finetune"]["prior"]["prompt"] = "th"
+    if "motion_adapter" in made:  # with modules in the middle, too: what follows them has gradients
+        made["motion_adapter"] = "v2"
     if "rank" in made.get("finetune", {}):
         made["finetune"]["rank"] = 4
-    common = made["model"]
+    common = made.get("model", {})
     for section in (made, *made["stages"].values()):
         model = {**common, **section.get("model", {})}
         if "model" in section and "channels" in model:
@@ -100,6 +118,8 @@ def shrunk(name: str, stage: str, ways: int) -> dict[str, Any]:
     text = made.get("conditioning", {}).get("text", {})
     if "dim" in text:
         text |= dict(dim=WIDTH, layers=1, heads=HEADS)
+    if "flow" in made:
+        made["flow"] |= dict(width=16, region_width=16, widest=16, blocks=1, bottleneck=1, groups=8)
     if "autoencoder" in made:
         auto = made["autoencoder"]
         if stage == "autoencoder" and "steps" in auto:  # one of three that are alike
@@ -122,11 +142,11 @@ def _narrow(model: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _folder(video: bool) -> str:
-    """Of an image model, or of a video model of ModelScope's kind."""
-    kinds = {key: VIDEO[key] for key in ("_class_name", "down_block_types", "up_block_types")}
-    unet = {**FOLDER["unet"], **kinds, "attention_head_dim": WIDTH // HEADS} if video else FOLDER["unet"]
-    return str(write_configs(Path(tempfile.mkdtemp()) / "folder", {**FOLDER, "unet": unet}))
+def _folder(name: str) -> str:
+    """What a recipe tunes, without weights."""
+    configs, own = FOLDERS.get(name, IMAGE)
+    configs = {part: {**config, **own.get(part, {})} for part, config in configs.items()}
+    return str(write_configs(Path(tempfile.mkdtemp()) / "folder", configs))
 
 
 def built(name: str, stage: str, topology: str, axes: tuple[int, ...]) -> tuple[dict[str, Any], Stage, Any, chips.Chip]:
@@ -157,7 +177,7 @@ def training(name: str, stage_name: str, topology: str, axes: tuple[int, ...] = 
 
 def using(what: str, name: str, stage_name: str, topology: str, axes: tuple[int, ...] = (1, 1, 1, 1)) -> Program:
     """A program that uses the model of a stage, in the dtype that it trains in: "sampling" by two steps with guidance,
-    "inversion" by two, "encoding" or "decoding" a batch of clips."""
+    "inversion" by two, "decoding" a batch of clips."""
     made, stage, mesh, chip = built(name, stage_name, topology, axes)
     dtype, size = stage.train.dtype, stage.train.batch_size
     if tunes(section := stage_settings(made, stage_name)):
@@ -191,7 +211,6 @@ def using(what: str, name: str, stage_name: str, topology: str, axes: tuple[int,
     programs: dict[str, tuple[Callable, tuple]] = {
         "sampling": (sampling, (params, batch, x)),
         "inversion": (inversion, (params, batch, x)),
-        "encoding": (lambda net, video: net.latents(video), (params, video)),
         "decoding": (lambda net, x: to_uint8(net.pixels(x)), (params, x)),
     }
     function, arguments = programs[what]

@@ -1,10 +1,12 @@
 """The stages of recipes compile for TPUs and GPUs as they are meant to, by XLA's own compilers for them.
 
 Each kind of layer stands at least once for each platform, each stage and mesh once. A stage whose network differs from
-another's in numbers alone is for one platform; recipes whose parts others have are left out: lvdm:long and
+another's in numbers alone is for one platform; programs whose parts others have are left out: lvdm:long and
 sky_interpolation (lvdm:sky has their latents, vdm:ucf101 their known frames), lvdm:webvid (lvdm_text its blocks,
-lvdm:clips its captions), vdm:clips, dreambooth:lora (motion_director) and :video (tune_a_video:dreamix). The kernels,
-collectives and dtypes that are looked for are those of the design, whatever the model's width.
+lvdm:clips its captions), the autoencoder of lvdm:clips (lvdm:adversary), vdm:clips, dreambooth:lora (motion_director)
+and :video, tune_a_video:dreamix (dreambooth:full, motion_director's frames), encoding by itself (a step of lvdm:sky
+encodes its clips). The kernels, collectives and dtypes that are looked for are those of the design, whatever the
+model's width.
 """
 
 import jax
@@ -35,23 +37,26 @@ TRAINED = [
     ("vdm:ucf101", "diffusion", True, (GPU,)),  # on TPUs: four of them, below
     ("tune_a_video:default", "tune", True, (TPU, GPU)),
     ("tune_a_video:released", "tune", True, (GPU,)),
-    ("tune_a_video:dreamix", "tune", True, (GPU,)),
     ("dreambooth:full", "tune", True, (TPU, GPU)),
     ("dreambooth:text", "tune", True, (GPU,)),
     ("align_latents:default", "temporal", True, (TPU, GPU)),
     ("align_latents:default", "decoder", True, (GPU,)),
     ("motion_director:default", "appearance", True, (TPU, GPU)),
     ("motion_director:default", "motion", True, (TPU, GPU)),
+    ("animate_diff:default", "motion", True, (GPU,)),
+    ("svd:temporal", "tune", True, (GPU,)),
+    ("i2vgen:full", "tune", True, (GPU,)),
+    ("videocrafter:temporal", "tune", True, (GPU,)),
+    ("lfdm:mug", "flow_autoencoder", False, (GPU,)),
+    ("lfdm:mug", "diffusion", True, (GPU,)),
     ("ddpm:cifar10", "diffusion", True, (TPU, GPU)),
-    ("lvdm:clips", "autoencoder", False, (GPU,)),
     ("lvdm:clips", "diffusion", False, (GPU,)),
     ("lvdm:adversary", "autoencoder", False, (GPU,)),
 ]
 USED = [
-    ("sampling", "tune_a_video:default", "tune", True),
-    ("inversion", "tune_a_video:default", "tune", True),
-    ("encoding", "lvdm:sky", "diffusion", False),
-    ("decoding", "lvdm:sky", "diffusion", False),
+    ("sampling", "tune_a_video:default", "tune", True, (TPU, GPU)),
+    ("inversion", "tune_a_video:default", "tune", True, (GPU,)),
+    ("decoding", "lvdm:sky", "diffusion", False, (TPU,)),
 ]
 # (recipe, stage, topology, data x fsdp x tensor x context, collectives that there must be, and may be none but).
 CUT = [
@@ -64,6 +69,8 @@ CUT = [
 # Products that are fp32 whatever the dtype of training, and why.
 WIDE = {
     "_resize": "a cascade's stage makes the video below of pixels, by a product with weights between them",
+    "ih,jw,": "pictures are scaled by products with weights between pixels, for CLIP and for regions of a flow",
+    "geometry": "where regions of a flow are, how they lie and move: products of places, of two numbers each",
     "mean_of_groups": "a norm's means over groups of channels are fp32, on TPUs by products with ones",
     "sum_of_rows": "the gradients of a norm's scale and bias, on TPUs products with ones, are sums of fp32",
 }
@@ -122,7 +129,9 @@ def test_a_training_step(name, stage, flash, topology):
         assert program.memory.argument_size_in_bytes == pytest.approx(program.given, rel=0.01)
 
 
-@pytest.mark.parametrize("topology", [TPU, GPU])
-@pytest.mark.parametrize(("what", "name", "stage", "flash"), USED)
+@pytest.mark.parametrize(
+    ("what", "name", "stage", "flash", "topology"),
+    [(what, name, stage, flash, topology) for what, name, stage, flash, where in USED for topology in where],
+)
 def test_what_a_model_is_used_for(what, name, stage, flash, topology):
     check(using(what, name, stage, topology), chips.named(topology)[0].platform, flash, backward=False)
