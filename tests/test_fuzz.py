@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = 50  # of whole programs; `python fuzz_programs.py 1000` tries more
+COMMANDS = 100  # of whole programs; `python fuzz_programs.py 1000` tries more
 COUNTS = {"videos": 2000, "tables": 1500, "headers": 6200, "overrides": 300}
 LEFT = {
     "videos": {"number", "clip.mp4"},

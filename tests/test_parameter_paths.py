@@ -16,7 +16,7 @@ from test_configs import RECIPES, ROOT, config
 from tiny_folder import CONFIGS, I2VGEN, STABLE_DIFFUSION_1, STABLE_VIDEO, VIDEO, write_configs
 
 from vidjax import settings
-from vidjax.models.parameters import abstract_parameters
+from vidjax.models.parameters import Params, abstract_parameters
 from vidjax.recipes import build as recipe
 from vidjax.recipes.config import stage_names
 from vidjax.training.stage import Stage, abstract_loss
@@ -28,17 +28,17 @@ TUNING += ["animate_diff:default", "svd:temporal", "svd:lora", "svd:full"]
 TUNING += ["i2vgen:full", "i2vgen:temporal", "i2vgen:lora"]
 TINY = ["tiny:pixels", "tiny:latent"]
 NAMES = [*TINY, *RECIPES, *TUNING]
-
-
 RELEASED = {"lvdm:sky": 548_904_580, "lvdm_text:paper": 958_924_964}  # parameters of the released U-Nets
 
 # Settings that neither a model nor its loss depends on, but for the size of its batch.
-IDLE = {"path", "source", "split", "cache", "workers", "heldout", "steps", "batch_size"}
-IDLE_SECTIONS = {"optimizer", "sample"}
-OTHER_STAGES = {"model", "conditioning", "diffusion"}  # of no meaning to an autoencoder
+IDLE = {f"data.{key}" for key in ("path", "source", "split", "cache", "workers", "heldout")}
+IDLE |= {f"train.{key}" for key in ("steps", "batch_size", "ema", "log_every", "save_every", "sample_every")}
+IDLE |= {"train.validate_every", "optimizer", "sample"}
+OF_DIFFUSION = {"model", "conditioning", "diffusion"}  # of no meaning to an autoencoder
 
 
 def settings_of(name: str, folder: Path) -> dict:
+    """The config of a recipe; what it tunes lies in `folder`, without weights."""
     made = config(name, ROOT / ("tests" if name in TINY else "configs"))
     if "pretrained" in made:
         own = CONFIGS | ({"unet": VIDEO} if name.startswith("motion") else {})
@@ -50,9 +50,9 @@ def settings_of(name: str, folder: Path) -> dict:
     return made
 
 
-def lines_of(name: str, stage: Stage) -> list[str]:
-    """The lines of a stage; builds a model of shapes alone."""
-    found = sorted(abstract_parameters(stage.abstract()).items())
+def lines_of(name: str, stage: Stage, params: Params) -> list[str]:
+    """The lines of a stage of these parameters."""
+    found = sorted(params.items())
     shapes = {path: "x".join(map(str, value.shape)) for path, value in found}
     each = [f"{path} {shape}{'' if stage.trainable(path) else ' frozen'}" for path, shape in shapes.items()]
     digest = hashlib.sha256("\n".join(each).encode()).hexdigest()
@@ -66,13 +66,11 @@ def traced():
     return set()
 
 
-def program(made: dict, stage_name: str) -> str:
+def loss_settings(made: dict, stage_name: str) -> str:
     """The settings that the loss of a stage depends on."""
     own = settings.flatten(settings.stage_settings(made, stage_name))
-    coded = own["objective"] == "autoencoder"
-    idle = IDLE_SECTIONS | (OTHER_STAGES if coded else set())
-    kept = {key: value for key, value in own.items() if key.split(".")[0] not in idle}
-    return repr(sorted((key, value) for key, value in kept.items() if key.split(".")[-1] not in IDLE))
+    idle = IDLE | (OF_DIFFUSION if own["objective"] == "autoencoder" else set())
+    return repr(sorted((key, value) for key, value in own.items() if not {key, key.split(".")[0]} & idle))
 
 
 def shallow(made: dict, stage: Stage, workdir: Path) -> tuple:
@@ -97,12 +95,13 @@ def test_every_stage_builds_with_the_parameters_of_older_versions_and_has_a_loss
     lines = []
     for stage_name in stage_names(made):
         stage = recipe.build(made, stage_name, workdir)
-        lines += lines_of(name, stage)
-        trained = [v for path, v in abstract_parameters(stage.abstract()).items() if stage.trainable(path)]
+        params = abstract_parameters(stage.abstract())
+        lines += lines_of(name, stage, params)
+        trained = [v for path, v in params.items() if stage.trainable(path)]
         assert trained
         if name in RELEASED and stage_name == "diffusion":
             assert sum(math.prod(v.shape) for v in trained) == RELEASED[name]
-        if name in RECIPES and (depends := program(made, stage_name)) not in traced:
+        if name in RECIPES and (depends := loss_settings(made, stage_name)) not in traced:
             assert jax.eval_shape(*shallow(made, stage, workdir)).shape == ()
             traced.add(depends)
     assert lines == known[starts[0] : end]
@@ -120,5 +119,6 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as scratch:
             made = settings_of(each, Path(scratch))
             for stage_name in stage_names(made):
-                written += lines_of(each, recipe.build(made, stage_name, Path(scratch)))
+                stage = recipe.build(made, stage_name, Path(scratch))
+                written += lines_of(each, stage, abstract_parameters(stage.abstract()))
     FILE.write_text("\n".join(written) + "\n")

@@ -177,7 +177,7 @@ def training(name: str, stage_name: str, topology: str, axes: tuple[int, ...] = 
 
 def using(what: str, name: str, stage_name: str, topology: str, axes: tuple[int, ...] = (1, 1, 1, 1)) -> Program:
     """A program that uses the model of a stage, in the dtype that it trains in: "sampling" by two steps with guidance,
-    "inversion" by two, "decoding" a batch of clips."""
+    "inversion" by two, "encoding" or "decoding" a batch of clips."""
     made, stage, mesh, chip = built(name, stage_name, topology, axes)
     dtype, size = stage.train.dtype, stage.train.batch_size
     if tunes(section := stage_settings(made, stage_name)):
@@ -211,6 +211,7 @@ def using(what: str, name: str, stage_name: str, topology: str, axes: tuple[int,
     programs: dict[str, tuple[Callable, tuple]] = {
         "sampling": (sampling, (params, batch, x)),
         "inversion": (inversion, (params, batch, x)),
+        "encoding": (lambda net, video: net.latents(video), (params, video)),
         "decoding": (lambda net, x: to_uint8(net.pixels(x)), (params, x)),
     }
     function, arguments = programs[what]
