@@ -2,12 +2,14 @@
 
     python tests/benchmarks/animate_diff.py --out=FOLDER [--json=FILE] [--machine=WORDS] [--count=64]
 
+On a GPU: --batch_size=32 --steps ours=8000 theirs=8000 director=600, and --only for parts that train side by side.
+
 1. A Stable Diffusion of toy size learns single frames of drawn shapes: autoencoder, then U-Net and text encoder. Its
    noise is that of AnimateDiff's motion modules ("linear"), or with --noise=scaled_linear Stable Diffusion's own, as
    the modules meet it on a real one: they are told a time at which the pictures' model saw less noise.
 2. `configs/animate_diff.py` trains new motion modules on it, on clips of these shapes, every second frame, that move
-   left, right, up or down, a quarter each; captions say size, colour and shape, none says where to. Twice: by their
-   settings, and by ours.
+   left, right, up or down, a quarter each; captions say size, colour and shape, none says where to. Three times: by
+   their settings, by ours, and by ours on clips and two single frames of each.
 3. `configs/motion_director.py` goes on from ours, on four clips that all move right.
 
 Videos are read by `vidjax.metrics.drawn`: "shown" is the share whose every frame shows the caption's size, colour and
@@ -15,7 +17,7 @@ shape; "moves" the share that goes in one direction at the clips' speed (the mea
 within all of it). Of steps, measured in those of the clips, "step" is the mean length, "way" that of a video's mean
 step, "off" the mean distance of steps from that. Samples are of the captions that MotionDirector's clips do not have,
 at 25 steps of DDIM.
-`processor_seconds` are of all threads. What FOLDER has already is not trained again.
+`seconds` are of the wall, `processor_seconds` of all threads. What FOLDER has already is not trained again.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -58,7 +61,6 @@ SMALL += ("--config.data.source=frames", "--config.data.workers=0", "--config.da
 MOTION = tuple(  # as the recipe has it, but quicker here
     f"--config.stages.motion.{key}"
     for key in (
-        "train.batch_size=8",
         "train.dtype=float32",
         "train.remat=none",
         "train.log_every=10",
@@ -66,17 +68,19 @@ MOTION = tuple(  # as the recipe has it, but quicker here
         "finetune.drop=0.1",
     )
 )
-STEPS = {"autoencoder": 500, "diffusion": 1600, "theirs": 200, "ours": 1100, "director": 200}
+STEPS = {"autoencoder": 500, "diffusion": 1600, "theirs": 200, "ours": 1100, "images": 1100, "director": 200}
+OURS = (
+    "--config.motion_adapter=v2",
+    "--config.stages.motion.loss.weighting=edm",
+    "--config.stages.motion.train.ema=0.99",
+    "--config.stages.motion.optimizer.learning_rate=1.5e-3",
+    "--config.stages.motion.optimizer.warmup=50",
+    "--config.stages.motion.optimizer.schedule=cosine",
+)
 SETTINGS = {  # of the stage `motion`
     "theirs": ("--config.motion_adapter=v1",),
-    "ours": (
-        "--config.motion_adapter=v2",
-        "--config.stages.motion.loss.weighting=edm",
-        "--config.stages.motion.train.ema=0.99",
-        "--config.stages.motion.optimizer.learning_rate=1.5e-3",
-        "--config.stages.motion.optimizer.warmup=50",
-        "--config.stages.motion.optimizer.schedule=cosine",
-    ),
+    "ours": OURS,
+    "images": (*OURS, "--config.stages.motion.loss.own_images=2"),
 }
 
 
@@ -133,10 +137,11 @@ def stills(clips: Path) -> list[str]:
     return [*SMALL, *few, f"--config.sample.prompts={SHOWN}"]
 
 
-def motion(out: Path, name: str) -> None:
+def motion(out: Path, name: str, batch_size: int) -> None:
     """Motion modules with these of `SETTINGS`."""
     flags = [f"--config.pretrained={out / 'diffusion-folder'}", f"--config.data.path={out / 'clips'}", *MOTION]
-    flags += [f"--config.stages.motion.train.steps={STEPS[name]}", f"--config.sample.prompts={SHOWN}"]
+    flags += [f"--config.stages.motion.train.{key}" for key in (f"steps={STEPS[name]}", f"batch_size={batch_size}")]
+    flags += [f"--config.sample.prompts={SHOWN}"]
     train("animate_diff.py", out / name, ["motion"], *flags, *SETTINGS[name])
 
 
@@ -149,14 +154,14 @@ def director(out: Path) -> None:
 
 
 def timed(out: Path, name: str, made: Path, make: Callable[[], None]) -> None:
-    """Calls `make` unless there is what it makes; the processor seconds of its programs go to OUT/seconds.json."""
+    """Calls `make` unless there is what it makes; the seconds of its programs go to OUT/seconds."""
     if made.exists():
         return
-    began = spent()
+    began, used = time.monotonic(), spent()
     make()
-    file = out / "seconds.json"
-    seconds = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**seconds, name: round(spent() - began)}))
+    (out / "seconds").mkdir(exist_ok=True)
+    found = {"seconds": round(time.monotonic() - began), "processor_seconds": round(spent() - used)}
+    (out / "seconds" / f"{name}.json").write_text(json.dumps(found))
 
 
 def spent() -> float:
@@ -216,19 +221,28 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--noise", choices=("linear", "scaled_linear"), default="linear", help="of the pictures' model")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="ours among them")
+    parser.add_argument("--batch_size", type=int, default=8, help="of motion modules")
+    parser.add_argument("--steps", nargs="+", default=[], metavar="STAGE=STEPS", help=f"in place of {STEPS}")
+    parser.add_argument("--only", nargs="+", choices=("pictures", *SETTINGS, "director"), help="train these, and stop")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--machine", default="")
     args = parser.parse_args()
+    for name, steps in (each.split("=") for each in args.steps):
+        assert name in STEPS, f"{name} is none of {', '.join(STEPS)}"
+        STEPS[name] = int(steps)
     out = args.out
     if not (out / "clips").exists():
         for seed, (name, looks) in enumerate({"drawn": DRAWN, "clips": LOOKS}.items()):
             every = [(look, move) for look in looks for move in MOVES for _ in range(PLACES)]
             write_clips(out / name, every, seed)
         write_clips(out / "right", [(look, "right") for look in DIRECTED], 2)
-    timed(out, "pictures", out / "diffusion-folder", partial(pictures, out, args.noise))
-    for name in args.settings:
-        timed(out, name, out / name / "folder", partial(motion, out, name))
-    timed(out, "MotionDirector", out / "director" / "folder", partial(director, out))
+    parts = {"pictures": (out / "diffusion-folder", partial(pictures, out, args.noise))}
+    parts |= {name: (out / name / "folder", partial(motion, out, name, args.batch_size)) for name in args.settings}
+    parts |= {"director": (out / "director" / "folder", partial(director, out))}
+    for name in args.only or parts:
+        timed(out, name, *parts[name])
+    if args.only:
+        return
 
     random, looks = np.random.default_rng(4), list(LOOKS)
     real = [(clip(look, move, random)[::STRIDE], look) for look in looks for move in MOVES]
@@ -250,7 +264,7 @@ def main() -> None:
         "machine": args.machine or f"{os.cpu_count()} cores",
         "versions": results.versions(),
         "settings": {name: SETTINGS[name] for name in args.settings},
-        "processor_seconds": json.loads((out / "seconds.json").read_text()),
+        "taken": {file.stem: json.loads(file.read_text()) for file in sorted((out / "seconds").glob("*.json"))},
         "stages": {name: trained(out / name) for name in stages},
         "samples_per_row": args.count,
         "guidance_scale": args.guidance,

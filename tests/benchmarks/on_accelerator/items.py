@@ -32,13 +32,15 @@ ITEMS: dict[str, tuple[str, ...]] = {
     "timing/imagen_spatial": ("timing", "steps", "imagen_spatial"),
     "timing/imagen_temporal": ("timing", "steps", "imagen_temporal"),
     "timing/sampling_lvdm_text": ("timing", "sampling", "lvdm_text"),
+    "timing/animate_diff": ("timing", "steps", "animate_diff"),
+    "timing/svd": ("timing", "steps", "svd"),
     "training/rates": ("training", "rates"),
     "training": (),
 }
 PARTS = ("facts", "correctness", "timing", "training")
 # What toy size adds nothing to: the same code runs for other items.
 LARGE = ("lvdm_text", "imagen_base", "imagen_spatial", "imagen_temporal", "vdm", "sky_diffusion")
-LARGE += ("sampling_tune", "sampling_lvdm_text")
+LARGE += ("sampling_tune", "sampling_lvdm_text", "animate_diff", "svd")
 
 
 def choose(asked: Sequence[str], small: bool = False) -> list[str]:

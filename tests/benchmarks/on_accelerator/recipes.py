@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 from flax import nnx
-from tiny_folder import CONFIGS, STABLE_DIFFUSION_1, write_configs
+from tiny_folder import CONFIGS, STABLE_DIFFUSION_1, STABLE_VIDEO, write_configs
 
 from vidjax import settings
 from vidjax.models.parameters import Params, abstract_parameters, merge
@@ -36,6 +36,35 @@ DIFFUSERS = {
         norm_num_groups=32,
     ),
 }
+SVD = {  # at full size
+    **STABLE_VIDEO,
+    "unet": dict(
+        STABLE_VIDEO["unet"],
+        block_out_channels=[320, 640, 1280, 1280],
+        down_block_types=["CrossAttnDownBlockSpatioTemporal"] * 3 + ["DownBlockSpatioTemporal"],
+        up_block_types=["UpBlockSpatioTemporal"] + ["CrossAttnUpBlockSpatioTemporal"] * 3,
+        layers_per_block=2,
+        num_attention_heads=[5, 10, 20, 20],
+        cross_attention_dim=1024,
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=768,
+        num_frames=14,
+    ),
+    "vae": dict(
+        STABLE_VIDEO["vae"],
+        block_out_channels=[128, 256, 512, 512],
+        down_block_types=["DownEncoderBlock2D"] * 4,
+    ),
+    "image_encoder": dict(
+        STABLE_VIDEO["image_encoder"],
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        patch_size=14,
+        projection_dim=1024,
+    ),
+}
 # Item: (recipe, variant, stage, batches per device to be timed, the smallest first).
 STAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[int, ...]]] = {
     "sky_diffusion": ("lvdm", ("sky",), "diffusion", (16,)),
@@ -46,7 +75,10 @@ STAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[int, ...]]] = {
     "imagen_temporal": ("imagen_video", (), "temporal", (2, 8, 32)),
     "imagen_spatial": ("imagen_video", (), "spatial", (2, 8, 32)),
     "tune": ("tune_a_video", (), "tune", (1,)),
+    "animate_diff": ("animate_diff", ("clips",), "motion", (1,)),
+    "svd": ("svd", (), "tune", (1,)),
 }
+FOLDERS = {"tune": DIFFUSERS, "animate_diff": DIFFUSERS, "svd": SVD}  # of what is pretrained
 TOY = {  # in place of those
     "sky_diffusion": ("pixels", "diffusion"),
     "sky_autoencoder": ("latent", "autoencoder"),
@@ -64,7 +96,11 @@ def build(name: str, small: bool, folder: Path) -> tuple[dict[str, Any], Stage, 
     else:
         config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"](*variant)
         if "pretrained" in config:
-            config.pretrained = str(write_configs(folder / name, CONFIGS if small else DIFFUSERS))
+            config.pretrained = str(write_configs(folder / name, CONFIGS if small else FOLDERS[name]))
+        if name == "animate_diff":
+            config.update(motion_adapter="v3", prompt="a fox walks")
+        if name in ("animate_diff", "svd"):
+            config.data.path = str(ROOT / "vidjax" / "clips" / "real")
         if name == "tune":
             config.prompt = "a fox walks"
             config.data.video = str(ROOT / "vidjax" / "clips" / "real" / "path.mp4")
