@@ -21,6 +21,7 @@ from vidjax.models.parameters import Params, abstract_parameters, merge, paramet
 from vidjax.profiling.flops import count_with_gradient, flops_by_scope
 from vidjax.runtime import sharding
 from vidjax.runtime.compiling import jit
+from vidjax.runtime.platforms import platform
 from vidjax.runtime.storage import AnyPath
 from vidjax.training.encoded import Encoded, Encoder
 from vidjax.training.state import TrainState
@@ -130,7 +131,11 @@ def drawn(
             return None, model
         # numbers of the kind "rbg" compile in half the time of the default ones
         make = lambda: parameters(init(Keys(jax.random.key(seed, impl="rbg"))))
-        places = sharding.tree_sharding(sharding.make_mesh(**mesh), abstract_parameters(model))
+        whole = sharding.make_mesh(**mesh)
+        places = sharding.tree_sharding(whole, abstract_parameters(model))
+        if whole.size == 1 and platform() == "cpu":
+            # one by one: those of one shape share a program, which a process compiles once, in milliseconds
+            return None, merge(nnx.graphdef(model), jax.device_put(make(), places))
         return None, merge(nnx.graphdef(model), jit(make, out_shardings=places)())
 
     return start
