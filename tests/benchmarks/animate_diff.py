@@ -2,7 +2,7 @@
 
     python tests/benchmarks/animate_diff.py --out=FOLDER [--json=FILE] [--machine=WORDS] [--count=64]
 
-On a GPU: --batch_size=32 --steps ours=8000 theirs=8000 director=600, and --only for parts that train side by side.
+On a GPU: --batch_size=32 --steps ours=8000 theirs=8000 director=1000, and --only for parts that train side by side.
 
 1. A Stable Diffusion of toy size learns single frames of drawn shapes: autoencoder, then U-Net and text encoder. Its
    noise is that of AnimateDiff's motion modules ("linear"), or with --noise=scaled_linear Stable Diffusion's own, as
@@ -68,7 +68,7 @@ MOTION = tuple(  # as the recipe has it, but quicker here
         "finetune.drop=0.1",
     )
 )
-STEPS = {"autoencoder": 500, "diffusion": 1600, "theirs": 200, "ours": 1100, "images": 1100, "director": 200}
+STEPS = {"autoencoder": 500, "diffusion": 1600, "theirs": 200, "ours": 1100, "images": 1100, "director": 1000}
 OURS = (
     "--config.motion_adapter=v2",
     "--config.stages.motion.loss.weighting=edm",
@@ -149,6 +149,7 @@ def director(out: Path) -> None:
     """Adapters of our motion modules."""
     flags = [f"--config.pretrained={out / 'ours' / 'folder'}", f"--config.data.path={out / 'right'}"]
     flags += [f"--config.train.{key}" for key in ("dtype=float32", "frozen_dtype=float32", "remat=none")]
+    flags += ["--config.stages.motion.loss.weighting=edm"]  # with equal weights none of 1,000 steps turned a clip
     flags += [f"--config.train.steps={STEPS['director']}", f"--config.sample.prompts={SHOWN}"]
     train("motion_director.py", out / "director", ["appearance", "motion"], *flags)
 
