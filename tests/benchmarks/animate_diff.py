@@ -229,7 +229,8 @@ def main() -> None:
     parser.add_argument("--machine", default="")
     args = parser.parse_args()
     for name, steps in (each.split("=") for each in args.steps):
-        assert name in STEPS, f"{name} is none of {', '.join(STEPS)}"
+        if name not in STEPS:
+            parser.error(f"--steps {name}={steps}: choose some of {', '.join(STEPS)}")
         STEPS[name] = int(steps)
     out = args.out
     if not (out / "clips").exists():
