@@ -38,7 +38,7 @@ def test_every_form_equals_plain_in_value_and_gradient(name):
     x, kernel = normal(0, *shape), normal(1, *size, shape[-1], 64 if shape[-1] == 64 else 4)
     kernel /= np.sqrt(kernel[..., 0].size)
     results = []
-    for implementation in ("plain", "folded", "planes"):
+    for implementation in ("plain", "folded", "planes", "stacked"):
 
         @jax.jit
         def value_and_gradients(x, kernel, implementation=implementation):
@@ -46,9 +46,9 @@ def test_every_form_equals_plain_in_value_and_gradient(name):
             return y, *pull(jnp.cos(y))
 
         results.append(value_and_gradients(x, kernel))
-    for plain, folded, planes in zip(*results):
-        np.testing.assert_allclose(folded, plain, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(planes, plain, rtol=1e-4, atol=1e-4)
+    for plain, *others in zip(*results):
+        for other in others:
+            np.testing.assert_allclose(other, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["large map", "large, strided, one-sided"])
@@ -95,14 +95,22 @@ def test_edge_padding_repeats_the_border():
     np.testing.assert_allclose(constant, jnp.broadcast_to(kernel.sum((0, 1, 2, 3)), constant.shape), atol=1e-4)
 
 
+@pytest.mark.parametrize("platform, kind", [("tpu", "TPU v5 lite"), ("cuda", "NVIDIA H100")])
 @pytest.mark.parametrize("pads", [((1, 1), (2, 1), (0, 3)), ((0, 0), (1, 2), (2, 0))])
-def test_accelerators_repeat_the_same_borders(pads):
+def test_accelerators_repeat_the_same_borders(pads, platform, kind):
+    """In value, along a direction, and back."""
     x = normal(0, 2, 1, 4, 5, 3)  # a single frame is its own first and last
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+
+    def everything(pad):
+        y, along = jax.jvp(pad, (x,), (jnp.cos(x),))
+        return y, along, *jax.vjp(pad, x)[1](jnp.sin(y)), jax.vmap(pad)(x[None])[0]
+
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
-        traced = jax.make_jaxpr(lambda x: repeat_borders(x, pads))(x)
-    (got,) = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, x)
-    np.testing.assert_array_equal(got, jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge"))
+        traced = jax.make_jaxpr(lambda: everything(lambda x: repeat_borders(x, pads)))()
+    got = jax.core.eval_jaxpr(traced.jaxpr, traced.consts)
+    for a, b in zip(got, everything(lambda x: jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge")), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("strides", [(2, 2, 2), (1, 2, 2)])

@@ -15,7 +15,7 @@ from vidjax.errors import InputError, check_range
 from vidjax.models.attention import OnTokens, Transformer
 from vidjax.models.convolution import Conv
 from vidjax.models.free_u import amplify_half, scale_low_frequencies
-from vidjax.models.kernels.attention import FLASH
+from vidjax.models.kernels.attention import save_flash
 from vidjax.models.layers import (
     MLP,
     Context,
@@ -260,7 +260,7 @@ def save_matmuls(prim, *_, **params) -> bool:
 REMAT: dict[str, Callable | None] = {
     "none": None,  # everything is kept for the backward pass
     "dots": save_matmuls,
-    "attention": jax.checkpoint_policies.save_only_these_names(FLASH),  # and on TPUs what flash attention puts out
+    "attention": save_flash,  # and on TPUs and GPUs what flash attention puts out
     "full": jax.checkpoint_policies.nothing_saveable,  # only what goes into a stage is kept
 }
 

@@ -23,6 +23,7 @@ ITEMS: dict[str, tuple[str, ...]] = {
     "timing/tune": ("timing", "steps", "tune"),
     "timing/sky_diffusion": ("timing", "steps", "sky_diffusion"),
     "timing/attention": ("timing", "attention"),
+    "timing/convolutions": ("timing", "convolutions"),
     "timing/sampling_sky": ("timing", "sampling", "sky_diffusion"),
     "timing/sky_autoencoder": ("timing", "steps", "sky_autoencoder"),
     "timing/lvdm_text": ("timing", "steps", "lvdm_text"),

@@ -26,6 +26,7 @@ from vidjax import settings
 from vidjax.generation.generator import Generator
 from vidjax.generation.options import SampleConfig
 from vidjax.models.conditioning import embed
+from vidjax.models.kernels import convolution
 from vidjax.models.parameters import abstract_parameters, merge
 from vidjax.profiling import chips, costs
 from vidjax.profiling import layers as profiling
@@ -40,6 +41,7 @@ from vidjax.weights import pretrained
 
 REPEATS, SECONDS = 10, 20  # runs, fewer if they take longer in all
 IN_A_ROW = 10  # calls of a kernel, each on what the one before it returned
+STEPS = 5  # without waiting for any but the last, as in a training: starting one takes a GPU's host 10 ms and more
 PROFILED, LAYERS, DEPTH = 3, 25, 3  # steps in a trace, layers that are listed, parts of their paths
 # Attention in the recipes, the batch of frames or pixels being that of one or two clips:
 # batch, queries, keys, heads, features of a head.
@@ -60,18 +62,29 @@ ATTENDED = {
     "vdm 16x16": (32, 256, 256, 8, 64),
 }
 SMALL = {"toy": (2, 130, 77, 2, 8)}
+# Convolutions in the recipes: input, kernel without its features, features put out, strides, padding's mode.
+CONVOLVED: dict[str, tuple] = {
+    "sky's encoder, pixels": ((16, 16, 256, 256, 3), (3, 3, 3), 32, (1, 1, 1), "edge"),
+    "sky's encoder, first halving": ((16, 16, 256, 256, 32), (4, 4, 4), 64, (2, 2, 2), "edge"),
+    "sky's encoder, 128x128": ((16, 8, 128, 128, 64), (3, 3, 3), 64, (1, 1, 1), "edge"),
+    "sky's encoder, third halving": ((16, 4, 64, 64, 128), (4, 4, 4), 256, (1, 2, 2), "edge"),
+    "ModelScope over time, 32x32": ((2, 16, 32, 32, 320), (3, 1, 1), 320, (1, 1, 1), "zeros"),
+    "ModelScope over time, 8x8": ((2, 16, 8, 8, 1280), (3, 1, 1), 1280, (1, 1, 1), "zeros"),
+    "Stable Diffusion, 64x64": ((1, 24, 64, 64, 320), (3, 3), 320, (1, 1), "zeros"),
+}
+SMALL_CONVOLVED: dict[str, tuple] = {"toy": ((1, 4, 6, 6, 3), (3, 3, 3), 4, (1, 1, 1), "edge")}
 # Item: (videos at once, guidance, whether a clip is inverted first)
 SAMPLED = {"sky_diffusion": ((1, 8), 1.0, False), "lvdm_text": ((1,), 15.0, False), "tune": ((1,), 12.5, True)}
 
 
-def seconds_of(run: Callable[[], Any], repeats: int = REPEATS) -> dict[str, Any]:
-    """Of `run`, which waits for its result: the first call, which may compile, apart."""
+def seconds_of(run: Callable[[], Any], repeats: int = REPEATS, calls: int = 1) -> dict[str, Any]:
+    """Of a call of `run`, one of so many of which only the last is waited for; the first, which may compile, apart."""
     with together():
         first = stopwatch(run)
     with alone():
-        taken = [stopwatch(run)]
-        while len(taken) < repeats and sum(taken) < SECONDS:
-            taken.append(stopwatch(run))
+        taken = [stopwatch(run, calls)]
+        while len(taken) < repeats and calls * sum(taken) < SECONDS:
+            taken.append(stopwatch(run, calls))
     return {
         "seconds": statistics.median(taken),
         "min": min(taken),
@@ -81,10 +94,12 @@ def seconds_of(run: Callable[[], Any], repeats: int = REPEATS) -> dict[str, Any]
     }
 
 
-def stopwatch(run: Callable[[], Any]) -> float:
+def stopwatch(run: Callable[[], Any], calls: int = 1) -> float:
     began = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - began
+    for _ in range(calls):
+        out = run()
+    jax.block_until_ready(out)
+    return (time.perf_counter() - began) / calls
 
 
 def peak_gib() -> dict[str, float]:
@@ -144,6 +159,44 @@ def time_kernel(kernel: Callable, qkv: tuple, head_dim: int, flops: float, backw
     return {"ms": 1e3 * seconds, "min_ms": 1e3 * found["min"] / IN_A_ROW, "tflop_per_second": flops / seconds / 1e12}
 
 
+def convolutions(small: bool) -> Iterator[tuple[str, Any]]:
+    """Forms of convolutions alone in bf16, forward, and forward with backward."""
+    for name, shape in (SMALL_CONVOLVED if small else CONVOLVED).items():
+        yield name, attempt(time_convolution, *shape)
+
+
+def time_convolution(
+    size: Sequence[int], kernel: Sequence[int], features: int, strides: Sequence[int], mode: str
+) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    draw = lambda *size: random.standard_normal(size, np.float32).astype(jnp.bfloat16)
+    given = jax.device_put((draw(*size), draw(*kernel, size[-1], features)))
+    padding = [((k - s + 1) // 2, (k - s) // 2) for k, s in zip(kernel, strides)]
+    figures: dict[str, Any] = {"chosen": convolution.choose_convolution()}
+    for name in convolution.CONVOLUTIONS:
+
+        def run(x: jax.Array, kernel: jax.Array, name: str = name) -> jax.Array:
+            return convolution.convolve(x, kernel, strides, padding, mode, implementation=name)
+
+        def run_and_pull(x: jax.Array, kernel: jax.Array, run: Callable = run) -> Any:
+            out, pull = jax.vjp(run, x, kernel)
+            return out, pull(out)
+
+        figures[name] = {
+            "forward": attempt(time_calls, run, given),
+            "with_gradient": attempt(time_calls, run_and_pull, given),
+        }
+    return figures
+
+
+def time_calls(function: Callable, given: tuple) -> dict[str, float]:
+    with jax.set_mesh(sharding.make_mesh(devices=[jax.devices()[0]])):
+        program = compiling.jit(function).lower(*given).compile()
+    found = seconds_of(lambda: program(*given), calls=IN_A_ROW)
+    gib = program.memory_analysis().temp_size_in_bytes / chips.GIB
+    return {"ms": 1e3 * found["seconds"], "min_ms": 1e3 * found["min"], "temporary_gib": gib}
+
+
 def steps(name: str, *, small: bool) -> Iterator[tuple[str, Any]]:
     """Training steps at growing batches, until one does not fit."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,14 +227,14 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
         state, metrics = program(state, batch)
         return metrics
 
-    figures |= seconds_of(step)
+    figures |= seconds_of(step, calls=STEPS)
     with alone():
         loss = float(step()["loss"])
     figures |= rates(flops, figures["seconds"]) | peak_gib() | {"loss": loss}
     figures["estimate"] = attempt(estimate, stage, compiled, flops)
     with together(), jax.set_mesh(mesh):
         program = profiling.compile_to_trace(lowered, compiled)
-    figures["traced"] = seconds_of(step)
+    figures["traced"] = seconds_of(step, calls=STEPS)
     figures["layers"] = attempt(profile, own, program, step, shapes, traces)
     return figures
 

@@ -18,7 +18,8 @@ from vidjax.runtime.platforms import device_kind, platform
 
 CHUNK = 128  # queries at a time
 WIDTH = 128  # numbers in a row of a TPU's memory and of its matrix units
-FLASH = "flash"  # what the kernel keeps for its backward pass, by this name in `jax.checkpoint`
+FLASH = "flash"  # what a TPU's kernel keeps for its backward pass, by this name in `jax.checkpoint`
+CUDNN = "dot_product_attention_fwd_wrapper"  # what JAX's call of cuDNN is named, whose results are kept for the same
 SIDE_BY_SIDE = 512  # tokens of short sequences in one
 # A layer with more weights, one for each (query, key) pair of each head, doesn't keep them for the backward pass.
 # Milliseconds on two AVX-512 cores, all at once and chunked, of 4 x 8 heads of 40, 1024 queries and 2048 keys: forward
@@ -202,6 +203,11 @@ def short(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None
     together = side_by_side(*q.shape[:2], short_attention.ROWS)
     return checkpoint_name(short_attention.attend_short(q, k, v, head_dim, together, interpret), FLASH)
 
+
+# For `jax.checkpoint`: keep what flash attention puts out, so that it does not run again.
+save_flash = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(FLASH), lambda prim, *_, **params: prim.name == CUDNN
+)
 
 ATTENTION: dict[str, Callable] = {
     "plain": attend_at_once,
