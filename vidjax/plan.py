@@ -148,7 +148,7 @@ def line(found: dict[str, Any], key: str) -> str:
     """Formats a figure, the list of operations one below the other."""
     value = found[key]
     if isinstance(value, list):
-        unit = "cycles" if value and "cycles" in value[0] else "gib"
+        unit = next((unit for unit in ("cycles", "ms", "gib") if value and unit in value[0]), "")
         rows = (f"{row['share']:6.1%} {row[unit]:>10,.4g} {unit}  {row['layer']}: {row['operation']}" for row in value)
         return "\n    ".join([key, *rows])
     return f"{key} {value if isinstance(value, str) else f'{value:,.4g}'}"

@@ -1,7 +1,7 @@
 """What a compiled program costs on a chip: seconds, bytes, and which operations are the most expensive.
 
-Times are estimates. For TPUs they are the compiler's cycles, with what `program.cycles` adds; for others matrix
-products at `EFFICIENCY` of the peak and, for GPUs, all other operations as long as their bytes take to and from memory.
+Times are estimates. For TPUs they are the compiler's cycles, with what `program.cycles` adds; for GPUs those of `gpu`;
+where no compiler for the chip is installed matrix products at `EFFICIENCY` of the peak, and nothing else.
 """
 
 import math
@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vidjax.profiling import gpu
 from vidjax.profiling import layers as profiling
 from vidjax.profiling.chips import GIB, Chip
-from vidjax.profiling.program import Instruction, bytes_moved, cycles, is_product
+from vidjax.profiling.program import Instruction, bytes_moved, cycles
 
 EFFICIENCY = 0.5
 OPERATIONS_LISTED = 10
@@ -26,11 +27,13 @@ def durations(text: str, chip: Chip, flops: float, real: bool) -> tuple[float, l
         spent = cycles(text, chip.cells)
         whole = sum(count for _, count in spent)
         return whole / chip.clock, [(each, {"share": n / whole, "cycles": n}) for each, n in spent]
+    if real:
+        rows = gpu.spent(text, chip)
+        whole = sum(seconds for _, seconds, _ in rows)
+        return whole, [(each, {"share": own / whole, "ms": 1e3 * own, "gib": n / GIB}) for each, own, n in rows]
     moved = bytes_moved(text)
     whole = sum(size for _, size in moved)
-    dear = [(each, {"share": size / whole, "gib": size / GIB}) for each, size in moved]
-    beside = sum(size for each, size in moved if not is_product(each)) / chip.bandwidth if real else 0.0
-    return flops / chip.flops / EFFICIENCY + beside, dear
+    return flops / chip.flops / EFFICIENCY, [(each, {"share": n / whole, "gib": n / GIB}) for each, n in moved]
 
 
 def most_expensive(dear: Sequence[tuple[Instruction, Mapping[str, float]]], paths: set[str]) -> list[dict[str, Any]]:

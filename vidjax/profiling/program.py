@@ -171,12 +171,6 @@ def products(program: str) -> Iterator[tuple[Instruction, list[str]]]:
             yield each, [arrays[0][0] for arrays in factors if arrays]
 
 
-def is_product(each: Instruction) -> bool:
-    """Whether an instruction is, or may be fused around, a matrix product, a convolution or flash attention."""
-    traced = each.scope.rpartition("/")[2]
-    return each.kind in ("dot", "convolution") or bool(each.kernel) or traced in ("dot_general", "conv_general_dilated")
-
-
 def aliased(program: str) -> set[int]:
     """Which arguments of a program lend their memory to a result: those that it is given to keep."""
     header = program[: program.find("\n")]
