@@ -62,6 +62,11 @@ def test_factors_of_fp32_take_twice_as_long():
     assert counted(full) == 2 * counted(half) > 0
 
 
+def test_what_a_sum_does_with_two_numbers_is_no_kernel():
+    rows = gpu.spent(compiled(lambda x: jnp.sort(x).sum(), on(512, 512)), CHIP)
+    assert len({each.computation for each, *_ in rows}) == 1
+
+
 def test_a_loop_takes_as_long_as_its_turns():
     turning = lambda x, steps: jax.lax.scan(lambda x, _: (x @ x * 1e-3, None), x, None, length=steps)[0]
     ten, twenty = (

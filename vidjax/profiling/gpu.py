@@ -16,17 +16,17 @@ from vidjax.profiling.program import HOLLOW, Instruction, bytes_of, fusions, ins
 RATES = {"convolution": 0.72, "product": 0.66, "flash": 0.48, "flash backward": 0.33}
 SLOW = 0.5  # times that, where the factors are fp32: they are rounded to TF32
 BANDWIDTH = 0.8
-KERNEL = 3e-6  # seconds, the pause before it included
+KERNEL = 4e-6  # seconds, the pause before it included
 HEAD = 64  # numbers of a head that cuDNN multiplies at a time
 
 
 def spent(program: str, chip: Chip) -> list[tuple[Instruction, float, float]]:
     """(instruction, seconds, bytes of operands and results) in all its runs, the slowest first."""
-    runs, fused, sizes, found = times_run(program), fusions(program), {}, []
+    runs, inner, sizes, found = times_run(program), parts_of_kernels(program), {}, []
     multiplied = {(each.computation, each.name): (kind, count) for each, kind, count in products(program)}
     for each in instructions(program):
         sizes[each.computation, each.name] = bytes_of(each.shape)
-        if each.kind in HOLLOW or each.computation in fused:
+        if each.kind in HOLLOW or each.computation in inner:
             continue
         handled = bytes_of(each.shape) + sum(sizes.get((each.computation, name), 0) for name in each.operands)
         kind, count = multiplied.get((each.computation, each.name), ("product", 0.0))
@@ -34,6 +34,12 @@ def spent(program: str, chip: Chip) -> list[tuple[Instruction, float, float]]:
         times = runs[each.computation]
         found.append((each, times * (least + KERNEL), float(times * handled)))
     return sorted(found, key=lambda row: -row[1])
+
+
+def parts_of_kernels(program: str) -> set[str]:
+    """Computations that are a fusion's, or what a sum, a sort or the like does with two numbers."""
+    applied = (re.search(r"to_apply=%([\w.-]+)", each.rest) for each in instructions(program) if each.kind != "call")
+    return fusions(program) | {found[1] for found in applied if found}
 
 
 def products(program: str) -> Iterator[tuple[Instruction, str, float]]:
