@@ -26,7 +26,7 @@ def compiled(function, *given):
 
 
 def counted(text):
-    return sum(count for _, _, count in gpu.products(text))
+    return sum(count for _, _, count in gpu.multiplications(text))
 
 
 def square(y):
@@ -54,7 +54,7 @@ def test_flash_attention_multiplies_twice_and_five_times_in_heads_that_are_fille
     q, k = on(b, n, heads * width), on(b, m, heads * width)
     text = compiled(jax.value_and_grad(lambda q, k: square(cudnn(q, k, k, width)), (0, 1)), q, k)
     one = 2 * b * heads * n * m * multiplied
-    assert sorted(count for _, kind, count in gpu.products(text) if "flash" in kind) == [2 * one, 5 * one]
+    assert sorted(count for _, kind, count in gpu.multiplications(text) if "flash" in kind) == [2 * one, 5 * one]
 
 
 def test_factors_of_fp32_take_twice_as_long():

@@ -22,7 +22,7 @@ PARTS_NAMED = 4  # of a layer's path
 def durations(text: str, chip: Chip, flops: float, real: bool) -> tuple[float, list[tuple[Instruction, dict]]]:
     """Estimates the seconds of a program on one device that has `flops` to do, what travels left out; and lists its
     operations, the most expensive first, with what was counted of each: cycles, or elsewhere than on TPUs GiB to and
-    from memory."""
+    from memory, on GPUs also milliseconds."""
     if real and chip.platform == "tpu":
         spent = cycles(text, chip.cells)
         whole = sum(count for _, count in spent)

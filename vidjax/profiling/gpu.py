@@ -23,7 +23,7 @@ HEAD = 64  # numbers of a head that cuDNN multiplies at a time
 def spent(program: str, chip: Chip) -> list[tuple[Instruction, float, float]]:
     """(instruction, seconds, bytes of operands and results) in all its runs, the slowest first."""
     runs, inner, sizes, found = times_run(program), parts_of_kernels(program), {}, []
-    multiplied = {(each.computation, each.name): (kind, count) for each, kind, count in products(program)}
+    multiplied = {(each.computation, each.name): (kind, count) for each, kind, count in multiplications(program)}
     for each in instructions(program):
         sizes[each.computation, each.name] = bytes_of(each.shape)
         if each.kind in HOLLOW or each.computation in inner:
@@ -42,7 +42,7 @@ def parts_of_kernels(program: str) -> set[str]:
     return fusions(program) | {found[1] for found in applied if found}
 
 
-def products(program: str) -> Iterator[tuple[Instruction, str, float]]:
+def multiplications(program: str) -> Iterator[tuple[Instruction, str, float]]:
     """(instruction, its kind in `RATES`, FLOPs of one run as the peak counts them: heads padded to `HEAD`, of fp32
     factors more) of all that multiply, of fusions those inside added up."""
     shapes: dict[tuple[str, str], str] = {}
