@@ -39,7 +39,7 @@ class TrainConfig:
     accumulate: int = 1
     ema: float = 0.9999
     dtype: str = "float32"
-    remat: str = "none"
+    remat: str = "none"  # what the backward pass computes again, by a name in `models.unet.REMAT`
     log_every: int = 10
     save_every: int = 1000
     keep: int = 2
