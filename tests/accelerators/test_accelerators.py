@@ -15,7 +15,9 @@ from accelerators.programs import QUICK, Program, mesh_of, training, using
 from flax import nnx
 
 from vidjax.models.convolution import Conv
+from vidjax.models.kernels.attention import cudnn
 from vidjax.models.layers import linear
+from vidjax.models.unet import REMAT
 from vidjax.profiling import chips
 from vidjax.profiling.program import aliased, collectives, kernels, products
 from vidjax.runtime import sharding
@@ -116,6 +118,17 @@ def test_weights_that_fsdp_cuts_travel_before_they_are_multiplied(layer):
         text = step.lower(state, x).compile(compiler_options=QUICK["tpu"]).as_text()
     kinds = {kind for kind, _ in collectives(text)}
     assert "all-gather" in kinds and "collective-permute" not in kinds
+
+
+@pytest.mark.parametrize(("remat", "forward"), [("attention", 2), ("full", 4)])
+def test_flash_attention_of_a_gpu_that_is_kept_does_not_run_again(remat, forward):
+    mesh = mesh_of(GPU, (1, 1, 1, 1))
+    x = jax.ShapeDtypeStruct((1, 256, 128), jnp.bfloat16, sharding=sharding.replicated(mesh))
+    layer = jax.checkpoint(lambda x: jnp.sin(cudnn(jnp.sin(x), x, x, 64)), policy=REMAT[remat])
+    loss = lambda x: layer(layer(x)).astype(jnp.float32).sum()
+    with jax.set_mesh(mesh):
+        found = kernels(jax.jit(jax.value_and_grad(loss)).lower(x).compile(QUICK["gpu"]).as_text())
+    assert found["__cudnn$fmhaSoftmax"] == forward and found["__cudnn$fmhaSoftmaxBackward"] == 2
 
 
 @pytest.mark.parametrize(

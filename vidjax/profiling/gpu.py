@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from vidjax.profiling.chips import Chip
-from vidjax.profiling.program import HOLLOW, Instruction, bytes_of, fusions, instructions, shapes_of, times_run
+from vidjax.profiling.program import Instruction, bytes_moved, instructions, shapes_of, times_run
 
 # Of the peak, by who multiplies. Products that XLA's own kernels do count as a library's.
 RATES = {"convolution": 0.72, "product": 0.66, "flash": 0.48, "flash backward": 0.33}
@@ -22,24 +22,14 @@ HEAD = 64  # numbers of a head that cuDNN multiplies at a time
 
 def spent(program: str, chip: Chip) -> list[tuple[Instruction, float, float]]:
     """(instruction, seconds, bytes of operands and results) in all its runs, the slowest first."""
-    runs, inner, sizes, found = times_run(program), parts_of_kernels(program), {}, []
+    runs, found = times_run(program), []
     multiplied = {(each.computation, each.name): (kind, count) for each, kind, count in multiplications(program)}
-    for each in instructions(program):
-        sizes[each.computation, each.name] = bytes_of(each.shape)
-        if each.kind in HOLLOW or each.computation in inner:
-            continue
-        handled = bytes_of(each.shape) + sum(sizes.get((each.computation, name), 0) for name in each.operands)
-        kind, count = multiplied.get((each.computation, each.name), ("product", 0.0))
-        least = max(count / RATES[kind] / chip.flops, handled / BANDWIDTH / chip.bandwidth)
+    for each, handled in bytes_moved(program):
         times = runs[each.computation]
-        found.append((each, times * (least + KERNEL), float(times * handled)))
+        kind, count = multiplied.get((each.computation, each.name), ("product", 0.0))
+        least = max(times * count / RATES[kind] / chip.flops, handled / BANDWIDTH / chip.bandwidth)
+        found.append((each, least + times * KERNEL, handled))
     return sorted(found, key=lambda row: -row[1])
-
-
-def parts_of_kernels(program: str) -> set[str]:
-    """Computations that are a fusion's, or what a sum, a sort or the like does with two numbers."""
-    applied = (re.search(r"to_apply=%([\w.-]+)", each.rest) for each in instructions(program) if each.kind != "call")
-    return fusions(program) | {found[1] for found in applied if found}
 
 
 def multiplications(program: str) -> Iterator[tuple[Instruction, str, float]]:

@@ -178,8 +178,10 @@ def aliased(program: str) -> set[int]:
 
 
 def fusions(program: str) -> set[str]:
-    """Computations that stand for one instruction."""
-    return set(re.findall(r" fusion\([^\n]*?calls=%([\w.-]+)", program))
+    """Computations that stand for one instruction: fusions, and what a sum or a sort does with two numbers."""
+    fused = re.findall(r" fusion\([^\n]*?calls=%([\w.-]+)", program)
+    applied = (re.search(r"to_apply=%([\w.-]+)", each.rest) for each in instructions(program) if each.kind != "call")
+    return {*fused, *(found[1] for found in applied if found)}
 
 
 def times_run(program: str) -> Counter[str]:
