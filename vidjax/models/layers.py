@@ -1,6 +1,7 @@
 """Layers on videos `[b, t, h, w, c]`, all with the signature `layer(x, ctx) -> x`; an image is a video with t = 1."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -102,20 +103,39 @@ class GroupNorm(nnx.Module):
             return (self(x, ctx, dtype=dtype) * (1 + scale) + shift).astype(x.dtype if dtype is None else dtype)
         if ctx.images and self.over != "frame":
             return apart(lambda x, ctx: self(x, ctx, dtype=dtype), x, ctx)
-        within = tuple(range(1 if ctx.frames else 2, x.ndim - 1))
-        axes = {"frame": within, "clip": within if ctx.frames else (1, *within), "pixel": (1,)}[self.over]
-        clip = ctx.frames if self.over == "clip" else 0
-        pool = lambda means: mean_of_clips(mean_of_groups(means, self.groups), clip)
-        wide = x.astype(jnp.float32)
-        # By channel first: half the time on a CPU.
-        mean, variance = moments(wide, lambda y: mean_over(y, axes), pool, x.dtype)
-        near = jax.lax.stop_gradient(mean)  # whatever it is, what follows is the same, and the gradient has a sum less
-        slope = scale_row(jax.lax.rsqrt(variance + self.eps), self.scale[...])
-        start = add_row(-(mean - near) * slope, self.bias[...])
-        if scale is not None:
-            slope, start, axes = slope * (1 + scale), start * (1 + scale) + shift, within
-        over = lambda numbers: spread(numbers, x.shape, axes)
-        return ((wide - near) * over(slope) + over(start)).astype(x.dtype if dtype is None else dtype)
+        how = dict(groups=self.groups, eps=self.eps, over=self.over, frames=ctx.frames)
+        dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+        return normalise(x, self.scale[...], self.bias[...], scale, shift, **how, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("groups", "eps", "over", "frames", "dtype"))
+def normalise(
+    x: Float[Array, "b t *s c"],
+    gain: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    scale: Array | None,
+    shift: Array | None,
+    groups: int,
+    eps: float,
+    over: Over,
+    frames: int,
+    dtype: jnp.dtype,
+) -> Float[Array, "b t *s c"]:
+    """What `GroupNorm` computes, a program of its own, which is traced, differentiated and lowered once for all norms
+    of these shapes: a third of the time that tracing the step of a U-Net takes. The compiler sees no difference."""
+    within = tuple(range(1 if frames else 2, x.ndim - 1))
+    axes = {"frame": within, "clip": within if frames else (1, *within), "pixel": (1,)}[over]
+    pool = lambda means: mean_of_clips(mean_of_groups(means, groups), frames if over == "clip" else 0)
+    wide = x.astype(jnp.float32)
+    # By channel first: half the time on a CPU.
+    mean, variance = moments(wide, lambda y: mean_over(y, axes), pool, x.dtype)
+    near = jax.lax.stop_gradient(mean)  # whatever it is, what follows is the same, and the gradient has a sum less
+    slope = scale_row(jax.lax.rsqrt(variance + eps), gain)
+    start = add_row(-(mean - near) * slope, bias)
+    if scale is not None:
+        slope, start, axes = slope * (1 + scale), start * (1 + scale) + shift, within
+    wherever = lambda numbers: spread(numbers, x.shape, axes)
+    return ((wide - near) * wherever(slope) + wherever(start)).astype(dtype)
 
 
 def mean_of_clips(a: Array, frames: int) -> Array:
