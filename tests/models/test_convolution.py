@@ -27,6 +27,9 @@ CASES = {  # input, kernel, strides, padding
     "over time, strided": ((2, 6, 3, 4, 6), (3, 1, 1), (2, 1, 1), None),
     "per frame in three axes": ((2, 3, 4, 4, 5), (1, 3, 3), (1, 2, 2), None),
     "space-time": ((2, 4, 5, 6, 3), (3, 3, 3), 1, None),
+    "space-time, four columns as one": ((1, 3, 4, 8, 3), (3, 3, 3), (1, 2, 1), [(2, 0), (1, 1), (0, 2)]),
+    "space-time, four columns as two": ((1, 4, 5, 9, 3), (4, 4, 4), 2, [(1, 1)] * 3),
+    "space-time, odd columns": ((1, 3, 4, 7, 3), (3, 3, 3), 1, None),
     "space-time, strided, lopsided": ((1, 4, 6, 8, 3), (4, 4, 4), (1, 2, 2), [(2, 1), (1, 1), (1, 1)]),
     "one axis": ((2, 9, 3), (3,), 2, None),
 }
@@ -91,6 +94,14 @@ def test_edge_padding_repeats_the_border():
     bordered = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)), mode="edge")
     inside = convolve(bordered, kernel, padding=[(0, 0)] * 3)
     np.testing.assert_allclose(convolve(x, kernel, mode="edge"), inside, atol=1e-5)
+    for width, implementation in (
+        (5, "stacked"),
+        (5, "planes"),
+        (4, "planes"),
+        (2, "planes"),
+    ):  # planes: 1, 4, 2 as one
+        part = convolve(x[..., :width, :], kernel, mode="edge", implementation=implementation)
+        np.testing.assert_allclose(part, convolve(x[..., :width, :], kernel, mode="edge"), atol=1e-5)
     constant = convolve(jnp.ones_like(x), kernel, mode="edge")
     np.testing.assert_allclose(constant, jnp.broadcast_to(kernel.sum((0, 1, 2, 3)), constant.shape), atol=1e-4)
 
@@ -99,16 +110,16 @@ def test_edge_padding_repeats_the_border():
 @pytest.mark.parametrize("pads", [((1, 1), (2, 1), (0, 3)), ((0, 0), (1, 2), (2, 0))])
 def test_accelerators_repeat_the_same_borders(pads, platform, kind):
     """In value, along a direction, and back."""
-    x = normal(0, 2, 1, 4, 5, 3)  # a single frame is its own first and last
+    single = normal(0, 2, 1, 4, 5, 3)  # a frame that is its own first and last
 
-    def everything(pad):
+    def everything(pad, x=single):
         y, along = jax.jvp(pad, (x,), (jnp.cos(x),))
         return y, along, *jax.vjp(pad, x)[1](jnp.sin(y)), jax.vmap(pad)(x[None])[0]
 
     device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
-        traced = jax.make_jaxpr(lambda: everything(lambda x: repeat_borders(x, pads)))()
-    got = jax.core.eval_jaxpr(traced.jaxpr, traced.consts)
+        traced = jax.make_jaxpr(lambda x: everything(lambda x: repeat_borders(x, pads), x))(single)
+    got = jax.core.eval_jaxpr(traced.jaxpr, traced.consts, single)
     for a, b in zip(got, everything(lambda x: jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge")), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 

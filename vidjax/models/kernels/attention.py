@@ -12,12 +12,11 @@ from jaxtyping import Array, Bool, Float
 
 from vidjax.models import kernels
 from vidjax.models.kernels import short_attention
-from vidjax.models.kernels.products import product
+from vidjax.models.kernels.products import WIDTH, product
 from vidjax.models.kernels.sums import largest
 from vidjax.runtime.platforms import device_kind, platform
 
 CHUNK = 128  # queries at a time
-WIDTH = 128  # numbers in a row of a TPU's memory and of its matrix units
 FLASH = "flash"  # what a TPU's kernel keeps for its backward pass, by this name in `jax.checkpoint`
 CUDNN = "dot_product_attention_fwd_wrapper"  # what JAX's call of cuDNN is named, whose results are kept for the same
 SIDE_BY_SIDE = 512  # tokens of short sequences in one

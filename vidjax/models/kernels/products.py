@@ -7,6 +7,8 @@ from vidjax.models import kernels
 from vidjax.models.kernels.placement import ways
 from vidjax.runtime.platforms import platform
 
+WIDTH = 128  # numbers in a row of a TPU's memory and of its matrix units
+
 
 def product(x: Float[Array, "*b c"], y: Float[Array, "*k c d"]) -> Float[Array, "*b d"]:
     """x @ y, one `y` for each entry of the first axes *k that both have."""
