@@ -49,7 +49,7 @@ def convolve(
     def own(x: Array, kernel: Array) -> Array:
         batch, out, by, inner = x.shape[: x.ndim - n - 1], kernel.shape[-1], steps, pads
         x = x.reshape(-1, *x.shape[x.ndim - n - 1 :])
-        if name == "planes" and (count := together(x.shape, kernel.shape, steps, pads)) > 1:
+        if name == "planes" and (count := choose_columns(x.shape, kernel.shape, steps, pads)) > 1:
             x, kernel, by, inner = _columns_as_features(x, kernel, steps, pads, mode, count)
         if mode == "edge":
             x, inner = repeat_borders(x, inner), ((0, 0),) * n
@@ -196,14 +196,14 @@ def planes(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) ->
     return _over_time(convolve_by_xla, x, kernel, strides, padding)
 
 
-def together(x: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Pairs) -> int:
+def choose_columns(x: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Pairs) -> int:
     """How many columns of a map are one, with features side by side, where a TPU convolves over three axes: 4 or 2 if
-    so many of the input's and of the output's leave room in the rows of its matrix unit, else 1."""
+    the features of so many fit in a row of its memory, and those of what they give in two, else 1."""
     if len(strides) < 3 or kernel[2] == 1:
         return 1
     *_, c, d = kernel
     columns, step = _outputs(x[1:], kernel, strides, padding)[2], strides[2]
-    fits = lambda count, out: count == out * step and max(count * c, out * d) <= WIDTH and columns % out == 0
+    fits = lambda count, out: count == out * step and columns % out == 0 and count * c <= WIDTH and out * d <= 2 * WIDTH
     return next((count for count in (4, 2) if fits(count, count // step)), 1)
 
 
@@ -214,7 +214,7 @@ def _columns_as_features(
     that takes it, zero where a tap would meet no input of its own, and the strides and the padding that are left.
 
     The TPU compiler's cycles of a (3, 3, 3) convolution with repeated borders, forward and backward, for v5e, one
-    column at a time and two: 16 x 256 x 256 x 64 63.0 M, so 30.7 M; from 3 features to 64 24.8 M, so 12.8 M.
+    column at a time and two: 16 x 256 x 256 x 64 63.0 M, so 30.7 M; from 3 features to 64 24.8 M, four 11.2 M.
     """
     taps, step, out = kernel.shape[2], strides[2], count // strides[2]
     columns = lambda axis, before, after: [(before * (i == axis), after * (i == axis), 0) for i in range(5)]
