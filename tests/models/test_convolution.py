@@ -8,7 +8,13 @@ from flax import nnx
 from jax import lax
 
 from vidjax.models.convolution import Conv, ConvTranspose
-from vidjax.models.kernels.convolution import convolve, convolve_transposed, depthwise, repeat_borders
+from vidjax.models.kernels.convolution import (
+    choose_columns,
+    convolve,
+    convolve_transposed,
+    depthwise,
+    repeat_borders,
+)
 
 
 def normal(seed, *shape):
@@ -94,16 +100,33 @@ def test_edge_padding_repeats_the_border():
     bordered = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)), mode="edge")
     inside = convolve(bordered, kernel, padding=[(0, 0)] * 3)
     np.testing.assert_allclose(convolve(x, kernel, mode="edge"), inside, atol=1e-5)
-    for width, implementation in (
-        (5, "stacked"),
-        (5, "planes"),
-        (4, "planes"),
-        (2, "planes"),
-    ):  # planes: 1, 4, 2 as one
-        part = convolve(x[..., :width, :], kernel, mode="edge", implementation=implementation)
-        np.testing.assert_allclose(part, convolve(x[..., :width, :], kernel, mode="edge"), atol=1e-5)
     constant = convolve(jnp.ones_like(x), kernel, mode="edge")
     np.testing.assert_allclose(constant, jnp.broadcast_to(kernel.sum((0, 1, 2, 3)), constant.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("name, columns", [("four columns as one", 4), ("four columns as two", 4), ("odd columns", 1)])
+def test_columns_side_by_side_repeat_the_same_borders(name, columns):
+    shape, size, strides, padding = CASES[f"space-time, {name}"]
+    x, kernel = normal(0, *shape), normal(1, *size, shape[-1], 4)
+    steps = (strides,) * 3 if isinstance(strides, int) else strides
+    assert choose_columns(x.shape, kernel.shape, steps, tuple(padding or [(1, 1)] * 3)) == columns
+    run = lambda how: convolve(x, kernel, strides, padding, "edge", implementation=how)
+    np.testing.assert_allclose(run("planes"), run("plain"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cin, cout, columns", [(64, 64, 2), (64, 128, 2), (128, 64, 1), (3, 64, 4), (3, 128, 2)])
+def test_columns_side_by_side_fill_rows(cin, cout, columns):
+    assert choose_columns((1, 16, 64, 64, cin), (3, 3, 3, cin, cout), (1, 1, 1), ((1, 1),) * 3) == columns
+
+
+@pytest.mark.parametrize("implementation", ["plain", "folded", "planes", "stacked"])
+@pytest.mark.parametrize("name", ["space-time", "large map", "one axis"])
+def test_no_maps_give_none(name, implementation):
+    (_, *shape), size, strides, padding = CASES[name]
+    y = convolve(
+        jnp.zeros((0, *shape)), normal(0, *size, shape[-1], 4), strides, padding, implementation=implementation
+    )
+    assert y.size == 0 and y.ndim == 1 + len(shape)
 
 
 @pytest.mark.parametrize("platform, kind", [("tpu", "TPU v5 lite"), ("cuda", "NVIDIA H100")])

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vidjax.models.attention import Attention
-from vidjax.models.kernels.attention import attend
+from vidjax.models.kernels.attention import attend, short, splash
 from vidjax.models.layers import Context, ResBlock
 from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
 
@@ -47,7 +47,7 @@ def test_relative_attention_with_empty_tables_is_attention(transposed):
 
 @pytest.mark.parametrize("t, transposed, pairs", [(6, False, True), (6, True, False), (9, False, False)])
 def test_forms_for_tpus_are_equal(t, transposed, pairs):
-    """Few frames by pairs; else, and with the slip of LVDM, as attention whose two heads fill half of a row."""
+    """Few frames by pairs; else, and with the slip of LVDM, as attention each of whose heads fills half of a row."""
     layer = RelativeAttention(4, 2, transposed, rngs=nnx.Rngs(0))
     args = [jax.random.normal(jax.random.key(i), (2, 6, t, 8)) for i in range(3)]
     graphdef, state = nnx.split(layer)
@@ -56,6 +56,20 @@ def test_forms_for_tpus_are_equal(t, transposed, pairs):
     got, text = on_tpu(run, *args)
     assert (f"[12,{t},2,64]" in text) != pairs
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, jax.tree.leaves(jax.jit(run)(*args)))
+
+
+@pytest.mark.parametrize("kernel", ["short", "splash"])
+def test_relative_attention_by_a_kernel_of_tpus(kernel, monkeypatch):
+    """Sixteen frames, whose relative keys and values are features of heads of 64, as a kernel takes them."""
+    layer = RelativeAttention(32, 5, rngs=nnx.Rngs(0))
+    q, k, v = (jax.random.normal(jax.random.key(i), (16, 16, 2, 32)) for i in range(3))
+    graphdef, state = nnx.split(layer)
+    loss = lambda form: lambda state, *a: jnp.sin(getattr(nnx.merge(graphdef, state), form)(*a)).sum()
+    expected = jax.jit(jax.value_and_grad(loss("_by_sequences"), (0, 1, 2, 3)))(state, q, k, v)
+    interpreted = lambda *a: {"short": short, "splash": splash}[kernel](*a, interpret=True)
+    monkeypatch.setattr("vidjax.models.temporal.attend", interpreted)
+    got = jax.jit(jax.value_and_grad(loss("_by_features"), (0, 1, 2, 3)))(state, q, k, v)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected)
 
 
 @pytest.mark.parametrize("over", ["frame", "clip"])

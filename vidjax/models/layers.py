@@ -121,8 +121,8 @@ def normalise(
     frames: int,
     dtype: jnp.dtype,
 ) -> Float[Array, "b t *s c"]:
-    """What `GroupNorm` computes, a program of its own, which is traced, differentiated and lowered once for all norms
-    of these shapes: a third of the time that tracing the step of a U-Net takes. The compiler sees no difference."""
+    """Computes what `GroupNorm` does, as a jitted function: traced, differentiated and lowered once for all norms of
+    the same shapes, which XLA inlines. Without it tracing a U-Net's step takes half as long again."""
     within = tuple(range(1 if frames else 2, x.ndim - 1))
     axes = {"frame": within, "clip": within if frames else (1, *within), "pixel": (1,)}[over]
     pool = lambda means: mean_of_clips(mean_of_groups(means, groups), frames if over == "clip" else 0)

@@ -16,7 +16,7 @@ from vidjax.models.layers import MLP, Context, GroupNorm, apart, silu_norm, sinu
 from vidjax.runtime.platforms import platform
 
 FEW_FRAMES = 8  # of which a TPU attends to each pair by itself
-HALF = 64  # of a TPU's rows, which its kernel for short sequences wants heads to fill
+HALF_ROW = 64  # numbers, whole ones of which a TPU's kernel for short sequences wants heads to fill
 
 
 class RelativeAttention(nnx.Module):
@@ -72,10 +72,10 @@ class RelativeAttention(nnx.Module):
     ) -> Float[Array, "b t k d"]:
         """As attention without positions, whose heads have one more feature for each frame: of a query what the
         relative keys add, of the key and the value of frame s one at s, else zero. What so comes out last are the
-        weights, for the relative values. Level 1 of `vdm:ucf101` takes a v5e 14.8 M cycles so, 25.1 M with tables of
-        weights."""
+        weights, for the relative values. It has no forward mode where `attend` takes a kernel, as other attention.
+        Level 1 of `vdm:ucf101` takes a v5e 14.8 M cycles so, 25.1 M with tables of weights."""
         b, t, heads, d = q.shape
-        width = -(-(d + t) // HALF) * HALF
+        width = -(-(d + t) // HALF_ROW) * HALF_ROW
         widen = lambda a, more: jnp.concatenate([a, more, jnp.zeros((b, t, heads, width - d - t), a.dtype)], -1)
         frames = jnp.broadcast_to(jnp.eye(t, dtype=q.dtype)[:, None], (b, t, heads, t))
         q = widen(q, self._of_keys(q).swapaxes(1, 2) * d**0.5) * (width / d) ** 0.5  # `attend` divides by its root

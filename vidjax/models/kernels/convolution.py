@@ -35,8 +35,8 @@ def convolve(
     """Cross-correlates the last `len(k)` spatial axes of `x` with `kernel`; all axes before them are batch.
 
     padding: (before, after) for each spatial axis, by default k // 2 on both sides. mode: what stands there, "zeros" or
-    "edge" (the border repeated). implementation: a name in `CONVOLUTIONS`, by default "folded" on CPUs and "plain"
-    elsewhere; they are equal up to rounding. The result has the dtype of `x`.
+    "edge" (the border repeated). implementation: a name in `CONVOLUTIONS`, by default the one of `FASTEST` for the
+    platform; they are equal up to rounding. The result has the dtype of `x`.
     """
     size = kernel.shape[:-2]
     n = len(size)
@@ -54,7 +54,7 @@ def convolve(
         if mode == "edge":
             x, inner = repeat_borders(x, inner), ((0, 0),) * n
         y = CONVOLUTIONS[name](x, kernel, by, inner)
-        return y.reshape(*batch, *y.shape[1:-2], -1, out)
+        return y.reshape(*batch, *y.shape[1:-2], y.shape[-2] * y.shape[-1] // out, out)
 
     cut = own_part(x.ndim - n - 1, size)
     return local(own, (x, cut), (kernel.astype(x.dtype), ()), out=cut) if cut else own(x, kernel.astype(x.dtype))
@@ -65,10 +65,10 @@ def repeat_borders(x: Float[Array, "n *s c"], pads: Sequence[tuple[int, int]]) -
     reading them on GPUs."""
     if platform() == "cpu":
         return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge")
-    return (_read if platform() == "gpu" else _joined)(x, tuple(pads))
+    return (_read if platform() == "gpu" else _join_borders)(x, tuple(pads))
 
 
-def _joined(x: Array, pads: Pairs) -> Array:
+def _join_borders(x: Array, pads: Pairs) -> Array:
     """`repeat_borders`, the last axis first, whose entries are neighbours. The TPU compiler's cycles of a (3, 3, 3)
     convolution, forward and backward, by `_sum_of_parts` and so, for v5e: 16 x 128 x 128 x 128 14.2 M and 11.8 M, 8 x
     64 x 64 x 256 5.3 M and 4.4 M.
@@ -197,9 +197,10 @@ def planes(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs) ->
 
 
 def choose_columns(x: Sequence[int], kernel: Sequence[int], strides: Sequence[int], padding: Pairs) -> int:
-    """How many columns of a map are one, with features side by side, where a TPU convolves over three axes: 4 or 2 if
-    the features of so many fit in a row of its memory, and those of what they give in two, else 1."""
-    if len(strides) < 3 or kernel[2] == 1:
+    """Returns how many columns of a map are one, with features side by side, where a TPU convolves over three axes: 4
+    or 2 if these are whole steps of the stride that make up the output, and their features fit in a row of its memory,
+    those of what they give in two; else 1, as where features are cut over devices."""
+    if len(strides) < 3 or kernel[0] == 1 or kernel[2] == 1 or ways("heads") > 1:
         return 1
     *_, c, d = kernel
     columns, step = _outputs(x[1:], kernel, strides, padding)[2], strides[2]
@@ -210,22 +211,23 @@ def choose_columns(x: Sequence[int], kernel: Sequence[int], strides: Sequence[in
 def _columns_as_features(
     x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs, mode: str, count: int
 ) -> tuple[Array, Array, tuple[int, ...], Pairs]:
-    """An input [n, t, h, w, c] padded along w as `mode` says, whose w / count columns have count c features, the kernel
-    that takes it, zero where a tap would meet no input of its own, and the strides and the padding that are left.
+    """An input [n, t, h, w, c] padded along w as `mode` says, whose w / count groups of columns have count c features,
+    the kernel that takes it, zero where a tap would meet no input of its own, strides and padding that are left.
 
     The TPU compiler's cycles of a (3, 3, 3) convolution with repeated borders, forward and backward, for v5e, one
     column at a time and two: 16 x 256 x 256 x 64 63.0 M, so 30.7 M; from 3 features to 64 24.8 M, four 11.2 M.
     """
     taps, step, out = kernel.shape[2], strides[2], count // strides[2]
-    columns = lambda axis, before, after: [(before * (i == axis), after * (i == axis), 0) for i in range(5)]
-    pad = lambda a, axis, before, after: lax.pad(a, jnp.zeros((), a.dtype), columns(axis, before, after))
-    x = _joined(x, ((0, 0), (0, 0), padding[2])) if mode == "edge" else pad(x, 3, *padding[2])
-    blocks, steps = -(-((out - 1) * step + taps) // count), ((x.shape[3] - taps) // step + 1) // out
-    x = pad(x, 3, 0, (steps + blocks - 1) * count - x.shape[3])
-    x = x.reshape(*x.shape[:3], -1, count * x.shape[-1])
-    # Output column o of a block meets its input column m by the tap m - o step, if there is one.
-    met = [pad(kernel, 2, o * step, blocks * count - taps - o * step) for o in range(out)]
-    kernel = rearrange(jnp.stack(met, -2), "t h (b i) c o d -> t h b (i c) (o d)", b=blocks)
+    groups = _outputs(x.shape[1:], kernel.shape, strides, padding)[2] // out
+    met = -(-((out - 1) * step + taps) // count)  # groups of the input by one of the output
+    pads = lambda axis, before, after: [(before * (i == axis), after * (i == axis), 0) for i in range(5)]
+    pad = lambda a, axis, before, after: lax.pad(a, jnp.zeros((), a.dtype), pads(axis, before, after))
+    x = _join_borders(x, ((0, 0), (0, 0), padding[2])) if mode == "edge" else pad(x, 3, *padding[2])
+    x = pad(x, 3, 0, (groups + met - 1) * count - x.shape[3])
+    x = x.reshape(*x.shape[:3], groups + met - 1, count * x.shape[-1])
+    # Output column o of a group meets column m of its input by the tap m - o step, if there is one.
+    kernels = [pad(kernel, 2, o * step, met * count - taps - o * step) for o in range(out)]
+    kernel = rearrange(jnp.stack(kernels, -2), "t h (g i) c o d -> t h g (i c) (o d)", g=met)
     return x, kernel, (*strides[:2], 1), (*padding[:2], (0, 0))
 
 
