@@ -12,11 +12,12 @@ from vidjax.models import kernels
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.attention import attend
 from vidjax.models.kernels.placement import to_frames, to_pixels
+from vidjax.models.kernels.products import WIDTH
 from vidjax.models.layers import MLP, Context, GroupNorm, apart, silu_norm, sinusoid
 from vidjax.runtime.platforms import platform
 
 FEW_FRAMES = 8  # of which a TPU attends to each pair by itself
-HALF_ROW = 64  # numbers, whole ones of which a TPU's kernel for short sequences wants heads to fill
+HALF_ROW = WIDTH // 2  # numbers, whole ones of which a TPU's kernel for short sequences wants heads to fill
 
 
 class RelativeAttention(nnx.Module):
