@@ -10,7 +10,7 @@ import pytest
 from as_users import latents_of
 from starts import program
 from test_configs import config
-from tiny_folder import VIDEO, write_folder
+from tiny_folder import VIDEO_MIDDLE, write_folder
 
 from vidjax import settings
 from vidjax.errors import InputError
@@ -51,7 +51,7 @@ def small(folder, clips, **sections):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("modelscope") / "folder", unet=VIDEO)
+    return write_folder(tmp_path_factory.mktemp("modelscope") / "folder", unet=VIDEO_MIDDLE)
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,7 @@ VIDEO = dict(
     up_block_types=["CrossAttnUpBlock3D"],
     attention_head_dim=8,
 )
+VIDEO_MIDDLE = VIDEO | dict(down_block_types=["DownBlock3D"], up_block_types=["UpBlock3D"])
 
 # A Stable Video Diffusion. It has 32 groups: of 32 features they would take out all that the time adds.
 STABLE_VIDEO = {
