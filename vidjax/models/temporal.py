@@ -13,6 +13,7 @@ from vidjax.models.convolution import Conv
 from vidjax.models.kernels.attention import attend
 from vidjax.models.kernels.placement import to_frames, to_pixels
 from vidjax.models.kernels.products import WIDTH
+from vidjax.models.kernels.sums import repeat
 from vidjax.models.layers import MLP, Context, GroupNorm, apart, silu_norm, sinusoid
 from vidjax.runtime.platforms import platform
 
@@ -58,7 +59,7 @@ class RelativeAttention(nnx.Module):
         t, d, heads = q.shape[1], self.k.shape[-1], q.shape[-1] // self.k.shape[-1]
         rel_k, rel_v = (jnp.tile(a[...][self._distances(t)], heads)[:, :, None] for a in (self.k, self.v))  # [t s 1 c]
         ones = jnp.repeat(jnp.eye(heads, dtype=q.dtype), d, 0)  # [c heads]
-        q, of = q * d**-0.5, lambda a, rel, s: a[:, s : s + 1] + rel[:, s]
+        q, of = q * d**-0.5, lambda a, rel, s: repeat(a[:, s : s + 1], t, 1) + rel[:, s]
         e = jnp.stack([q * of(k, rel_k, s) @ ones for s in range(t)])  # [s b t n heads]
         w = jax.nn.softmax(e.astype(jnp.float32), 0).astype(v.dtype)
         return sum(w[s] @ ones.T * of(v, rel_v, s) for s in range(t))
