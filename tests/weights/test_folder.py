@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tiny_folder import CONFIGS, write_configs
 
 from vidjax.diffusion import schedule as schedules
 from vidjax.errors import InputError
 from vidjax.models.clip import ClipTextConfig
+from vidjax.models.parameters import abstract_parameters
 from vidjax.models.unet import UNetConfig
-from vidjax.weights import configs
+from vidjax.weights import configs, pretrained
 from vidjax.weights.folder import Folder
 from vidjax.weights.tensors import read
 
@@ -252,3 +254,16 @@ def test_autoencoder_and_text():
         configs.clip_text_config({"hidden_act": "relu"})
     with pytest.raises(InputError, match="architecture 'BertModel' is not known"):
         configs.clip_text_config({"architectures": ["BertModel"]})
+
+
+def test_an_outline_is_read_once_while_the_folder_stays_as_it_is(tmp_path):
+    folder = write_configs(tmp_path / "sd", CONFIGS)
+    shapes = lambda model: {path: value.shape for path, value in abstract_parameters(model).items()}
+    first, whole = pretrained.outline(folder), pretrained.load(folder, weights=False)
+    assert shapes(first.model) == shapes(whole.model)
+    assert pretrained.outline(folder) is first
+    assert shapes(pretrained.outline(folder, inflate="tuned").model).keys() > shapes(first.model).keys()
+    (folder / "unet" / "config.json").write_text(json.dumps(CONFIGS["unet"] | dict(block_out_channels=[16])))
+    assert shapes(pretrained.outline(folder).model)["unet.conv_in.bias"] == (16,)
+    with pytest.raises(InputError, match="does not exist"):
+        pretrained.outline(tmp_path / "nowhere")

@@ -35,7 +35,8 @@ def moving(section: Mapping[str, Any], workdir: AnyPath, *, source: Stage | None
     Videos and pictures are encoded at every step, as the pictures are under new noise each time. Raises InputError for
     what in the folder or the config does not fit.
     """
-    known = load(section, weights=False)
+    folder, remat = section["pretrained"], section["train"].get("remat", "none")
+    known = pretrained.outline(folder, remat=remat)
     check(section, common["data"], reads=known.tokenize is not None)
     elsewhere = ("encode_once", "source_weight", "drop")  # the second for samples alone
     options = {key: value for key, value in section.get("finetune", {}).items() if key not in elsewhere}
@@ -54,7 +55,7 @@ def moving(section: Mapping[str, Any], workdir: AnyPath, *, source: Stage | None
         if source is not None:
             model = tuned_model(source, weights)
         else:
-            model = load(section).model if weights else nnx.clone(known.model)
+            model = pretrained.load(folder, remat=remat).model if weights else nnx.clone(known.model)
         model.picture.training = training
         if getattr(training, "twice", None) is not None:
             model.picture.twice = training.twice
@@ -86,11 +87,6 @@ def moving(section: Mapping[str, Any], workdir: AnyPath, *, source: Stage | None
 
     more = dict(tokenize=known.tokenize, trainable=tune.trainable)
     return Stage(start=start, preview=preview, objective=objective, **more, **common)
-
-
-def load(section: Mapping[str, Any], weights: bool = True) -> pretrained.Pretrained:
-    """Loads the folder that a stage tunes. Raises InputError."""
-    return pretrained.load(section["pretrained"], remat=section["train"].get("remat", "none"), weights=weights)
 
 
 def prompt_of(generator: Generator, text: str) -> str:

@@ -101,9 +101,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     check_range("config.finetune.", 0, 1, drop=drop)
     tune = strategy(options.pop("strategy", "full"), **options)
     model = settings.construct(TunedConfig, section.get("model"), "model")
-    load = partial(
-        pretrained.load,
-        folder,
+    how = dict(
         inflate=model.inflation,
         norm_over=model.norm_over,
         remat=section["train"].get("remat", "none"),
@@ -111,7 +109,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
     )
     if model.inflation and pretrained.open_video_file(folder) is not None:
         raise InputError(f"{folder} is a video model: config.model.key_frames is of image models, set it to None")
-    known = load(weights=False)
+    known = pretrained.outline(folder, **how)
     if known.refinement:
         raise InputError(f"{folder} makes finished videos larger; it is not tuned here, take it as --refine")
     tokenize, told = known.tokenize, known.model.embedders
@@ -126,7 +124,7 @@ def tuning(section: Mapping[str, Any], workdir: Any, *, source: Stage | None = N
         if source is not None:
             loaded = tuned_model(source, weights)
         else:
-            loaded = load(weights=True).model if weights else nnx.clone(known.model)
+            loaded = pretrained.load(folder, **how).model if weights else nnx.clone(known.model)
             if model.released and weights:
                 random_biases(loaded, rngs)
         tune.surgery(loaded, rngs)
@@ -261,7 +259,7 @@ def tuned_generator(section: Mapping[str, Any], stage: Stage, source: Stage | No
     """Makes the generator of the tuned model. What a `source` stage has adapted counts `config.finetune.source_weight`
     as much, 1 by default: MotionDirector leaves the appearance out, so that other appearances move alike."""
     full = tuned_model(stage)
-    known = pretrained.load(section["pretrained"], weights=False, motion_adapter=section.get("motion_adapter"))
+    known = pretrained.outline(section["pretrained"], motion_adapter=section.get("motion_adapter"))
     params = {path: jnp.asarray(value) for path, value in parameters(full).items()}
     return generator_of(section, known, stage.data, nnx.graphdef(full), weighed(section, source, params))
 

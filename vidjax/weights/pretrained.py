@@ -41,6 +41,8 @@ from vidjax.weights.video_file import Entries, VideoFile
 RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.unet", "UNet3DConditionModel"]}
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 Source = Folder | SingleFile | WithMotion
+KEPT = 4
+OUTLINES: dict[str, "Pretrained"] = {}  # the last so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,30 @@ def load(
         family.frames(config),
         components.defaults,
     )
+
+
+def outline(folder: str | Path, **options: Any) -> Pretrained:
+    """Loads a model of shapes, see `load`; once while the folder's files stay as they are.
+
+    A run that tunes a folder asks a dozen times, and ModelScope's takes 2.4 s of a core. What is returned is shared:
+    clone the model to change it. Raises InputError.
+    """
+    if not Path(folder).is_dir():
+        return load(folder, **options, weights=False)
+    adapter = options.get("motion_adapter")
+    key = repr((str(folder), sorted(options.items()), stamps(folder), stamps(adapter) if adapter else None))
+    if key not in OUTLINES:
+        found = load(folder, **options, weights=False)
+        if len(OUTLINES) == KEPT:
+            del OUTLINES[next(iter(OUTLINES))]
+        OUTLINES[key] = found
+    return OUTLINES[key]
+
+
+def stamps(path: str | Path) -> list[tuple[str, int, int]]:
+    """Returns size and time of change of the file `path`, or of each in that folder."""
+    files = [Path(path), *Path(path).rglob("*")]
+    return sorted((str(file), (found := file.stat()).st_size, found.st_mtime_ns) for file in files if file.is_file())
 
 
 def open_video_file(path: str | Path) -> VideoFile | None:
