@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 ROWS = 128  # tokens of sequences so short that several go together
 QUERIES = 256  # at a time, of a sequence of more
-MOST = 5 * 2**16  # numbers of a sequence: its keys, values, their gradients and sums fit what a TPU's kernel has of VMEM
+MOST = 5 * 2**16  # numbers of a sequence: keys, values, gradients and sums of so many fit a TPU kernel's VMEM
 
 
 def fits(n: int, features: int, head_dim: int) -> bool:
