@@ -55,7 +55,7 @@ def test_the_tpu_kernel_equals_plain_forward_and_backward(n, m, d, masked):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, wanted)
 
 
-@pytest.mark.parametrize("n, d", [(16, 64), (144, 192), (480, 40)])
+@pytest.mark.parametrize("n, d", [(16, 64), (24, 8), (144, 192), (480, 40)])
 def test_the_tpu_kernel_of_short_sequences_equals_plain_forward_and_backward(n, d):
     """Two sequences in one, whole ones by themselves, and one of more queries than are taken at a time."""
     q, k, v = qkv(n, n, d)
@@ -136,8 +136,10 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
     assert named(1024, 77, hopper, jnp.ones((2, 1, 1024, 77), bool), **half) == "plain"
     assert named(1024, 1024, tpu) == named(5000, 77, tpu) == named(1024, 1024, tpu, d=160) == "splash"
     assert named(256, 256, tpu, d=192, **half) == named(16, 16, tpu, d=256, b=8, **half) == "short"
+    assert named(24, 24, tpu, b=64, **half) == named(14, 14, tpu, b=64, **half) == "short"
     assert named(1024, 1024, tpu, d=40, **half) == named(960, 960, tpu, d=32, **half) == "short"
     assert named(1040, 1040, tpu, d=40, **half) == named(1024, 1024, tpu, d=176, **half) == "splash"
+    assert named(25, 25, tpu, b=64, **half) == named(272, 272, tpu, **half) == "splash"  # no parts of whole tiles
     assert named(24, 24, tpu, b=64) == "splash" and named(24, 24, tpu, b=2) == named(24, 77, tpu, b=64) == "plain"
     assert named(4096, 8192, cpu) == "chunked"
     assert named(1024, 1024, cpu) == named(64, 64, cpu) == "plain"

@@ -199,8 +199,7 @@ def _or_mean(out: Array, v: Array, mask: Array | None) -> Array:
 
 def short(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = None, interpret: bool = False) -> Array:
     """Attention within short sequences as a TPU kernel of our own, for no masks. `interpret`: off TPUs, slowly."""
-    together = side_by_side(*q.shape[:2], short_attention.ROWS)
-    return checkpoint_name(short_attention.attend_short(q, k, v, head_dim, together, interpret), FLASH)
+    return checkpoint_name(short_attention.attend_short(q, k, v, head_dim, interpret), FLASH)
 
 
 # For `jax.checkpoint`: keep what flash attention puts out, so that it does not run again.
@@ -231,7 +230,7 @@ def choose_attention(q: Array, k: Array, head_dim: int, mask: Array | None = Non
         whole = n == m and mask is None
         count = side_by_side(b, n, SIDE_BY_SIDE) if whole else 1
         if count * n >= CHUNK and n > 1:
-            return "short" if whole and half and short_attention.fits(n, features, head_dim) else "splash"
+            return "short" if whole and half and short_attention.fits(b, n, features, head_dim) else "splash"
     return "chunked" if n > CHUNK and b * features // head_dim * n * m > KEPT else "plain"
 
 

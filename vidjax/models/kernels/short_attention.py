@@ -13,52 +13,60 @@ QUERIES = 256  # at a time, of a sequence of more
 MOST = 5 * 2**16  # numbers of a sequence: keys, values, gradients and sums of so many fit a TPU kernel's VMEM
 
 
-def fits(n: int, features: int, head_dim: int) -> bool:
-    """Whether `attend_short` takes sequences of `n` tokens: whole tiles of its memory.
+def together(batch: int, n: int) -> int:
+    """How many of so many sequences of `n` tokens a step takes: whole tiles of a TPU's memory; 0 if there are none."""
+    return next((count for count in range(max(ROWS // n, 1), 0, -1) if batch % count == count * n % 16 == 0), 0)
+
+
+def queries(n: int) -> int:
+    """How many of `n` queries a step takes: whole tiles, and at most `QUERIES`."""
+    return next(count for count in range(min(n, QUERIES), 0, -1) if n % count == count % 16 == 0)
+
+
+def fits(batch: int, n: int, features: int, head_dim: int) -> bool:
+    """Whether `attend_short` takes so many sequences of `n` tokens.
 
     Heads need not fill rows: by the kernels' compiled schedules for v5e, forward and backward with all that lays out
     for them, 8 sequences of 256 tokens and 16 heads of 32 take 261 k cycles so, 603 k by `splash`; 8 heads of 80 171 k
     and 381 k; 4 sequences of 1,024 tokens and 8 heads of 32 633 k and 857 k, of 40 806 k and 906 k.
     """
-    return n % 16 == 0 and n <= 1024 and head_dim % 8 == 0 and max(n, ROWS) * features <= MOST
+    if not (count := together(batch, n)) or n > 1024 or head_dim % 8:
+        return False
+    return queries(count * n) >= min(count * n, ROWS // 2) and max(n, ROWS) * features <= MOST
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def attend_short(
     q: Float[Array, "b n c"],
     k: Float[Array, "b n c"],
     v: Float[Array, "b n c"],
     head_dim: int,
-    together: int,
     interpret: bool,
 ) -> Float[Array, "b n c"]:
-    """softmax(q k' / sqrt(d)) v for each head of d = `head_dim` of the features, `together` sequences at a time.
+    """softmax(q k' / sqrt(d)) v for each head of d = `head_dim` of the features.
 
     A step of the kernel has all keys of its queries, so nothing is kept for the backward pass but what goes in, and
     heads need not be laid out apart: each is a part of the rows.
     """
-    return _run(_forward, 1, (q, k, v), head_dim, together, interpret)
+    return _run(_forward, 1, (q, k, v), head_dim, interpret)
 
 
 attend_short.defvjp(
     lambda q, k, v, *how: (attend_short(q, k, v, *how), (q, k, v)),
-    lambda head_dim, together, interpret, kept, slope: tuple(
-        _run(_backward, 3, (*kept, slope), head_dim, together, interpret)
-    ),
+    lambda head_dim, interpret, kept, slope: tuple(_run(_backward, 3, (*kept, slope), head_dim, interpret)),
 )
 
 
-def _run(
-    kernel: Callable, outputs: int, arrays: tuple[Array, ...], head_dim: int, together: int, interpret: bool
-) -> Any:
-    """Runs a kernel on blocks of `together` sequences, some of their queries (the first array, what comes out for them,
+def _run(kernel: Callable, outputs: int, arrays: tuple[Array, ...], head_dim: int, interpret: bool) -> Any:
+    """Runs a kernel on blocks of whole sequences, some of their queries (the first array, what comes out for them,
     and the slope of that) at a time; it returns one array, or a list of several."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
     b, n, c = arrays[0].shape
-    shape = (b // together, together * n, c)
-    count = next(count for count in range(min(shape[1], QUERIES), 0, -1) if shape[1] % count == count % 16 == 0)
+    each = together(b, n)
+    shape = (b // each, each * n, c)
+    count = queries(shape[1])
     some = pl.BlockSpec((None, count, c), lambda i, j: (i, j, 0))
     every = pl.BlockSpec((None, *shape[1:]), lambda i, j: (i, 0, 0))
     run = pl.pallas_call(
