@@ -9,6 +9,7 @@ from flax import nnx
 
 from vidjax.models import kernels
 from vidjax.models.attention import Attention, sinusoid_interleaved
+from vidjax.models.kernels import short_attention
 from vidjax.models.kernels.attention import ATTENTION, attend, choose_attention, join_heads, part_heads
 from vidjax.models.layers import Context
 from vidjax.models.unet import REMAT
@@ -140,6 +141,7 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
     assert named(1024, 1024, tpu, d=40, **half) == named(960, 960, tpu, d=32, **half) == "short"
     assert named(1040, 1040, tpu, d=40, **half) == named(1024, 1024, tpu, d=176, **half) == "splash"
     assert named(25, 25, tpu, b=64, **half) == named(272, 272, tpu, **half) == "splash"  # no parts of whole tiles
+    assert short_attention.fits(8, 128, 1280, 32) and not short_attention.fits(8, 128, 1280, 16)  # 80 heads
     assert named(24, 24, tpu, b=64) == "splash" and named(24, 24, tpu, b=2) == named(24, 77, tpu, b=64) == "plain"
     assert named(4096, 8192, cpu) == "chunked"
     assert named(1024, 1024, cpu) == named(64, 64, cpu) == "plain"

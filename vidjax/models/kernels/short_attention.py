@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 ROWS = 128  # tokens of sequences so short that several go together
 QUERIES = 256  # at a time, of a sequence of more
+HEADS = 40  # each of which has its own code in the kernel, which compiles in a second for each
 MOST = 5 * 2**16  # numbers of a sequence: keys, values, gradients and sums of so many fit a TPU kernel's VMEM
 
 
@@ -30,7 +31,7 @@ def fits(batch: int, n: int, features: int, head_dim: int) -> bool:
     for them, 8 sequences of 256 tokens and 16 heads of 32 take 261 k cycles so, 603 k by `splash`; 8 heads of 80 171 k
     and 381 k; 4 sequences of 1,024 tokens and 8 heads of 32 633 k and 857 k, of 40 806 k and 906 k.
     """
-    if not (count := together(batch, n)) or n > 1024 or head_dim % 8:
+    if not (count := together(batch, n)) or n > 1024 or head_dim % 8 or features > HEADS * head_dim:
         return False
     return queries(count * n) >= min(count * n, ROWS // 2) and max(n, ROWS) * features <= MOST
 
