@@ -1,7 +1,7 @@
 """What attention takes of a TPU with each of its kernels, these by their compiled schedules: nothing is run.
 
 python tests/benchmarks/kernel_cycles.py --batch=4 --tokens=1024 --features=256 --head_dim=32
-python tests/benchmarks/kernel_cycles.py ... --forms=short --topology=v5p-2 --json=figures.json
+python tests/benchmarks/kernel_cycles.py ... --forms=short --topology=v6e-1 --json=figures.json
 
 Forward and backward in bf16. Elsewhere (vidjax.plan, layer_cycles.py) a kernel counts as what its products take at the
 peak; here as the instructions that the compiler has put into each of its steps, times the steps: what a step leaves out
@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from vidjax import cli
+from vidjax.profiling.flops import called
 from vidjax.runtime.storage import write_json
 
 BATCH = flags.DEFINE_integer("batch", 4, "Sequences.", lower_bound=1)
@@ -27,7 +28,7 @@ TOKENS = flags.DEFINE_integer("tokens", 1024, "Of each.", lower_bound=1)
 FEATURES = flags.DEFINE_integer("features", 256, "Of all heads.", lower_bound=1)
 HEAD_DIM = flags.DEFINE_integer("head_dim", 32, "Of one head.", lower_bound=1)
 FORMS = flags.DEFINE_list("forms", "short,splash", "Entries of vidjax.models.kernels.attention.ATTENTION.")
-TOPOLOGY = flags.DEFINE_string("topology", "v5e-1", "One TPU chip: v5e-1, v6e-1 or v5p-2.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5e-1", "One TPU chip of one core: v5e-1 or v6e-1.")
 JSON = flags.DEFINE_string("json", None, "Write the figures to this file.")
 
 
@@ -51,6 +52,7 @@ def measured(form: str, folder: Path) -> dict[str, float]:
     from vidjax.profiling.program import cycles
     from vidjax.runtime import sharding
 
+    os.environ.update(chips.QUIET)
     jax.config.update("jax_platforms", "cpu")
     chip, _ = chips.named(TOPOLOGY.value)
     mesh = sharding.make_mesh(devices=chips.devices(TOPOLOGY.value))
@@ -81,10 +83,9 @@ def kernels_of(jaxpr: Any) -> Iterator[tuple[str, int]]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation.params["name"], prod(equation.params["grid_mapping"].grid)
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and equation.primitive.name != "pallas_call":
-                yield from kernels_of(inner)
+            continue
+        for inner in called(equation):
+            yield from kernels_of(inner)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_the_choice_is_the_mesh_s_platform_s_and_falls_back_where_flash_cannot_g
     assert named(24, 24, tpu, b=64, **half) == named(14, 14, tpu, b=64, **half) == "short"
     assert named(1024, 1024, tpu, d=40, **half) == named(960, 960, tpu, d=32, **half) == "short"
     assert named(1040, 1040, tpu, d=40, **half) == named(1024, 1024, tpu, d=176, **half) == "splash"
-    assert named(25, 25, tpu, b=64, **half) == named(272, 272, tpu, **half) == "splash"  # no parts of whole tiles
+    assert named(25, 25, tpu, b=64, **half) == named(272, 272, tpu, **half) == "splash"  # tiles cut, or one by one
     assert short_attention.fits(8, 128, 1280, 32) and not short_attention.fits(8, 128, 1280, 16)  # 80 heads
     assert named(24, 24, tpu, b=64) == "splash" and named(24, 24, tpu, b=2) == named(24, 77, tpu, b=64) == "plain"
     assert named(4096, 8192, cpu) == "chunked"

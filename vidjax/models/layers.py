@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
 from vidjax.models.kernels.moments import STATISTICS, mean_of_groups, mean_over, moments
-from vidjax.models.kernels.placement import frames_in_batch, to_frames, to_pixels, ways, whole
+from vidjax.models.kernels.placement import to_frames, to_pixels, tpu_has_whole_clips, ways, whole
 from vidjax.models.kernels.products import product
 from vidjax.models.kernels.sums import add_row, scale_row, spread
 
@@ -281,7 +281,7 @@ class ResBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t h w c"], ctx: Context) -> Float[Array, "b t h w d"]:
         if not self.over_time:
-            if not frames_in_batch() or ctx.images or self.norm1.over == "pixel":
+            if not tpu_has_whole_clips() or ctx.images or self.norm1.over == "pixel":
                 return self.run(x, ctx)
             fold = lambda a: a.reshape(-1, *a.shape[2:])
             folded = Context(fold(ctx.emb), frames=x.shape[1])

@@ -55,7 +55,7 @@ def _with_gradient(jaxpr: Any, moved: Sequence[bool], asked: Sequence[bool]) -> 
         if equation.primitive.name == "scan" and any(inputs):  # what is carried moves after one turn
             first, count = equation.params["num_consts"], equation.params["num_carry"]
             inputs[first : first + count], asked = [True] * count, [True] * len(asked)
-        for inner in _inner(equation):
+        for inner in called(equation):
             flops, out = _with_gradient(inner, inputs[len(inputs) - len(inner.invars) :], asked)
             total += _turns(equation) * flops
         total += _own(equation) * (1 + sum(inputs[:2]))
@@ -72,7 +72,7 @@ def _products(jaxpr: Any, scope: str = "", turns: int = 1) -> Iterator[tuple[str
     for equation in jaxpr.eqns:
         own, times = f"{scope}/{equation.source_info.name_stack}", turns * _turns(equation)
         yield own, times * _own(equation)
-        for inner in _inner(equation):
+        for inner in called(equation):
             yield from _products(inner, own, times)
 
 
@@ -80,7 +80,7 @@ def _turns(equation: Any) -> int:
     return equation.params["length"] if equation.primitive.name == "scan" else 1
 
 
-def _inner(equation: Any) -> list[Any]:
+def called(equation: Any) -> list[Any]:
     """The jaxprs that an equation calls; of a condition's branches the dearest."""
     found = []
     for value in equation.params.values():

@@ -42,7 +42,7 @@ RELEASED = {"_class_name": "TuneAVideoPipeline", "unet": ["tuneavideo.models.une
 IMAGE = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
 Source = Folder | SingleFile | WithMotion
 KEPT = 4
-OUTLINES: dict[str, "Pretrained"] = {}  # the last so many
+OUTLINES: dict[str, "Pretrained"] = {}  # the last so many that were made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,15 +154,15 @@ def load(
 
 
 def outline(folder: str | Path, **options: Any) -> Pretrained:
-    """Loads a model of shapes, see `load`; once while the folder's files stay as they are.
+    """Loads a model of shapes, see `load`; once while its files, and those of what stands beside it, stay as they are.
 
     A run that tunes a folder asks a dozen times, and ModelScope's takes 2.4 s of a core. What is returned is shared:
     clone the model to change it. Raises InputError.
     """
-    if not Path(folder).is_dir():
+    if not Path(folder).is_dir():  # one file's words and pictures lie in folders that only it knows
         return load(folder, **options, weights=False)
-    adapter = options.get("motion_adapter")
-    key = repr((str(folder), sorted(options.items()), stamps(folder), stamps(adapter) if adapter else None))
+    beside = [stamps(path) for name in ("motion_adapter", "control") if (path := options.get(name))]
+    key = repr((str(folder), sorted(options.items()), stamps(folder), beside))
     if key not in OUTLINES:
         found = load(folder, **options, weights=False)
         if len(OUTLINES) == KEPT:

@@ -95,7 +95,7 @@ def splash(q: Array, k: Array, v: Array, head_dim: int, mask: Array | None = Non
     from jax.experimental.pallas.ops.tpu import splash_attention as kernel
 
     (b, n, features), m = q.shape, k.shape[1]
-    count = side_by_side(b, n, SIDE_BY_SIDE) if n == m and mask is None else 1
+    count = short_attention.side_by_side(b, n, SIDE_BY_SIDE) if n == m and mask is None else 1
     rows, columns = (-(-count * size // 128) * 128 for size in (n, m))
     heads = features // head_dim
     block_k, block_k_backward = _block(columns, 1024), _block(columns, 4096)
@@ -180,11 +180,6 @@ def tokens_last(head_dim: int) -> bool:
     return platform() == "tpu" and not kernels.choice().textbook and head_dim % WIDTH != 0
 
 
-def side_by_side(batch: int, tokens: int, most: int) -> int:
-    """How many sequences of so many tokens make at most `most`: a divisor of the batch, at least 1."""
-    return next((count for count in range(most // tokens, 1, -1) if batch % count == 0), 1)
-
-
 def _block(size: int, most: int) -> int:
     """The largest multiple of 128 up to `most` that divides `size`."""
     return next(block for block in range(most, 0, -128) if size % block == 0)
@@ -228,7 +223,7 @@ def choose_attention(q: Array, k: Array, head_dim: int, mask: Array | None = Non
         return "cudnn"
     if target == "tpu":
         whole = n == m and mask is None
-        count = side_by_side(b, n, SIDE_BY_SIDE) if whole else 1
+        count = short_attention.side_by_side(b, n, SIDE_BY_SIDE) if whole else 1
         if count * n >= CHUNK and n > 1:
             return "short" if whole and half and short_attention.fits(b, n, features, head_dim) else "splash"
     return "chunked" if n > CHUNK and b * features // head_dim * n * m > KEPT else "plain"

@@ -62,9 +62,9 @@ def local(function: Callable[..., Array], *parts: tuple[Any, Spec], out: Spec, e
     return jax.shard_map(own, in_specs=specs, out_specs=to_mesh(out), axis_names=names)(*arrays)
 
 
-def frames_in_batch() -> bool:
-    """Whether a layer that convolves frame by frame takes batch and frames as one axis: on TPUs, where clips are not
-    cut over devices."""
+def tpu_has_whole_clips() -> bool:
+    """Whether the program is a TPU's and has all frames of a clip on one device: these may be one axis with the batch,
+    or be added one to the next."""
     return platform() == "tpu" and ways("context") == 1 and not kernels.choice().textbook
 
 

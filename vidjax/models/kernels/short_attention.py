@@ -8,20 +8,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+TILE = 16  # rows of a TPU's memory, in bf16
 ROWS = 128  # tokens of sequences so short that several go together
-QUERIES = 256  # at a time, of a sequence of more
+QUERIES = 256  # at a time, of a sequence of more; not less than `ROWS`, of which each knows its own sequence
 HEADS = 40  # each of which has its own code in the kernel, which compiles in a second for each
 MOST = 5 * 2**16  # numbers of a sequence: keys, values, gradients and sums of so many fit a TPU kernel's VMEM
 
 
-def together(batch: int, n: int) -> int:
-    """How many of so many sequences of `n` tokens a step takes: whole tiles of a TPU's memory; 0 if there are none."""
-    return next((count for count in range(max(ROWS // n, 1), 0, -1) if batch % count == count * n % 16 == 0), 0)
+def side_by_side(batch: int, tokens: int, most: int, tile: int = 1) -> int:
+    """How many sequences make at most `most` tokens, in whole tiles: a divisor of the batch, 1 if there is none."""
+    counts = range(most // tokens, 1, -1)
+    return next((count for count in counts if batch % count == count * tokens % tile == 0), 1)
 
 
 def queries(n: int) -> int:
     """How many of `n` queries a step takes: whole tiles, and at most `QUERIES`."""
-    return next(count for count in range(min(n, QUERIES), 0, -1) if n % count == count % 16 == 0)
+    return next(count for count in range(min(n, QUERIES), 0, -1) if n % count == count % TILE == 0)
 
 
 def fits(batch: int, n: int, features: int, head_dim: int) -> bool:
@@ -31,9 +33,10 @@ def fits(batch: int, n: int, features: int, head_dim: int) -> bool:
     for them, 8 sequences of 256 tokens and 16 heads of 32 take 261 k cycles so, 603 k by `splash`; 8 heads of 80 171 k
     and 381 k; 4 sequences of 1,024 tokens and 8 heads of 32 633 k and 857 k, of 40 806 k and 906 k.
     """
-    if not (count := together(batch, n)) or n > 1024 or head_dim % 8 or features > HEADS * head_dim:
+    rows = n * side_by_side(batch, n, ROWS, TILE)
+    if rows % TILE or n > 1024 or head_dim % 8 or features > HEADS * head_dim:
         return False
-    return queries(count * n) >= min(count * n, ROWS // 2) and max(n, ROWS) * features <= MOST
+    return queries(rows) >= ROWS // 2 and max(n, ROWS) * features <= MOST
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -65,8 +68,8 @@ def _run(kernel: Callable, outputs: int, arrays: tuple[Array, ...], head_dim: in
     from jax.experimental.pallas import tpu as pltpu
 
     b, n, c = arrays[0].shape
-    each = together(b, n)
-    shape = (b // each, each * n, c)
+    together = side_by_side(b, n, ROWS, TILE)
+    shape = (b // together, together * n, c)
     count = queries(shape[1])
     some = pl.BlockSpec((None, count, c), lambda i, j: (i, j, 0))
     every = pl.BlockSpec((None, *shape[1:]), lambda i, j: (i, 0, 0))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vidjax.models import kernels
-from vidjax.models.kernels.placement import ways
+from vidjax.models.kernels.placement import tpu_has_whole_clips, ways
 from vidjax.runtime.platforms import platform
 
 Axes = tuple[int, ...]  # neighbours
@@ -41,7 +41,7 @@ def narrowed(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def total(x: Float[Array, " *s"], axes: Axes) -> Float[Array, " *r"]:
     """The sum over neighbouring axes, each of which stays, of size 1; over one that is short, as of `repeat`."""
-    if len(axes) == 1 and x.shape[axes[0]] <= FEW and _adds_arrays():
+    if len(axes) == 1 and x.shape[axes[0]] <= FEW and tpu_has_whole_clips():
         return sum(jnp.split(x, x.shape[axes[0]], axes[0]))
     if not as_products():
         return x.sum(axes, keepdims=True)
@@ -69,17 +69,13 @@ def _(shape: tuple[int, ...], axes: Axes, x: tuple[Array], slope: tuple[Array]) 
     return out, (jnp.ones((before, n, 2), rows.dtype) @ jnp.repeat(rows, 2, 1)).reshape(shape)
 
 
-def _adds_arrays() -> bool:
-    return platform() == "tpu" and not kernels.choice().textbook and ways("context") == 1
-
-
 def repeat(x: Float[Array, " *r"], times: int, axis: int) -> Float[Array, " *s"]:
     """`jnp.repeat` along an axis of size 1, with a gradient that adds one array to the next.
 
     By their compiler's cycles TPUs are slow to sum few large arrays along an axis: 32 clips of 4 frames of 256 x 512
     numbers take a v5p 277 k, of which to read them takes 42 k. Level 1 of `lvdm:sky`, in millions of cycles, with sums
     along axes and as here and in `total`: v5p, 32 clips, 14.8, 12.8; v5e, 24 clips, 17.8, 17.6; v5e, 8 clips, which lie
-    in its fast memory, 5.4, 5.6.
+    in its fast memory, 5.4, 5.6. In bf16 each addition rounds. What norms `spread` is better summed along the axis.
     """
     return jnp.concatenate([x] * times, axis)
 
