@@ -18,7 +18,7 @@ from vidjax.models.layers import MLP, Context, GroupNorm, apart, silu_norm, sinu
 from vidjax.runtime.platforms import platform
 
 FEW_FRAMES = 8  # of which a TPU attends to each pair by itself
-HALF_ROW = WIDTH // 2  # numbers, whole ones of which a TPU's kernel for short sequences wants heads to fill
+HALF_ROW = WIDTH // 2  # numbers; 2,048 x 16 frames, 8 heads: 64 each takes a v5e 1.82 M cycles by schedule, 48 2.16 M
 
 
 class RelativeAttention(nnx.Module):
