@@ -4,21 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from as_tpu import on_tpu
 from flax import nnx
 
 from vidjax.models.attention import Attention
 from vidjax.models.kernels.attention import attend, short, splash
 from vidjax.models.layers import Context, ResBlock
 from vidjax.models.temporal import Blend, FramePositions, RelativeAttention, TemporalConvs
-
-
-def on_tpu(function, *args):
-    """What a TPU's program computes, computed here, and its text."""
-    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
-        traced = jax.make_jaxpr(function)(*args)
-    run = jax.jit(lambda *args: jax.core.eval_jaxpr(traced.jaxpr, traced.consts, *args))
-    return run(*args), str(traced)
 
 
 def test_relative_attention_is_the_sum_of_shaw_et_al():
