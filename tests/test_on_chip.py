@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,23 +81,34 @@ def test_one_that_dies_or_hangs_is_recorded_and_the_next_one_starts(beside, tmp_
     assert found["attention"]["seconds"] == 1.0 and "skipped" in found["lvdm_text"]["error"]
 
 
-def test_what_one_times_it_times_alone_while_others_may_compile_together(beside, tmp_path, monkeypatch):
-    import fcntl
-
+def test_what_one_times_it_times_alone_while_the_others_are_paused(beside, tmp_path, monkeypatch):
     import turns
-
-    def free(kind):
-        with open(tmp_path / "turns") as file:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
 
     (tmp_path / "turns").touch()
     monkeypatch.setenv(turns.FILE, str(tmp_path / "turns"))
-    with turns.together():
-        assert free(fcntl.LOCK_SH) and not free(fcntl.LOCK_EX)
-    with turns.alone():
-        assert not free(fcntl.LOCK_SH) and not free(fcntl.LOCK_EX)
-    assert free(fcntl.LOCK_EX)
+    counts = "import turns\nturns.enter()\nwhile True: print(flush=True)"
+    with (tmp_path / "lines").open("w") as lines:
+        other = subprocess.Popen(
+            [sys.executable, "-c", counts], cwd=Path(turns.__file__).parent, stdout=lines, start_new_session=True
+        )
+    size = lambda: (tmp_path / "lines").stat().st_size
+
+    def grows(before):
+        until = time.monotonic() + 60
+        while size() == before and time.monotonic() < until:
+            time.sleep(0.01)
+        return size() > before
+
+    try:
+        assert grows(0)
+        with turns.alone():
+            time.sleep(0.1)  # until the signal is there
+            before = size()
+            time.sleep(0.3)
+            assert size() == before
+        assert grows(before)
+    finally:
+        other.kill()
+        other.wait()
+    with turns.alone():  # one that has ended does not stand in the way
+        pass

@@ -1,7 +1,6 @@
 """The items of the benchmark, and the process that runs some of them: `program.py` starts it."""
 
 import argparse
-import contextlib
 import importlib
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from record import Record
-from turns import together
+from turns import enter
 
 # Part, item: (module, its function, arguments). A function gets `small` and yields (name, figures).
 ITEMS: dict[str, tuple[str, ...]] = {
@@ -89,6 +88,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("items", nargs="+")
     args = parser.parse_args()
+    enter()
     import jax
 
     try:
@@ -103,9 +103,8 @@ def main() -> None:
         began, place = time.perf_counter(), name.split("/")
         module, function, *arguments = ITEMS[name]
         try:
-            with together() if module == "correctness" else contextlib.nullcontext():
-                for key, value in getattr(importlib.import_module(module), function)(*arguments, small=args.small):
-                    record.put([*place, key], value)
+            for key, value in getattr(importlib.import_module(module), function)(*arguments, small=args.small):
+                record.put([*place, key], value)
         except Exception as error:
             traceback.print_exc()
             record.put([*place, "error"], describe(error))

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from turns import send
+
 _running: set[subprocess.Popen] = set()
 _stopped = threading.Event()
 
@@ -41,6 +43,8 @@ def run_process(command: Sequence[str], seconds: float, environment: Mapping[str
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
+            if process.returncode != 0:  # it may have been measuring, and have paused the others
+                send([each.pid for each in _running], signal.SIGCONT)
         errors.seek(0)
         return status, errors.read()[-2000:].strip()
 

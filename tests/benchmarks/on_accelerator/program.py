@@ -10,9 +10,9 @@ In this order, each figure in the file as soon as it is there:
     training     the default recipe for `--minutes`, as a user runs it
 
 Each item runs in a process of its own: one that fails, crashes or hangs is recorded with its error, and the next one
-starts. Compiling takes most of the time, minutes for a large step: on a GPU some items run `--at-once`, and only what
-they time they do alone. `--parts timing/tune,training` runs parts or single items again and leaves the rest of the file
-as it is.
+starts. Compiling takes most of the time, minutes for a large step: on a GPU some items run `--at-once`, and each pauses
+the others while it measures. `--parts timing/tune,training` runs parts or single items again and leaves the rest of the
+file as it is.
 
 To a machine without a package registry: where there is one, for the same Python and platform,
 `pip download -d wheels '.[cuda13]'` (TPU: '.[tpu]'); carry `wheels` and the repository over; there

@@ -20,7 +20,7 @@ from correctness import chosen, runnable
 from einops import rearrange
 from flax import nnx
 from items import attempt
-from turns import alone, together
+from turns import alone
 
 from vidjax import settings
 from vidjax.generation.generator import Generator
@@ -79,8 +79,7 @@ SAMPLED = {"sky_diffusion": ((1, 8), 1.0, False), "lvdm_text": ((1,), 15.0, Fals
 
 def seconds_of(run: Callable[[], Any], repeats: int = REPEATS, calls: int = 1) -> dict[str, Any]:
     """Of a call of `run`, one of so many of which only the last is waited for; the first, which may compile, apart."""
-    with together():
-        first = stopwatch(run)
+    first = stopwatch(run)
     with alone():
         taken = [stopwatch(run, calls)]
         while len(taken) < repeats and calls * sum(taken) < SECONDS:
@@ -217,7 +216,7 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
     batch = sharding.put_batch(mesh, recipes.draw_batch(shapes))
     own = dataclasses.replace(stage, objective=profiling.named(stage.objective))
     began = time.perf_counter()
-    with together(), jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):
         lowered = step_of(own, mesh, state).lower(state, batch)
         program = compiled = lowered.compile()
     figures: dict[str, Any] = {"compile_seconds": time.perf_counter() - began, "batch_size": stage.train.batch_size}
@@ -232,7 +231,7 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
         loss = float(step()["loss"])
     figures |= rates(flops, figures["seconds"]) | peak_gib() | {"loss": loss}
     figures["estimate"] = attempt(estimate, stage, compiled, flops)
-    with together(), jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):
         program = profiling.compile_to_trace(lowered, compiled)
     figures["traced"] = seconds_of(step, calls=STEPS)
     figures["layers"] = attempt(profile, own, program, step, shapes, traces)

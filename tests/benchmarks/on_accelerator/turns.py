@@ -1,29 +1,47 @@
-"""Items that run at once take turns: all may compile together, but what one measures, it measures alone.
+"""Items that run at once take turns: what one measures, it measures alone, while the others are paused.
 
-A lock on one file: whoever compiles shares it, whoever measures has it for itself.
+A file holds the ids of their processes. Whoever measures has it locked.
 """
 
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
+from typing import IO
 
 FILE = "VIDJAX_BENCHMARK_TURNS"  # names the file; where it is not set, nobody else is there
 
 
 @contextlib.contextmanager
-def _held(kind: int) -> Iterator[None]:
-    with open(os.environ.get(FILE, os.devnull)) as file:
+def _locked() -> Iterator[IO[str]]:
+    with open(os.environ.get(FILE, os.devnull), "a+") as file:
         if FILE in os.environ:
-            fcntl.flock(file, kind)
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
 
 
-def together() -> contextlib.AbstractContextManager[None]:
-    """Around what would disturb a measurement: compiling, checking against the CPU."""
-    return _held(fcntl.LOCK_SH)
+def enter() -> None:
+    """From now on others may pause this process, which leads a group of its own. Waits while one measures."""
+    with _locked() as file:
+        print(os.getpid(), file=file)
 
 
-def alone() -> contextlib.AbstractContextManager[None]:
-    """Around what is timed. Not inside `together`, where it would wait for itself."""
-    return _held(fcntl.LOCK_EX)
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Around what is timed, not around what compiles. Not inside itself, where it would wait for itself."""
+    with _locked() as file:
+        others = [int(line) for line in file if int(line) != os.getpid()]
+        try:
+            send(others, signal.SIGSTOP)
+            yield
+        finally:
+            send(others, signal.SIGCONT)
+
+
+def send(leaders: list[int], which: signal.Signals) -> None:
+    """Sends a signal to groups of processes; those that have ended do not get it."""
+    for leader in leaders:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, which)
