@@ -23,6 +23,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all workers, and fo
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vidjax-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # then each of 240 processes would compile all that it imports
+    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="vidjax-bytecode-")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
