@@ -28,6 +28,8 @@ TUNING += ["animate_diff:default", "svd:temporal", "svd:lora", "svd:full"]
 TUNING += ["i2vgen:full", "i2vgen:temporal", "i2vgen:lora"]
 TINY = ["tiny:pixels", "tiny:latent"]
 NAMES = [*TINY, *RECIPES, *TUNING]
+# Those whose step tests/accelerators compiles: it traces their loss (of natops: mug's, which differs in numbers alone).
+COMPILED = {"lvdm:sky", "lvdm_text:paper", "imagen_video:paper", "lfdm:mug", "lfdm:natops"}
 RELEASED = {"lvdm:sky": 548_904_580, "lvdm_text:paper": 958_924_964}  # parameters of the released U-Nets
 
 # Settings that neither a model nor its loss depends on, but for the size of its batch.
@@ -101,7 +103,7 @@ def test_every_stage_builds_with_the_parameters_of_older_versions_and_has_a_loss
         assert trained
         if name in RELEASED and stage_name == "diffusion":
             assert sum(math.prod(v.shape) for v in trained) == RELEASED[name]
-        if name in RECIPES and (depends := loss_settings(made, stage_name)) not in traced:
+        if name in RECIPES and name not in COMPILED and (depends := loss_settings(made, stage_name)) not in traced:
             assert jax.eval_shape(*shallow(made, stage, workdir)).shape == ()
             traced.add(depends)
     assert lines == known[starts[0] : end]

@@ -3,9 +3,9 @@
 Each kind of layer stands at least once for each platform, each stage and mesh once. A stage whose network differs from
 another's in numbers alone is for one platform; programs whose parts others have are left out: lvdm:long and
 sky_interpolation (lvdm:sky has their latents, vdm:ucf101 their known frames), lvdm:webvid (lvdm_text its blocks,
-lvdm:clips its captions), the autoencoder of lvdm:clips (lvdm:adversary), vdm:clips, dreambooth:lora (motion_director)
-and :video, tune_a_video:dreamix (dreambooth:full, motion_director's frames). The kernels, collectives and dtypes that
-are looked for are those of the design, whatever the model's width.
+lvdm:clips its captions), the autoencoder of lvdm:clips (lvdm:adversary), vdm:clips, dreambooth:full and :lora
+(dreambooth:text, motion_director) and :video, tune_a_video:dreamix (align_latents, motion_director's frames). The
+kernels, collectives and dtypes that are looked for are those of the design, whatever the model's width.
 """
 
 import re
@@ -38,17 +38,16 @@ TRAINED = [
     ("lvdm:sky", "diffusion", True, (TPU, GPU)),
     ("lvdm_text:paper", "diffusion", True, (TPU,)),
     ("imagen_video:paper", "base", True, (TPU, GPU)),
-    ("imagen_video:paper", "temporal", True, (TPU,)),
+    ("imagen_video:paper", "temporal", True, (GPU,)),
     ("imagen_video:paper", "spatial", True, (GPU,)),
     ("vdm:ucf101", "diffusion", True, (GPU,)),  # on TPUs: four of them, below
     ("tune_a_video:default", "tune", True, (TPU, GPU)),
     ("tune_a_video:released", "tune", True, (GPU,)),
-    ("dreambooth:full", "tune", True, (TPU, GPU)),
     ("dreambooth:text", "tune", True, (GPU,)),
-    ("align_latents:default", "temporal", True, (TPU, GPU)),
+    ("align_latents:default", "temporal", True, (TPU,)),
     ("align_latents:default", "decoder", True, (GPU,)),
-    ("motion_director:default", "appearance", True, (TPU, GPU)),
-    ("motion_director:default", "motion", True, (TPU, GPU)),
+    ("motion_director:default", "appearance", True, (GPU,)),
+    ("motion_director:default", "motion", True, (TPU,)),
     ("animate_diff:default", "motion", True, (GPU,)),
     ("svd:temporal", "tune", True, (GPU,)),
     ("i2vgen:full", "tune", True, (GPU,)),
