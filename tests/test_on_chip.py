@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,22 @@ def test_what_one_times_it_times_alone_while_the_others_are_paused(beside, tmp_p
         other.wait()
     with turns.alone():  # one that has ended does not stand in the way
         pass
+
+
+def test_one_that_is_stopped_while_it_measures_leaves_nobody_paused(beside, tmp_path):
+    import processes
+    import turns
+
+    (tmp_path / "turns").touch()
+    env = {**os.environ, turns.FILE: str(tmp_path / "turns"), "PYTHONPATH": str(Path(turns.__file__).parent)}
+    waits = "import pathlib, time, turns\nturns.enter()\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.01)"
+    measures = "import time, turns\nturns.enter()\nwith turns.alone(): time.sleep(600)"
+    run = lambda code, seconds: processes.run_process([sys.executable, "-c", code], seconds, env)
+    with ThreadPoolExecutor() as threads:
+        other = threads.submit(run, waits.format(str(tmp_path / "go")), 60)
+        while not (tmp_path / "turns").read_text():
+            time.sleep(0.01)
+        assert run(measures, 2) == (None, "")
+        assert len((tmp_path / "turns").read_text().split()) == 2  # it came so far
+        (tmp_path / "go").touch()
+        assert other.result() == (0, "")

@@ -1,6 +1,5 @@
 """Programs that are started, watched and, if they take too long, stopped."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -18,9 +17,13 @@ _stopped = threading.Event()
 def stop_all() -> None:
     """Stops the processes that run now, and starts none any more."""
     _stopped.set()
-    for process in list(_running):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+    end([process.pid for process in list(_running)])
+
+
+def end(leaders: list[int]) -> None:
+    """Asks groups of processes to end, those too that are paused."""
+    send(leaders, signal.SIGTERM)
+    send(leaders, signal.SIGCONT)
 
 
 def run_process(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> tuple[int | None, str]:
@@ -37,14 +40,14 @@ def run_process(command: Sequence[str], seconds: float, environment: Mapping[str
         finally:
             _running.discard(process)
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
+                end([process.pid])
                 try:
                     process.wait(30)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             if process.returncode != 0:  # it may have been measuring, and have paused the others
-                send([each.pid for each in _running], signal.SIGCONT)
+                send([each.pid for each in list(_running)], signal.SIGCONT)
         errors.seek(0)
         return status, errors.read()[-2000:].strip()
 
