@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turns import send
+from turns import resume, send
 
 _running: set[subprocess.Popen] = set()
 _stopped = threading.Event()
@@ -47,7 +47,7 @@ def run_process(command: Sequence[str], seconds: float, environment: Mapping[str
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             if process.returncode != 0:  # it may have been measuring, and have paused the others
-                send([each.pid for each in list(_running)], signal.SIGCONT)
+                resume([each.pid for each in list(_running)], environment)
         errors.seek(0)
         return status, errors.read()[-2000:].strip()
 

@@ -78,7 +78,8 @@ SAMPLED = {"sky_diffusion": ((1, 8), 1.0, False), "lvdm_text": ((1,), 15.0, Fals
 
 
 def seconds_of(run: Callable[[], Any], repeats: int = REPEATS, calls: int = 1) -> dict[str, Any]:
-    """Of a call of `run`, one of so many of which only the last is waited for; the first, which may compile, apart."""
+    """Of a call of `run`, one of so many of which only the last is waited for; the first, which may compile and be
+    paused, apart."""
     first = stopwatch(run)
     with alone():
         taken = [stopwatch(run, calls)]
@@ -227,9 +228,7 @@ def time_steps(stage: Stage, config: dict[str, Any], traces: Path) -> dict[str, 
         return metrics
 
     figures |= seconds_of(step, calls=STEPS)
-    with alone():
-        loss = float(step()["loss"])
-    figures |= rates(flops, figures["seconds"]) | peak_gib() | {"loss": loss}
+    figures |= rates(flops, figures["seconds"]) | peak_gib() | {"loss": float(step()["loss"])}
     figures["estimate"] = attempt(estimate, stage, compiled, flops)
     with jax.set_mesh(mesh):
         program = profiling.compile_to_trace(lowered, compiled)
@@ -291,8 +290,7 @@ def sample_in_parts(
 
     yield "call", {"tflop": flops / 1e12} if isinstance(flops, float) else flops
     yield "sampling", measure(lambda: generator.latents(prompts, **options), number * (2 if guidance != 1 else 1))
-    with alone():
-        latents = jax.block_until_ready(generator.latents(prompts, **options))
+    latents = generator.latents(prompts, **options)
     yield "decoding", measure(lambda: generator.decode(latents))
     if inverts:
         yield "inversion", measure(lambda: generator.invert(latents, prompts, num_steps=number), number)

@@ -35,11 +35,14 @@ def rates(small: bool) -> Iterator[tuple[str, Any]]:
         config.stages[name].train.update(steps=FEWEST if small else MEASURED, log_every=1 if small else MEASURED // 3)
         config.stages[name].train.update(validate_every=None, sample_every=None)
     config = settings.checked(config)
-    with alone(), tempfile.TemporaryDirectory() as folder:
+    found = {}
+    with alone(), tempfile.TemporaryDirectory() as folder:  # a training compiles on its way
         for name in shares:
             train(recipe.build(config, name, Path(folder)))
             last = read_metrics(Path(folder) / name)[-1]
-            yield name, {key: last[key] for key in ("step", "steps_per_second", "input_wait", "mfu") if key in last}
+            kept = ("step", "steps_per_second", "input_wait", "mfu")
+            found[name] = {key: last[key] for key in kept if key in last}
+    yield from found.items()
 
 
 def run(

@@ -7,16 +7,16 @@ import contextlib
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 FILE = "VIDJAX_BENCHMARK_TURNS"  # names the file; where it is not set, nobody else is there
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[IO[str]]:
-    with open(os.environ.get(FILE, os.devnull), "a+") as file:
-        if FILE in os.environ:
+def _locked(environment: Mapping[str, str] = os.environ) -> Iterator[IO[str]]:
+    with open(environment.get(FILE, os.devnull), "a+") as file:
+        if FILE in environment:
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         yield file
@@ -30,7 +30,8 @@ def enter() -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Around what is timed, not around what compiles. Not inside itself, where it would wait for itself."""
+    """Around what is timed, not around what compiles. What is inside must not wait for others, nor for itself by
+    another `alone`. What others have already given to the device runs on."""
     with _locked() as file:
         others = [int(line) for line in file if int(line) != os.getpid()]
         try:
@@ -38,6 +39,12 @@ def alone() -> Iterator[None]:
             yield
         finally:
             send(others, signal.SIGCONT)
+
+
+def resume(leaders: list[int], environment: Mapping[str, str]) -> None:
+    """Lets processes go on that one may have paused which has ended; waits while another measures."""
+    with _locked(environment):
+        send(leaders, signal.SIGCONT)
 
 
 def send(leaders: list[int], which: signal.Signals) -> None:

@@ -31,7 +31,7 @@ def fits(batch: int, n: int, features: int, head_dim: int) -> bool:
 
     Heads need not fill rows: by the kernels' compiled schedules for v5e, forward and backward with all that lays out
     for them, 8 sequences of 256 tokens and 16 heads of 32 take 261 k cycles so, 603 k by `splash`; 8 heads of 80 171 k
-    and 381 k; 4 sequences of 1,024 tokens and 8 heads of 32 633 k and 857 k, of 40 806 k and 906 k.
+    and 381 k; 4 sequences of 1,024 tokens and 8 heads of 32 633 k and 856 k, of 40 806 k and 907 k.
     """
     rows = n * side_by_side(batch, n, ROWS, TILE)
     if rows % TILE or n > 1024 or head_dim % 8 or features > HEADS * head_dim:
