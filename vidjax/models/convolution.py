@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
+from vidjax.models.initial import constant, uniform_by_fan, zeros
 from vidjax.models.kernels.convolution import convolve, convolve_transposed
 from vidjax.models.kernels.placement import whole
 from vidjax.models.kernels.sums import add_bias
@@ -65,5 +66,5 @@ class ConvTranspose(nnx.Module):
 
 
 def _parameters(cin: int, cout: int, size: Sequence[int], zero: bool, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Param]:
-    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
-    return nnx.Param(init(rngs.params(), (*size, cin, cout))), nnx.Param(jnp.zeros(cout))
+    init = zeros if zero else uniform_by_fan()
+    return nnx.Param(init(rngs.params(), (*size, cin, cout))), nnx.Param(constant(0, cout))

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.models.convolution import Conv
+from vidjax.models.initial import constant
 from vidjax.models.layers import Context, GroupNorm
 
 Pictures = Float[Array, "_n _h _w _c"]
@@ -20,8 +21,8 @@ class FrozenBatchNorm(nnx.Module):
     torch compute in evaluation."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
-        self.mean, self.variance = nnx.Param(jnp.zeros(dim)), nnx.Param(jnp.ones(dim))
+        self.scale, self.bias = nnx.Param(constant(1, dim)), nnx.Param(constant(0, dim))
+        self.mean, self.variance = nnx.Param(constant(0, dim)), nnx.Param(constant(1, dim))
 
     def __call__(self, x: Pictures) -> Pictures:
         mean, variance = jax.lax.stop_gradient((self.mean[...], self.variance[...]))

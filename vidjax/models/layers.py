@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import InputError
 from vidjax.models.convolution import Conv
+from vidjax.models.initial import constant, uniform_by_fan, zeros
 from vidjax.models.kernels.moments import STATISTICS, mean_of_groups, mean_over, moments
 from vidjax.models.kernels.placement import to_frames, to_pixels, tpu_has_whole_clips, ways, whole
 from vidjax.models.kernels.products import product
@@ -87,7 +88,7 @@ class GroupNorm(nnx.Module):
     the same for all pixels of a frame, then make a y of it (1 + scale) y + shift, in the same pass."""
 
     def __init__(self, dim: int, groups: int = 32, eps: float = 1e-5, over: Over = "frame", *, rngs: nnx.Rngs):
-        self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
+        self.scale, self.bias = nnx.Param(constant(1, dim)), nnx.Param(constant(0, dim))
         self.groups, self.eps, self.over = groups, eps, over
 
     def __call__(
@@ -150,8 +151,8 @@ class LayerNorm(nnx.Module):
     """Normalisation over features (eps 1e-5, as in Stable Diffusion)."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True, *, rngs: nnx.Rngs):
-        self.scale, self.eps = nnx.Param(jnp.ones(dim)), eps
-        self.bias = nnx.data(nnx.Param(jnp.zeros(dim)) if bias else None)
+        self.scale, self.eps = nnx.Param(constant(1, dim)), eps
+        self.bias = nnx.data(nnx.Param(constant(0, dim)) if bias else None)
 
     def __call__(self, x: Float[Array, "*s c"], ctx: Context | None = None) -> Float[Array, "*s c"]:
         mean, variance = moments(x, lambda y: y.mean(-1, keepdims=True))
@@ -192,8 +193,8 @@ class Linear(nnx.Linear):
 
 def linear(cin: int, cout: int, bias: bool = True, zero: bool = False, *, rngs: nnx.Rngs) -> Linear:
     """Makes a linear layer whose products are those of `kernels.products`; `zero` starts its kernel at zero."""
-    init = nnx.initializers.zeros if zero else nnx.initializers.lecun_uniform()
-    return Linear(cin, cout, use_bias=bias, kernel_init=init, dot_general=_dot_general, rngs=rngs)
+    init = zeros if zero else uniform_by_fan()
+    return Linear(cin, cout, use_bias=bias, kernel_init=init, bias_init=zeros, dot_general=_dot_general, rngs=rngs)
 
 
 def _dot_general(x: Array, kernel: Array, numbers: Any, precision: Any = None, **more: Any) -> Array:

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vidjax.errors import InputError
+from vidjax.models.initial import constant, uniform_by_fan
 
 Tensors = Mapping[str, Array | np.ndarray | float | int]  # "....to_q.lora_down", ".lora_up" and ".lora_alpha" -> array
 
@@ -21,12 +22,12 @@ class LoRALinear(nnx.Module):
     """
 
     def __init__(self, base: nnx.Linear, rank: int, alpha: float | int, *, rngs: nnx.Rngs):
-        (cin, cout), init = base.kernel.shape, nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        (cin, cout), init = base.kernel.shape, uniform_by_fan(1 / 3)
         if not 1 <= rank <= min(cin, cout):
             raise InputError(f"rank={rank} does not fit a {cin} x {cout} layer; take 1 to {min(cin, cout)}")
         self.kernel, self.bias = base.kernel, nnx.data(base.bias)
         self.lora_down = nnx.Param(init(rngs.params(), (cin, rank)))
-        self.lora_up = nnx.Param(jnp.zeros((rank, cout)))
+        self.lora_up = nnx.Param(constant(0, rank, cout))
         self.alpha = float(alpha)
 
     def __call__(self, x: Float[Array, "*s c"]) -> Float[Array, "*s d"]:

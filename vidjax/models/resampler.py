@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from vidjax.data.transforms import to_unit
 from vidjax.models.clip import ClipImage, ClipImageConfig
+from vidjax.models.initial import normal
 from vidjax.models.kernels.attention import attend
 from vidjax.models.kernels.products import gelu
 from vidjax.models.layers import LayerNorm, linear
@@ -73,7 +74,7 @@ class Resampler(nnx.Module):
     """A fixed number of tokens from features of any number of places."""
 
     def __init__(self, config: ResamplerConfig, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(config.dim**-0.5)
+        init = normal(config.dim**-0.5)
         self.queries = nnx.Param(init(rngs.params(), (1, config.queries, config.dim)))
         self.proj_in, self.proj_out = (
             linear(cin, cout, rngs=rngs) for cin, cout in ((config.source, config.dim), (config.dim, config.out))

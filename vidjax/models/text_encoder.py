@@ -7,11 +7,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import check_range
 from vidjax.models.attention import Attention, FeedForward
+from vidjax.models.initial import normal
 from vidjax.models.layers import Context, LayerNorm, Sequential, look_up
 
 PAD = 0
 GRAMS, ROWS = (3, 5), 1024  # lengths of the hashed byte groups, and how many embeddings they share
-UNIT = nnx.initializers.normal(1.0)
+UNIT = normal()
 
 
 def byte_ids(text: str, length: int) -> Int[np.ndarray, " n"]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
@@ -104,5 +104,5 @@ class Components:
                 raise InputError(f"{self.folder.path / part}: {error}") from None
             for path, value in fitted.items():
                 convert.check_finite(value, f"{self.folder.path / part}: parameter {path}")
-                found[prefix + path] = jnp.array(value, jnp.float32)
+                found[prefix + path] = jax.device_put(np.array(value, np.float32))
         return found

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
@@ -135,7 +134,7 @@ def load(
     while fitted:  # an array that is mapped from a file is let go before the next one is read
         path, value = fitted.popitem()
         check_finite(value, f"parameter {path}")
-        leaves[path].set_value(jnp.asarray(np.array(value, dtype or leaves[path].dtype, order="C")))
+        leaves[path].set_value(jax.device_put(np.array(value, dtype or leaves[path].dtype, order="C")))
 
 
 def start(model: nnx.Module, make: Callable[[], nnx.Module], dtype: DTypeLike | None = None) -> None:
