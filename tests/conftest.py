@@ -10,6 +10,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,6 +34,7 @@ install_import_hook("vidjax", "beartype.beartype")
 gc.disable()  # until all is imported: a fifth of the processor seconds of collecting tests went to it
 
 
+KEPT = 3 << 30  # bytes that a worker may have between two files
 LONG = ("test_tuning", "test_main", "test_parameter_paths", "test_configs", "test_tuning_recipes")
 LONG += ("test_motion_director", "test_processes")
 
@@ -63,12 +65,13 @@ def env():
 
 @pytest.fixture(scope="module", autouse=True)
 def forgotten():
-    """What a file compiled: kept, it would fill the memory."""
+    """What files compiled, before it fills the memory: to forget and compile anew is dear."""
     yield
-    import jax
+    if psutil.Process().memory_info().rss > KEPT:
+        import jax
 
-    jax.clear_caches()
-    gc.collect()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
