@@ -1,7 +1,8 @@
 """Values that parameters start from, by programs that parameters of many shapes share.
 
-Outside of traces JAX compiles programs for each shape, and a model has dozens, which is most of the time of making one.
-The numbers that a key gives begin alike however many there are: here a power of two is drawn, and the first are taken.
+Outside of traces JAX compiles a program for each shape. A model has dozens of shapes, and to compile for them took most
+of the time of making it. The numbers that a key gives begin alike, however many they are: a power of two is drawn here,
+and the first of them are taken.
 """
 
 import functools
@@ -18,6 +19,7 @@ FEWEST = 2**16  # numbers that are drawn
 Initializer = Callable[..., Array]  # of (key, shape, dtype)
 
 
+@functools.cache
 def uniform_by_fan(scale: float = 1.0) -> Initializer:
     """Uniform numbers whose variance is `scale` over the number of inputs, the product of all axes but the last; with 1
     those of LeCun et al. (1998)."""
@@ -25,6 +27,7 @@ def uniform_by_fan(scale: float = 1.0) -> Initializer:
     return _sharing(nnx.initializers.variance_scaling(scale, "fan_in", "uniform"), _uniform, bound)
 
 
+@functools.cache
 def normal(deviation: float = 1.0) -> Initializer:
     """Normal numbers with this standard deviation."""
     return _sharing(nnx.initializers.normal(deviation), _normal, lambda shape: np.float32(deviation))
@@ -46,6 +49,7 @@ def _sharing(
     traced: Initializer, draw: Callable[[Array, int], Array], scale: Callable[[tuple[int, ...]], np.float32]
 ) -> Initializer:
     """An initializer that is `traced` in traces, and else the first of the numbers of `draw`, times `scale(shape)`."""
+    traced = jax.jit(traced, static_argnums=1)  # once for each shape
 
     def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
         if _tracing():
