@@ -12,25 +12,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array
 
 FEWEST = 2**16  # numbers that are drawn
 Initializer = Callable[..., Array]  # of (key, shape, dtype)
 
 
-@functools.cache
 def uniform_by_fan(scale: float = 1.0) -> Initializer:
     """Uniform numbers whose variance is `scale` over the number of inputs, the product of all axes but the last; with 1
     those of LeCun et al. (1998)."""
-    bound = lambda shape: np.sqrt(np.float32(3) * np.float32(scale / math.prod(shape[:-1])))
-    return _sharing(nnx.initializers.variance_scaling(scale, "fan_in", "uniform"), _uniform, bound)
+    return _drawn(_uniform, lambda shape: np.sqrt(np.float32(3) * np.float32(scale / math.prod(shape[:-1]))))
 
 
-@functools.cache
 def normal(deviation: float = 1.0) -> Initializer:
     """Normal numbers with this standard deviation."""
-    return _sharing(nnx.initializers.normal(deviation), _normal, lambda shape: np.float32(deviation))
+    return _drawn(_normal, lambda shape: np.float32(deviation))
 
 
 def zeros(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -45,17 +41,14 @@ def constant(value: float | int, *shape: int) -> Array:
     return jax.device_put(np.full(shape, value, np.float32))
 
 
-def _sharing(
-    traced: Initializer, draw: Callable[[Array, int], Array], scale: Callable[[tuple[int, ...]], np.float32]
-) -> Initializer:
-    """An initializer that is `traced` in traces, and else the first of the numbers of `draw`, times `scale(shape)`."""
-    traced = jax.jit(traced, static_argnums=1)  # once for each shape
+def _drawn(draw: Callable[..., Array], scale: Callable[[tuple[int, ...]], np.float32]) -> Initializer:
+    """The numbers of `draw(key, shape)`, times `scale(shape)`."""
 
     def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
         if _tracing():
-            return traced(key, shape).astype(dtype)
+            return (scale(shape) * draw(key, tuple(shape))).astype(dtype)
         count = math.prod(shape)
-        drawn = draw(key, max(FEWEST, 1 << (count - 1).bit_length()))
+        drawn = draw(key, (max(FEWEST, 1 << (count - 1).bit_length()),))
         return jax.device_put((scale(shape) * np.asarray(drawn)[:count]).reshape(shape)).astype(dtype)
 
     return init
@@ -66,10 +59,10 @@ def _tracing() -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _uniform(key: Array, count: int) -> Array:
-    return jax.random.uniform(key, (count,), minval=-1.0)
+def _uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.uniform(key, shape, minval=-1.0)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _normal(key: Array, count: int) -> Array:
-    return jax.random.normal(key, (count,))
+def _normal(key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.normal(key, shape)
