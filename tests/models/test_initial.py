@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vidjax.models.initial import FEWEST, constant, normal, uniform_by_fan, zeros
+from vidjax.models.initial import FEWEST, constant, normal, truncated_by_fan, uniform_by_fan, zeros
 from vidjax.runtime.compiling import count_compiled
 
 SHAPES = [(1, 1), (3, 3, 6, 10), (2, 1 + FEWEST // 2)]  # the last one draws twice as many
 INITIALIZERS = {  # of flax, and ours
     "uniform": (nnx.initializers.lecun_uniform(), uniform_by_fan()),
     "scaled": (nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), uniform_by_fan(1 / 3)),
+    "truncated": (nnx.initializers.he_normal(), truncated_by_fan()),
     "normal": (nnx.initializers.normal(0.3), normal(0.3)),
     "zeros": (nnx.initializers.zeros, zeros),
 }

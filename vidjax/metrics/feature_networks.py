@@ -21,7 +21,7 @@ from vidjax.models.inception import InceptionV3
 from vidjax.models.keys import Keys, OneKey
 from vidjax.runtime.compiling import jit
 from vidjax.weights import efficientnet, i3d, inception
-from vidjax.weights.convert import Rules, load, start
+from vidjax.weights.convert import Rules, load
 from vidjax.weights.folder import read_file
 
 
@@ -107,11 +107,11 @@ class FeatureNetwork:
         here = jax.local_devices()
         self.mesh = jax.make_mesh((len(here),), ("data",), (AxisType.Auto,), devices=here)
         self.batch = -(-batch // self.mesh.size) * self.mesh.size
-        model = nnx.eval_shape(lambda: self.kind.model(rngs=OneKey()))
         if file is None:
-            start(model, lambda: self.kind.model(rngs=Keys(0)))
+            model = self.kind.model(rngs=Keys(0))
             self.weights = {"weights": "random, seed 0"}
         else:
+            model = nnx.eval_shape(lambda: self.kind.model(rngs=OneKey()))
             load(model, self.kind.read(file), self.kind.rules, self.kind.ignore)
             self.weights = {"weights": Path(file).name, "sha256": digest(file)}
         graph, state = nnx.split(model)

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from vidjax.models.initial import truncated_by_fan
 from vidjax.models.kernels.convolution import convolve, depthwise
 from vidjax.models.layers import linear
 
@@ -40,7 +41,7 @@ class Unit(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        options = dict(use_bias=False, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
+        options = dict(use_bias=False, kernel_init=truncated_by_fan(), rngs=rngs)
         self.conv = nnx.Conv(cin, cout, kernel, feature_group_count=cin if alone else 1, **options)  # holds the kernel
         self.bn = BatchNorm(cout)
         self.strides, self.padding = strides or (1,) * len(kernel), padding

@@ -21,12 +21,21 @@ Initializer = Callable[..., Array]  # of (key, shape, dtype)
 def uniform_by_fan(scale: float = 1.0) -> Initializer:
     """Uniform numbers whose variance is `scale` over the number of inputs, the product of all axes but the last; with 1
     those of LeCun et al. (1998)."""
-    return _drawn(_uniform, lambda shape: np.sqrt(np.float32(3) * np.float32(scale / math.prod(shape[:-1]))))
+    bound = lambda shape: np.sqrt(np.float32(3) * np.float32(scale / math.prod(shape[:-1])))
+    return functools.partial(_drawn, _uniform, bound)
+
+
+def truncated_by_fan(scale: float = 2.0) -> Initializer:
+    """Normal numbers without those beyond two deviations, whose variance is `scale` over the number of inputs; with 2
+    those of He et al. (2015)."""
+    left = np.float32(0.87962566103423978)  # the deviation of what is left of a standard normal distribution
+    deviation = lambda shape: np.sqrt(np.float32(scale / math.prod(shape[:-1]))) / left
+    return functools.partial(_drawn, _truncated, deviation)
 
 
 def normal(deviation: float = 1.0) -> Initializer:
     """Normal numbers with this standard deviation."""
-    return _drawn(_normal, lambda shape: np.float32(deviation))
+    return functools.partial(_drawn, _normal, lambda shape: np.float32(deviation))
 
 
 def zeros(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -41,17 +50,13 @@ def constant(value: float | int, *shape: int) -> Array:
     return jax.device_put(np.full(shape, value, np.float32))
 
 
-def _drawn(draw: Callable[..., Array], scale: Callable[[tuple[int, ...]], np.float32]) -> Initializer:
+def _drawn(draw: Callable, scale: Callable, key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """The numbers of `draw(key, shape)`, times `scale(shape)`."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        if _tracing():
-            return (scale(shape) * draw(key, tuple(shape))).astype(dtype)
-        count = math.prod(shape)
-        drawn = draw(key, (max(FEWEST, 1 << (count - 1).bit_length()),))
-        return jax.device_put((scale(shape) * np.asarray(drawn)[:count]).reshape(shape)).astype(dtype)
-
-    return init
+    if _tracing():
+        return (scale(shape) * draw(key, tuple(shape))).astype(dtype)
+    count = math.prod(shape)
+    drawn = draw(key, (max(FEWEST, 1 << (count - 1).bit_length()),))
+    return jax.device_put((scale(shape) * np.asarray(drawn)[:count]).reshape(shape)).astype(dtype)
 
 
 def _tracing() -> bool:
@@ -61,6 +66,11 @@ def _tracing() -> bool:
 @functools.partial(jax.jit, static_argnums=1)
 def _uniform(key: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, minval=-1.0)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _truncated(key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape)
 
 
 @functools.partial(jax.jit, static_argnums=1)
