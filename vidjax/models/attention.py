@@ -184,14 +184,7 @@ class Attention(nnx.Module):
                 mask = jnp.repeat(there, m, 1)[None, :, None, None]
                 mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
         graphdef, relative = (None, None) if self.relative is None else nnx.split(self.relative)
-
-        def own(q: Array, k: Array, v: Array, mask: Array | None, relative: Any) -> Array:
-            if graphdef is not None:
-                return nnx.merge(graphdef, relative)(q, k, v)
-            a, b, c = (rearrange(a, "b s n c -> (b s) n c") for a in (q, k, v))
-            seen = None if mask is None else rearrange(mask, "b s ... -> (b s) ...")
-            return attend(a, b, c, head_dim, seen).reshape(q.shape)
-
+        own = functools.partial(_look_own, head_dim=head_dim, graphdef=graphdef)
         # Each frame (over time: pixel) by itself; with tokens, which all look at, all frames are one. Heads are whole.
         heads = "heads" if self.heads % ways("heads") == 0 else None
         cut = of_keys = ("batch", "context", None, heads)
@@ -200,6 +193,15 @@ class Attention(nnx.Module):
             cut, of_keys, of_mask = ("batch", None, "context", heads), ("batch", None, None, heads), ("batch",)
         parts = (q, cut), (k, of_keys), (v, of_keys), (mask, of_mask), (relative, ())
         return local(own, *parts, out=cut, every_axis=True)
+
+
+def _look_own(q: Array, k: Array, v: Array, mask: Array | None, relative: Any, head_dim: int, graphdef: Any) -> Array:
+    """`Attention.look` of what one device has; with positions relative to one another by `graphdef` and `relative`."""
+    if graphdef is not None:
+        return nnx.merge(graphdef, relative)(q, k, v)
+    a, b, c = (rearrange(a, "b s n c -> (b s) n c") for a in (q, k, v))
+    seen = None if mask is None else rearrange(mask, "b s ... -> (b s) ...")
+    return attend(a, b, c, head_dim, seen).reshape(q.shape)
 
 
 class FeedForward(nnx.Module):

@@ -95,10 +95,10 @@ def check_kind(name: str, kind: str) -> None:
 
 def block(sublayers: Sublayers, site: Site) -> Sequential:
     """Makes the named sublayers that stand at one site, in this order. Raises InputError for an unknown kind."""
+    return Sequential(**{name: _sublayer(name, kind, site) for name, kind in sublayers})
 
-    def make(name: str, kind: str) -> Callable:
-        check_kind(name, kind)
-        base, colon, _ = kind.partition(":")
-        return SUBLAYERS[base](site, **({"keys": kind} if colon else {}))
 
-    return Sequential(**{name: make(name, kind) for name, kind in sublayers})
+def _sublayer(name: str, kind: str, site: Site) -> Callable:
+    check_kind(name, kind)
+    base, colon, _ = kind.partition(":")
+    return SUBLAYERS[base](site, **({"keys": kind} if colon else {}))

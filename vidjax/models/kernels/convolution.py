@@ -46,18 +46,22 @@ def convolve(
         raise ValueError(f"padding mode {mode!r}: expected 'zeros' or 'edge'")
     name = implementation or choose_convolution()
 
-    def own(x: Array, kernel: Array) -> Array:
-        batch, out, by, inner = x.shape[: x.ndim - n - 1], kernel.shape[-1], steps, pads
-        x = x.reshape(-1, *x.shape[x.ndim - n - 1 :])
-        if name == "planes" and (count := choose_columns(x.shape, kernel.shape, steps, pads)) > 1:
-            x, kernel, by, inner = _columns_as_features(x, kernel, steps, pads, mode, count)
-        if mode == "edge":
-            x, inner = repeat_borders(x, inner), ((0, 0),) * n
-        y = CONVOLUTIONS[name](x, kernel, by, inner)
-        return y.reshape(*batch, *y.shape[1:-2], y.shape[-2] * y.shape[-1] // out, out)
-
+    own = functools.partial(_convolve_own, strides=steps, padding=pads, mode=mode, name=name)
     cut = own_part(x.ndim - n - 1, size)
     return local(own, (x, cut), (kernel.astype(x.dtype), ()), out=cut) if cut else own(x, kernel.astype(x.dtype))
+
+
+def _convolve_own(x: Array, kernel: Array, strides: tuple[int, ...], padding: Pairs, mode: str, name: str) -> Array:
+    """`convolve` of what one device has."""
+    n, out = kernel.ndim - 2, kernel.shape[-1]
+    batch = x.shape[: x.ndim - n - 1]
+    x = x.reshape(-1, *x.shape[x.ndim - n - 1 :])
+    if name == "planes" and (count := choose_columns(x.shape, kernel.shape, strides, padding)) > 1:
+        x, kernel, strides, padding = _columns_as_features(x, kernel, strides, padding, mode, count)
+    if mode == "edge":
+        x, padding = repeat_borders(x, padding), ((0, 0),) * n
+    y = CONVOLUTIONS[name](x, kernel, strides, padding)
+    return y.reshape(*batch, *y.shape[1:-2], y.shape[-2] * y.shape[-1] // out, out)
 
 
 def repeat_borders(x: Float[Array, "n *s c"], pads: Sequence[tuple[int, int]]) -> Float[Array, "n *p c"]:
