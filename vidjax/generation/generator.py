@@ -224,7 +224,7 @@ class Generator:
             negative=over(self.tokens([how.negative_prompt] * len(prompts))),
             noise=over(jnp.asarray(noise, jnp.float32)),
             begin=None if begin is None else over(begin),
-            key=np.asarray(jax.random.key_data(keys[0])),
+            key=np.asarray(jax.random.key_data(keys))[0],
             times=np.pad(times[-1 - steps :], (0, CAPACITY - steps), "edge"),
             num_steps=steps,
             guidance_scale=how.guidance(shape[0]),
@@ -349,8 +349,7 @@ class Generator:
         key = jax.random.key(seed)
         if "lowres" in self.embedder_names:
             key = jax.random.fold_in(key, int(np.prod(shape)))
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
-        return keys, jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        return sampling.draw_noise(key, count, shape)
 
     def noise(
         self, count: int, frames: int | None = None, size: tuple[int, int] | None = None, seed: int = 0
@@ -389,7 +388,7 @@ class Generator:
             conditions=over(self.conditions(how.complete(prompts), how.fps)),
             negative=over(self.tokens([how.negative_prompt] * len(prompts))),
             noise=over(noise),
-            key=np.asarray(jax.random.key_data(keys[0])),
+            key=np.asarray(jax.random.key_data(keys))[0],
             guidance_scale=how.guidance_scale,
             velocity=(velocity[0] / strides[0], velocity[1] / strides[1]),
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,15 @@ class Motion:
     frames: int
     num_steps: int
     spacing: str | None
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def draw_noise(
+    key: Key[Array, ""], count: int, shape: tuple[int, ...]
+) -> tuple[Key[Array, " b"], Float[Array, "b t h w c"]]:
+    """A key and standard normal noise of `shape` for each of `count` videos, by their place in the list."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
+    return keys, jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def guidance_mode(how: SampleConfig, mesh: Mesh, count: int, shape: tuple[int, ...]) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from flax import nnx
 from vidjax import settings
 from vidjax.data.latents import Latents, fingerprint
 from vidjax.data.pipeline import DataConfig, Dataset, make_dataset
-from vidjax.diffusion.draws import draws_at
+from vidjax.diffusion.draws import Draws, draws_at
 from vidjax.errors import InputError, check_range
 from vidjax.models.keys import Keys, OneKey
 from vidjax.models.parameters import Params, abstract_parameters, merge, parameters, split
@@ -144,12 +144,12 @@ def drawn(
 def abstract_loss(stage: Stage) -> tuple[Callable[..., Any], Any]:
     """`loss(parameters, batch)` of a stage, and the shapes of the parameters."""
     graphdef, state = nnx.split(stage.abstract())
+    return lambda state, batch: stage.objective(nnx.merge(graphdef, state), batch, first_draws(stage))[0], state
 
-    def loss(state, batch):
-        draws = draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
-        return stage.objective(nnx.merge(graphdef, state), batch, draws)[0]
 
-    return loss, state
+def first_draws(stage: Stage) -> Draws:
+    """The draws of a first step, of seed 0."""
+    return draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
 
 
 def step_flops(stage: Stage, batch: Mapping[str, Any]) -> float:
@@ -169,9 +169,10 @@ def plain_loss(stage: Stage, batch: Mapping[str, Any]) -> tuple[Any, ...]:
     model = stage.abstract()
     if hasattr(model, "remat"):
         model.remat = "none"
-    graphdef, draws = nnx.graphdef(model), draws_at(jax.random.key(0), jnp.zeros((), jnp.int32), stage.train.batch_size)
+    graphdef = nnx.graphdef(model)
     trained, frozen = split(abstract_parameters(nnx.state(model)), stage.trainable)
-    loss = lambda trained, frozen, batch: stage.objective(merge(graphdef, trained, frozen), batch, draws)[0]
+    at = lambda trained, frozen: merge(graphdef, trained, frozen)
+    loss = lambda trained, frozen, batch: stage.objective(at(trained, frozen), batch, first_draws(stage))[0]
     return loss, trained, frozen, batch
 
 

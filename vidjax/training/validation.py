@@ -37,8 +37,8 @@ def by_noise_level(
 
         return jax.lax.map(at, jnp.arange(LEVELS))
 
-    middle = schedule.logsnr(schedule.sample_t((jnp.arange(LEVELS) + 0.5) / LEVELS))
-    names = [f"validation/logsnr_{float(value):+.1f}" for value in middle]
+    middle = jax.jit(lambda u: schedule.logsnr(schedule.sample_t(u)))((np.arange(LEVELS) + np.float32(0.5)) / LEVELS)
+    names = [f"validation/logsnr_{value:+.1f}" for value in np.asarray(middle)]
 
     def named(state: TrainState, batch: Batch) -> dict[str, Any]:
         found = np.asarray(gather(losses(state, batch)))
