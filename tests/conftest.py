@@ -8,7 +8,6 @@ import shutil
 import string
 import tempfile
 from importlib.metadata import version
-from pathlib import Path
 
 import psutil
 import pytest
@@ -29,6 +28,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # then each of 240 processe
     os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="vidjax-bytecode-")
     atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
+import starts  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("vidjax", "beartype.beartype")
@@ -61,7 +61,7 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session")
 def env():
     """Of a program that a test starts as a user does."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return starts.ENV
 
 
 @pytest.fixture(scope="module", autouse=True)

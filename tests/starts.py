@@ -13,6 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# A program's: that of the tests before what they import has written to it, as OpenCV does.
+ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+
 # A child is what `python -m` would have started: nothing has read flags, and JAX has no threads yet.
 CODE = """
 import gc, json, os, runpy, sys

@@ -1,12 +1,12 @@
 """Ten thousand bad inputs: each is read or refused in words; none crashes, hangs, fills the memory or leaves a file."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from starts import ENV
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = 100  # of whole programs; `python fuzz_programs.py 1000` tries more
@@ -25,8 +25,7 @@ def test_bad_inputs_are_refused(kind, tmp_path):
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     command = [sys.executable, "-X", "faulthandler", ROOT / "tests" / "fuzz_inputs.py", kind, str(COUNTS[kind])]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=inside, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=inside, env=ENV, capture_output=True, text=True, timeout=600)
     number = (inside / "number").read_text() if (inside / "number").exists() else "none"
     assert done.returncode == 0, f"input {number}: {done.returncode}\n{done.stderr[-3000:]}"
     assert "Traceback" not in done.stderr and (kind == "overrides" or not done.stderr), done.stderr[-3000:]
@@ -46,8 +45,7 @@ def test_programs_answer_odd_command_lines_and_damaged_runs_in_words(tmp_path):
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     command = [sys.executable, ROOT / "tests" / "fuzz_programs.py", str(COMMANDS)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=inside, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=inside, env=ENV, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     wrong = [each for of in found.values() for each in of["wrong"]]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from starts import Process, program
+from starts import ENV, Process, program
 
 from vidjax.data import shards
 from vidjax.data.pipeline import DataConfig, make_dataset
@@ -23,11 +22,7 @@ from vidjax.data.video_reading import BrokenClip, read_frames
 from vidjax.data.video_writing import write_mp4
 from vidjax.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 needs_beam = pytest.mark.skipif(find_spec("apache_beam") is None, reason="needs pip install -e '.[prepare]'")
-
-
-ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def prepare(*arguments):

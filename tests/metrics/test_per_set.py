@@ -1,15 +1,13 @@
 """Features that stream through a network in batches, and figures of sets with their spread over subsets."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
-from starts import script
+from starts import ENV, script
 
 from vidjax.errors import InputError
 from vidjax.metrics import feature_networks
@@ -18,8 +16,6 @@ from vidjax.metrics.feature_networks import KINDS, FeatureNetwork, Stream
 from vidjax.metrics.per_set import SETS, figure
 from vidjax.models.i3d import I3D
 from vidjax.models.keys import OneKey
-
-ROOT = Path(__file__).parents[2]
 
 
 class Tiny(nnx.Module):
@@ -86,8 +82,7 @@ def test_many_devices_see_what_one_sees(tmp_path):
     )
     found = []
     for devices in (1, 4):
-        env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        env = ENV | {"XLA_FLAGS": f"{ENV['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
         file = tmp_path / f"{devices}.npy"
         done = script(code, file, env=env)
         assert done.returncode == 0, done.stderr

@@ -1,13 +1,12 @@
 """Meshes, placement and batches on eight simulated devices, which need a process of their own."""
 
 import json
-import os
 import textwrap
 from pathlib import Path
 
 import jax
 import pytest
-from starts import script
+from starts import ENV, script
 
 from vidjax.errors import InputError
 from vidjax.runtime.sharding import check_batch, make_mesh
@@ -30,10 +29,9 @@ def message(call):
 
 def eight_devices(code: str) -> dict:
     """Run a script on eight simulated devices; it leaves what it found in `found`."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    done = script(PREAMBLE + textwrap.dedent(code) + "\nprint(json.dumps(found))", env=env, cwd=root)
+    env = ENV | {"XLA_FLAGS": ENV["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"}
+    code = PREAMBLE + textwrap.dedent(code) + "\nprint(json.dumps(found))"
+    done = script(code, env=env, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
