@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "latent") -> ConfigDict:
     optimizer = dict(learning_rate=2e-3, warmup=2)
-    train = dict(steps=6, batch_size=8, log_every=1, save_every=2, ema=0.9, sample_every=3)
+    train = dict(steps=6, batch_size=8, log_every=1, save_every=6, ema=0.9, sample_every=3)
     unet = dict(channels=(16,), blocks_per_level=0, attention_levels=(True,), heads=2, groups=4)
     common = dict(seed=3, mesh=dict(data=-1, fsdp=1, tensor=1, context=1))
     diffusion = dict(schedule="cosine", steps=None, shift=1.0, prediction="v")

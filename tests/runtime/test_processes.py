@@ -18,6 +18,7 @@ FLAGS = (
     "--config.model.attention_levels=(False,)",
     f"--config.stages.diffusion.train.steps={STEPS}",
     f"--config.stages.diffusion.train.sample_every={STEPS}",
+    "--config.stages.diffusion.train.save_every=4",
 )
 GRACE = 60  # seconds in which all must be over, on a busy machine
 
@@ -75,7 +76,8 @@ def two_devices(env):
 def whole(tmp_path_factory, env):
     """The losses of one process, uninterrupted."""
     workdir = tmp_path_factory.mktemp("whole")
-    flags = (*FLAGS, "--stage=diffusion", f"--workdir={workdir}", "--config.stages.diffusion.train.sample_every=0")
+    once = [f"--config.stages.diffusion.train.{key}" for key in ("sample_every=0", f"save_every={STEPS}")]
+    flags = (*FLAGS, "--stage=diffusion", f"--workdir={workdir}", *once)
     ((status, _, errors),) = end(start(1, "main", *flags, env=env))
     assert status == 0, errors
     return losses(workdir)
@@ -86,7 +88,7 @@ def killed(tmp_path_factory, env):
     """A run of two processes of which one was killed, and what became of the other."""
     workdir = tmp_path_factory.mktemp("run")
     two = start(2, "main", *FLAGS, f"--workdir={workdir}", env=env)
-    until_logged(workdir, 6, two)
+    until_logged(workdir, 10, two)
     two[1].kill()
     began = time.monotonic()
     return workdir, end(two, GRACE)[0], time.monotonic() - began
