@@ -31,14 +31,15 @@ def made(tmp_path_factory):
     return recipe_
 
 
-def run(made, folder, max_steps=None):
-    """What a run of the recipe ends with: its parameters, and the compiled training step."""
+def run(made, folder, max_steps=None, step=None):
+    """What a run of the recipe ends with: its parameters, and the compiled training step; with another run's `step` it
+    compiles none."""
     ended, steps = [], []
     stage = recipe.build(made, "diffusion", folder, max_steps)
     stage = dataclasses.replace(stage, finish=lambda state, dataset: ended.append(state.params))
     with pytest.MonkeyPatch.context() as patch:
         step_of = loop.step_of
-        patch.setattr(loop, "step_of", lambda *args: steps.append(step_of(*args)) or steps[-1])
+        patch.setattr(loop, "step_of", lambda *args: steps.append(step or step_of(*args)) or steps[-1])
         loop.train(stage, log_every=1)
     return jax.tree.map(np.asarray, ended[0]), steps[0]
 
@@ -61,10 +62,10 @@ def test_each_bucket_is_compiled_once(made, whole):
 
 
 def test_killed_between_saves_a_run_ends_as_the_uninterrupted_one(made, whole, tmp_path):
-    run(made, tmp_path, 4)
+    run(made, tmp_path, 4, whole[2])
     (last,) = (tmp_path / "diffusion" / "checkpoints").glob("4")
     shutil.rmtree(last)  # what a kill after step 4 leaves: the save of step 3
-    params, _ = run(made, tmp_path)
+    params, _ = run(made, tmp_path, step=whole[2])
     assert losses(tmp_path / "diffusion") == losses(whole[0] / "diffusion")
     for path, value in whole[1].items():
         np.testing.assert_array_equal(params[path], value)
