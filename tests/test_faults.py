@@ -26,8 +26,9 @@ FLAGS = (
 
 
 def start(workdir, env):
-    """A run."""
-    return Process("main", [*FLAGS, f"--workdir={workdir}"], env)
+    """A run, which keeps what it compiles in its folder, as a user's does."""
+    kept = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    return Process("main", [*FLAGS, f"--workdir={workdir}"], env | kept)
 
 
 def end(process):
@@ -136,6 +137,7 @@ def test_killed_at_random_moments_a_run_loses_no_more_than_one_interval(whole, s
     status, _, errors = run(workdir, env=env)
     assert status == 0, errors
     assert losses(workdir) == losses(whole)
+    assert [*workdir.glob("compilation_cache/jit_step-*-cache")]
 
 
 def test_from_a_broken_checkpoint_a_run_goes_back_to_the_one_before(whole, half, env):
