@@ -74,6 +74,13 @@ def middle_of(picture):
     return pixels[len(pixels) // 2, pixels.shape[1] // 2]
 
 
+def give_file(panel, file):
+    """Gives a file to the panel's first field, and waits until the server has it: the row of a file has its name as
+    label. As one text the name stands there only while the file is sent."""
+    panel.locator("input[type=file]").first.set_input_files(file)
+    panel.get_by_label(file.name).wait_for()
+
+
 def tab_to(page, found, most=80):
     """Moves the focus by the Tab key alone."""
     for _ in range(most):
@@ -135,8 +142,7 @@ def test_a_mask_is_drawn_and_an_edit_stands_beside_its_clip(visit, working, tmp_
     page = visit(WIDTHS["desk"])
     page.get_by_role("tab", name="Edit").click()
     panel = page.locator("[role=tabpanel]:visible")
-    panel.locator("input[type=file]").first.set_input_files(tmp_path / "clip.mp4")
-    panel.get_by_text("clip.mp4").wait_for()
+    give_file(panel, tmp_path / "clip.mp4")
     canvas = panel.locator("canvas").first
     canvas.scroll_into_view_if_needed()
     box, until = canvas.bounding_box(), time.monotonic() + PATIENCE / 1000
@@ -159,8 +165,7 @@ def test_the_loss_of_a_tuning_is_drawn_while_it_runs(visit, serving, tmp_path):
     page = visit(WIDTHS["desk"])
     page.get_by_role("tab", name="Tune").click()
     panel = page.locator("[role=tabpanel]:visible")
-    panel.locator("input[type=file]").first.set_input_files(tmp_path / "picture.png")
-    panel.get_by_text("picture.png").wait_for()
+    give_file(panel, tmp_path / "picture.png")
     panel.get_by_label("What they show").fill("a fox")
     panel.get_by_role("button", name="Tune", exact=True).click()
     panel.get_by_text("waits behind 0 others").wait_for()
